@@ -1,0 +1,383 @@
+"""A trained model on disk: reads, verifies, writes bytes; computes nothing.
+
+A bundle is a folder of a fixed list of files. Each is opened without following a link, read within a bound,
+and hashed as it was read: what is checked is what is used. No pickle, no reference out of the folder.
+"""
+
+import hashlib
+import io
+import json
+import os
+import stat
+import tarfile
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..durable import rename, write_whole
+from ..errors import BundleError, Refused
+from ..row import THREATS
+from .manifest import (
+    FORMAT,
+    OPTIONAL_FILES,
+    REQUIRED_FILES,
+    FileRecord,
+    Manifest,
+    Quantiles,
+    StoredPoint,
+    parse_manifest,
+)
+from .onnx_check import FLOAT, UINT8, Port, check_graph
+from .tensors import parse_tensors
+
+DEMO_SENTENCE = "trained on synthetic images, not for operational decisions"
+DEFAULT_PFA = 0.05
+MANIFEST = "bundle.json"
+LARGEST_MANIFEST = 16 << 20  # bytes
+MOST_GATE_IMAGES = 10_000
+LARGEST_GATE_IMAGE = 16 << 20  # bytes
+GATE_EXPECTED = "expected.json"
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Gate:
+    """Images on which an engine must agree with FP32, and what FP32 gave."""
+
+    names: tuple[str, ...]
+    images: tuple[bytes, ...] = field(repr=False)  # JPEG, at the input size
+    reconstruction_loss: Floats  # [n]
+    feature_matching_loss: Floats  # [n]
+    logits: Floats  # [n, 5]
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """Where a scan draws the line between an alarm and none."""
+
+    decision: str
+    precision: str  # whose calibration it comes from; fp32 where the engine's own was not measured
+    pfa: float  # probability of false alarm: as asked for, or estimated for a threshold that was given
+    threshold: float  # on anomaly_score; an image at or above it is an alarm
+    class_thresholds: tuple[float, ...]  # [5] on p_*, of the nearest stored operating point
+    interval: tuple[float, float] | None  # 95 %, of the probability of false alarm, where it was measured
+    supported: bool  # calibration held enough benign images for this probability
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A verified bundle; everything that it gives was hashed and checked when it was read."""
+
+    path: Path
+    hash: str  # SHA-256 of bundle.json, hex: it vouches for every other file
+    manifest: Manifest
+    files: Mapping[str, bytes] = field(repr=False)
+    _gate: Gate = field(repr=False)
+    _tensors: Mapping[str, NDArray[Any]] = field(repr=False)
+
+    @classmethod
+    def read(cls, path: Path | str) -> "Bundle":
+        """Read and verify the bundle in folder `path`; raises BundleError with the first check that fails."""
+        path = Path(path)
+        try:
+            return _read(path)
+        except BundleError as error:
+            raise BundleError(
+                f"{path} is not a usable bundle: {error}; "
+                "give another with --model, or copy or train it again"
+            ) from None
+
+    def tensors(self) -> Mapping[str, NDArray[Any]]:
+        """Give the canonical weights, statistics and decision arrays by name, read-only."""
+        return self._tensors
+
+    def gate(self) -> Gate:
+        """Give the images of the parity gate and their FP32 values."""
+        return self._gate
+
+    @property
+    def network_onnx(self) -> bytes:
+        """Graph of pixels uint8 [N, S, S, 3] -> x [N, features] and logits [N, 5], float32."""
+        return self.files["network.onnx"]
+
+    @property
+    def bigan_onnx(self) -> bytes:
+        """Graph of x [N, features] -> reconstruction_loss [N] and feature_matching_loss [N], float32."""
+        return self.files["bigan.onnx"]
+
+    @property
+    def has_int8(self) -> bool:
+        """Tell whether the bundle holds the INT8 form of the network."""
+        return set(OPTIONAL_FILES) <= self.files.keys()
+
+
+def default_bundle_path() -> Path:
+    """Folder of the bundle that comes with the package."""
+    return Path(__file__).parents[1] / "default_bundle"
+
+
+def _read(path: Path) -> Bundle:
+    # the folder itself may be reached by a link: only what lies in it is bound by hashes
+    try:
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise BundleError("there is no such folder") from None
+    except OSError as error:
+        raise BundleError(f"it cannot be opened as a folder ({error.strerror})") from None
+    try:
+        _check_names(folder)
+        data = _read_file(folder, MANIFEST, LARGEST_MANIFEST)
+        manifest = parse_manifest(data)
+        files = {name: _read_recorded(folder, name, record) for name, record in manifest.files.items()}
+    finally:
+        os.close(folder)
+    return _verified(path, data, manifest, files)
+
+
+def _check_names(folder: int) -> None:
+    """Every entry is a plain file of a known name: what no hash vouches for has no business in a bundle."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_symlink():
+                raise BundleError(f"{entry.name!r:.80} is a link, and a bundle holds plain files only")
+            if entry.name not in (MANIFEST, *REQUIRED_FILES, *OPTIONAL_FILES):
+                raise BundleError(f"it holds {entry.name!r:.80}, which no bundle has")
+
+
+def _read_recorded(folder: int, name: str, record: FileRecord) -> bytes:
+    data = _read_file(folder, name, record.bytes)
+    if len(data) != record.bytes:
+        raise BundleError(f"{name} has {len(data)} bytes and {MANIFEST} says {record.bytes}")
+    if hashlib.sha256(data).hexdigest() != record.sha256:
+        raise BundleError(f"{name} is not the file that {MANIFEST} was written for (its SHA-256 differs)")
+    return data
+
+
+def _read_file(folder: int, name: str, most: int) -> bytes:
+    """Read a plain file of at most `most` bytes; opening neither follows a link nor waits on a pipe."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        with open(os.open(name, flags, dir_fd=folder), "rb") as file:  # noqa: PTH123 - a descriptor, no path
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise BundleError(f"{name} is no plain file")
+            if found.st_size > most:
+                raise BundleError(f"{name} has {found.st_size} bytes, and at most {most} are read")
+            return file.read(found.st_size + 1)  # Python allocates what it is asked for
+    except FileNotFoundError:
+        raise BundleError(f"{name} is missing") from None
+    except OSError as error:
+        raise BundleError(f"{name} cannot be read ({error.strerror})") from None
+
+
+def _verified(path: Path, data: bytes, manifest: Manifest, files: dict[str, bytes]) -> Bundle:
+    """Check what the files hold against what bundle.json says."""
+    size, features = manifest.architecture.input_size, manifest.architecture.features
+    x = {"x": (FLOAT, (None, features))}
+    pixels = {"pixels": (UINT8, (None, size, size, 3))}
+    logits = {"logits": (FLOAT, (None, len(THREATS)))}
+    losses: dict[str, Port] = dict.fromkeys(
+        ("reconstruction_loss", "feature_matching_loss"), (FLOAT, (None,))
+    )
+    check_graph(files["network.onnx"], "network.onnx", pixels, x | logits)
+    check_graph(files["bigan.onnx"], "bigan.onnx", x, losses)
+    tensors = parse_tensors(files["weights.safetensors"], "weights.safetensors")
+    _check_tensors(tensors, manifest)
+    gate = unpack_gate(files["gate.tar"])
+    return Bundle(path, hashlib.sha256(data).hexdigest(), manifest, files, gate, tensors)
+
+
+def _check_tensors(tensors: Mapping[str, NDArray[Any]], manifest: Manifest) -> None:
+    features = manifest.architecture.features
+    for name in ("standardize.mean", "standardize.std"):
+        if name not in tensors or tensors[name].shape != (features,) or tensors[name].dtype != np.float32:
+            raise BundleError(f"weights.safetensors lacks {name} of {features} float32 numbers")
+    if tensors["standardize.std"].min() <= 0:
+        raise BundleError("weights.safetensors: standardize.std is not above 0 everywhere")
+    for decision in manifest.decisions:
+        if not any(name.startswith(f"decision.{decision}.") for name in tensors):
+            raise BundleError(f"weights.safetensors lacks the arrays of the decision {decision!r}")
+
+
+# --- the gate ---
+
+
+def pack_gate(
+    images: Sequence[bytes],
+    reconstruction_loss: ArrayLike,
+    feature_matching_loss: ArrayLike,
+    logits: ArrayLike,
+) -> bytes:
+    """Pack JPEG images at the input size and their FP32 values [n], [n], [n, 5]; equal in, equal out."""
+    names = [f"gate-{i:04d}.jpg" for i in range(len(images))]
+    expected = {
+        "names": names,
+        "reconstruction_loss": np.asarray(reconstruction_loss, np.float64).tolist(),
+        "feature_matching_loss": np.asarray(feature_matching_loss, np.float64).tolist(),
+        "logits": np.asarray(logits, np.float64).tolist(),
+    }
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in [*zip(names, images, strict=True), (GATE_EXPECTED, json.dumps(expected).encode())]:
+            member = tarfile.TarInfo(name)  # no time, no owner: nothing of the machine that packs
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    unpack_gate(out.getvalue())
+    return out.getvalue()
+
+
+def unpack_gate(data: bytes) -> Gate:
+    """Images and FP32 values of the bytes of gate.tar; raises BundleError where they do not fit together."""
+    members = _members(data)
+    try:
+        expected = json.loads(members.pop(GATE_EXPECTED, b""))
+    except (ValueError, RecursionError):
+        raise BundleError(f"gate.tar holds no {GATE_EXPECTED}, or it is not JSON") from None
+    names = tuple(members)
+    fields = ("names", "reconstruction_loss", "feature_matching_loss", "logits")
+    if not isinstance(expected, dict) or expected.keys() != set(fields) or expected["names"] != list(names):
+        raise BundleError(f"gate.tar: {GATE_EXPECTED} does not name the images beside it")
+    if not names:
+        raise BundleError("gate.tar holds no image, so that no engine could be checked")
+    n = len(names)
+    return Gate(
+        names,
+        tuple(members.values()),
+        _expected(expected, "reconstruction_loss", (n,)),
+        _expected(expected, "feature_matching_loss", (n,)),
+        _expected(expected, "logits", (n, len(THREATS))),
+    )
+
+
+def _members(data: bytes) -> dict[str, bytes]:
+    """Read the plain files of a tar, in its order, each within its bound."""
+    members: dict[str, bytes] = {}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+            for member in tar:
+                if len(members) > MOST_GATE_IMAGES:
+                    raise BundleError(f"gate.tar holds more than {MOST_GATE_IMAGES} images")
+                if not member.isreg() or member.issparse() or "/" in member.name or member.name in members:
+                    raise BundleError(f"gate.tar: {member.name!r:.80} is no plain file of its own name")
+                if member.size > LARGEST_GATE_IMAGE:
+                    raise BundleError(
+                        f"gate.tar: {member.name!r:.80} is larger than {LARGEST_GATE_IMAGE} bytes"
+                    )
+                file = tar.extractfile(member)
+                members[member.name] = file.read() if file else b""
+    except (tarfile.TarError, OSError, ValueError) as error:
+        raise BundleError(f"gate.tar is not a whole tar ({error})") from None
+    return members
+
+
+def _expected(expected: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> Floats:
+    try:
+        values = np.array(expected[name], dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        values = np.empty(0)
+    if values.shape != shape or not np.isfinite(values).all():
+        raise BundleError(
+            f"gate.tar: {name} in {GATE_EXPECTED} is not {' x '.join(map(str, shape))} finite numbers"
+        )
+    return values
+
+
+# --- operating points ---
+
+
+def operating_point(
+    bundle: Bundle,
+    precision: str,
+    decision: str | None = None,
+    pfa: float | None = None,
+    threshold: float | None = None,
+) -> OperatingPoint:
+    """Choose the thresholds of a scan.
+
+    A probability of false alarm (default 0.05) picks the score threshold that this share of benign
+    calibration images reached: that of a stored operating point where one was measured for it, else from the
+    benign quantiles. Class thresholds are those of the nearest stored operating point. A precision without
+    operating points of its own uses FP32's. Raises Refused for a decision that the bundle has not,
+    and for pfa and threshold together.
+    """
+    if pfa is not None and threshold is not None:
+        raise Refused("--pfa and --threshold exclude each other: give one of them")
+    decision = decision or bundle.manifest.default_decision
+    if decision not in bundle.manifest.decisions:
+        known = ", ".join(bundle.manifest.decisions)
+        raise Refused(f"--decision {decision!r:.80} is not in the bundle {bundle.path}: it has {known}")
+    source = precision if precision in bundle.manifest.operating_points else "fp32"
+    points = bundle.manifest.operating_points[source][decision]
+    quantiles = bundle.manifest.benign_quantiles[source][decision]
+    if threshold is not None:
+        pfa = _share_above(quantiles, threshold)
+    else:
+        pfa = DEFAULT_PFA if pfa is None else pfa
+        threshold = _threshold_for(points, quantiles, pfa)
+    nearest = min(points, key=lambda point: abs(point.pfa - pfa))
+    exact = nearest if (nearest.pfa, nearest.threshold) == (pfa, threshold) else None
+    return OperatingPoint(
+        decision=decision,
+        precision=source,
+        pfa=pfa,
+        threshold=threshold,
+        class_thresholds=nearest.class_thresholds,
+        interval=exact.interval if exact else None,
+        supported=exact.supported if exact else _supported(points, pfa),
+    )
+
+
+def _threshold_for(points: Sequence[StoredPoint], quantiles: Quantiles, pfa: float) -> float:
+    for point in points:
+        if point.pfa == pfa:
+            return point.threshold
+    return float(np.interp(1 - pfa, quantiles.probability, quantiles.score))
+
+
+def _share_above(quantiles: Quantiles, threshold: float) -> float:
+    """Share of benign images at or above a score, from the quantiles."""
+    return 1 - float(np.interp(threshold, quantiles.score, quantiles.probability, left=0.0, right=1.0))
+
+
+def _supported(points: Sequence[StoredPoint], pfa: float) -> bool:
+    """Tell whether a probability is at least the smallest that calibration supports."""
+    return any(point.supported and point.pfa <= pfa for point in points)
+
+
+# --- writing ---
+
+
+def write_bundle(path: Path | str, manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> Bundle:
+    """Write a bundle to the new or empty folder `path`, all at once, and return it as read back.
+
+    `manifest` is the content of bundle.json without `format` and `files`, which are set here. Raises Refused
+    where `path` is taken, BundleError where the bundle would not pass its own checks; nothing is left then.
+    """
+    path = Path(path)
+    records = {
+        name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in files.items()
+    }
+    document = {"format": FORMAT, **manifest, "files": records}
+    text = json.dumps(document, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+    check_vacant(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+        fresh = Path(scratch) / path.name
+        fresh.mkdir()
+        for name, data in {**files, MANIFEST: text.encode()}.items():
+            write_whole(fresh / name, data)
+        Bundle.read(fresh)
+        rename(fresh, path)
+    return Bundle.read(path)
+
+
+def check_vacant(path: Path) -> None:
+    """Raise Refused where a bundle cannot be written to `path`: it is neither new nor an empty folder."""
+    if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
+        raise Refused(f"{path} exists: a bundle is written to a new folder, so remove it or give another")

@@ -1,0 +1,305 @@
+"""bundle.json: what a model says of itself, as typed values, each of them checked."""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, TypeVar
+
+from ..errors import BundleError
+from ..model.architecture import Architecture
+from ..row import THREATS
+
+FORMAT = 1
+PRECISIONS = ("fp32", "fp16", "int8")
+DECISIONS = ("gbad", "classes", "combined")
+REQUIRED_FILES = ("weights.safetensors", "network.onnx", "bigan.onnx", "gate.tar", "README.md")
+OPTIONAL_FILES = ("network_int8.xml", "network_int8.bin")  # an INT8 form has both
+LARGEST_FILE = 1 << 30  # bytes
+LONGEST_TEXT = 4096  # characters
+MOST_POINTS = 64
+MOST_QUANTILES = 100_001
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Constants of the normalization inside the graph, of pixels divided by 255."""
+
+    mean: tuple[float, ...]  # [3], RGB
+    std: tuple[float, ...]  # [3]
+
+
+@dataclass(frozen=True)
+class StoredPoint:
+    """An operating point measured on calibration images."""
+
+    pfa: float  # probability of false alarm that it was set for
+    threshold: float  # on anomaly_score; an image at or above it is an alarm
+    class_thresholds: tuple[float, ...]  # [5] on p_*, in the order of the classes
+    interval: tuple[float, float]  # 95 %, of the probability of false alarm
+    supported: bool  # enough benign calibration images lie above the threshold
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """Quantiles of a score over benign calibration images, both ascending."""
+
+    probability: tuple[float, ...]
+    score: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far an engine may be from the FP32 values of the bundle."""
+
+    loss_rel: float  # largest relative difference of a loss
+    score: float  # largest difference of a score, in standard deviations of benign scores
+    flips: float  # largest share of flipped decisions at an operating point
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file of the bundle as it was written."""
+
+    sha256: str  # hex
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What bundle.json says; every value is checked, every number finite."""
+
+    name: str
+    created: str  # ISO 8601
+    demo: bool  # trained on synthetic images
+    architecture: Architecture
+    preprocessing: Preprocessing
+    classes: tuple[str, ...]
+    default_decision: str
+    operating_points: Mapping[str, Mapping[str, tuple[StoredPoint, ...]]]  # [precision][decision], by pfa
+    benign_quantiles: Mapping[str, Mapping[str, Quantiles]]  # [precision][decision]
+    tolerance: Tolerance
+    benign_score_std: Mapping[str, float]  # [decision]
+    provenance: Mapping[str, Any]  # free: how, when and from what it was trained
+    files: Mapping[str, FileRecord]
+
+    @property
+    def decisions(self) -> tuple[str, ...]:
+        """The names of the decisions that the bundle holds."""
+        return tuple(self.operating_points["fp32"])
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """Read the bytes of bundle.json; raises BundleError that names the first value that does not fit."""
+    try:
+        value = json.loads(data, object_pairs_hook=_no_twins, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"bundle.json is not JSON ({error})") from None
+    root = _Value(value, "")
+    found = root.value.get("format") if isinstance(root.value, dict) else None
+    if found != FORMAT or isinstance(found, bool):
+        raise BundleError(f"bundle.json has format {found!r:.40} and this version reads format {FORMAT}")
+    return _manifest(root)
+
+
+def _manifest(root: "_Value") -> Manifest:
+    keys = ("format", *Manifest.__dataclass_fields__)
+    at = root.fields(*keys)
+    points = at["operating_points"].mapping(PRECISIONS, lambda v: v.mapping(DECISIONS, _points))
+    quantiles = at["benign_quantiles"].mapping(PRECISIONS, lambda v: v.mapping(DECISIONS, _quantiles))
+    spreads = at["benign_score_std"].mapping(DECISIONS, lambda v: v.number(1e-12))
+    manifest = Manifest(
+        name=at["name"].text(),
+        created=at["created"].text(),
+        demo=at["demo"].flag(),
+        architecture=_architecture(at["architecture"]),
+        preprocessing=_preprocessing(at["preprocessing"]),
+        classes=at["classes"].texts(len(THREATS)),
+        default_decision=at["default_decision"].text(),
+        operating_points=points,
+        benign_quantiles=quantiles,
+        tolerance=_tolerance(at["tolerance"]),
+        benign_score_std=spreads,
+        provenance=at["provenance"].object(),
+        files=_files(at["files"]),
+    )
+    _check_together(manifest)
+    return manifest
+
+
+def _check_together(manifest: Manifest) -> None:
+    """Check what no single value shows: that all speak of the same classes, decisions and precisions."""
+    if manifest.classes != THREATS:
+        raise BundleError(
+            f"bundle.json: classes are {manifest.classes!r:.200} and must be {', '.join(THREATS)}"
+        )
+    wanted = manifest.operating_points.get("fp32", {}).keys()
+    if not wanted or any(points.keys() != wanted for points in manifest.operating_points.values()):
+        raise BundleError("bundle.json: operating_points lack fp32, or its decisions differ by precision")
+    if manifest.benign_quantiles.keys() != manifest.operating_points.keys() or any(
+        quantiles.keys() != wanted for quantiles in manifest.benign_quantiles.values()
+    ):
+        raise BundleError("bundle.json: benign_quantiles and operating_points name different decisions")
+    if manifest.benign_score_std.keys() != wanted:
+        raise BundleError("bundle.json: benign_score_std and operating_points name different decisions")
+    if manifest.default_decision not in wanted:
+        raise BundleError(
+            f"bundle.json: default_decision {manifest.default_decision!r:.80} has no operating point"
+        )
+    int8 = [name for name in OPTIONAL_FILES if name in manifest.files]
+    if len(int8) == 1:
+        raise BundleError(f"bundle.json: files name {int8[0]} without the other half of the INT8 form")
+
+
+def _architecture(value: "_Value") -> Architecture:
+    at = value.fields(*Architecture.__dataclass_fields__)
+    backbone = at.pop("backbone")
+    if not re.fullmatch(r"[a-z0-9_]{1,100}", backbone.text()):
+        raise backbone.unfit("the plain name of a registered backbone (a-z, 0-9 and _)")
+    input_size = at.pop("input_size").whole(32, 2048)
+    sizes = {name: size.whole(1, 1 << 16) for name, size in at.items()}
+    return Architecture(backbone.text(), input_size=input_size, **sizes)
+
+
+def _preprocessing(value: "_Value") -> Preprocessing:
+    at = value.fields("mean", "std")
+    return Preprocessing(at["mean"].numbers(3, 3, -10, 10), at["std"].numbers(3, 3, 1e-6, 10))
+
+
+def _points(value: "_Value") -> tuple[StoredPoint, ...]:
+    points = tuple(_point(item) for item in value.items(1, MOST_POINTS))
+    return tuple(sorted(points, key=lambda point: point.pfa))
+
+
+def _point(value: "_Value") -> StoredPoint:
+    at = value.fields(*StoredPoint.__dataclass_fields__)
+    low, high = at["interval"].numbers(2, 2, 0, 1)
+    return StoredPoint(
+        pfa=at["pfa"].number(1e-9, 1 - 1e-9),
+        threshold=at["threshold"].number(),
+        class_thresholds=at["class_thresholds"].numbers(len(THREATS), len(THREATS), 0, 1),
+        interval=(low, high),
+        supported=at["supported"].flag(),
+    )
+
+
+def _quantiles(value: "_Value") -> Quantiles:
+    at = value.fields("probability", "score")
+    probability = at["probability"].numbers(2, MOST_QUANTILES, 0, 1)
+    score = at["score"].numbers(len(probability), len(probability))
+    if any(b <= a for a, b in pairwise(probability)):
+        raise at["probability"].unfit("strictly ascending")
+    if any(b < a for a, b in pairwise(score)):
+        raise at["score"].unfit("ascending")
+    return Quantiles(probability, score)
+
+
+def _tolerance(value: "_Value") -> Tolerance:
+    at = value.fields("loss_rel", "score", "flips")
+    return Tolerance(*(at[name].number(0, 1) for name in ("loss_rel", "score", "flips")))
+
+
+def _files(value: "_Value") -> dict[str, FileRecord]:
+    found = value.object()
+    for name in found.keys() - {*REQUIRED_FILES, *OPTIONAL_FILES}:
+        raise BundleError(f"bundle.json: files name {name!r:.80}, which no bundle has")
+    for name in REQUIRED_FILES:
+        if name not in found:
+            raise BundleError(f"bundle.json: files lack {name}")
+    return {name: _file(_Value(found[name], f"files.{name}")) for name in found}
+
+
+def _file(value: "_Value") -> FileRecord:
+    at = value.fields("sha256", "bytes")
+    if not re.fullmatch(r"[0-9a-f]{64}", at["sha256"].text()):
+        raise at["sha256"].unfit("64 hexadecimal digits")
+    return FileRecord(at["sha256"].text(), at["bytes"].whole(0, LARGEST_FILE))
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A value of the JSON document and where it stands; each method checks it and gives it typed."""
+
+    value: Any
+    where: str
+
+    def unfit(self, wanted: str) -> BundleError:
+        return BundleError(
+            f"bundle.json: {self.where or 'the whole'} is {self.value!r:.60} and must be {wanted}"
+        )
+
+    def object(self) -> dict[str, Any]:
+        if not isinstance(self.value, dict):
+            raise self.unfit("an object")
+        return self.value
+
+    def fields(self, *names: str) -> dict[str, "_Value"]:
+        """Give the members by name: all of them and no other."""
+        found = self.object()
+        for name in found.keys() - set(names):
+            raise BundleError(f"bundle.json: {self._member(name)!r:.120} is an unknown key")
+        for name in names:
+            if name not in found:
+                raise BundleError(f"bundle.json: {self._member(name)} is missing")
+        return {name: _Value(found[name], self._member(name)) for name in names}
+
+    def mapping(self, allowed: tuple[str, ...], read: Callable[["_Value"], T]) -> dict[str, T]:
+        """Give the members, each read alike, under names of a known set."""
+        found = self.object()
+        for name in found.keys() - set(allowed):
+            raise BundleError(f"bundle.json: {self._member(name)!r:.120} is none of {', '.join(allowed)}")
+        return {name: read(_Value(found[name], self._member(name))) for name in found}
+
+    def items(self, fewest: int, most: int) -> list["_Value"]:
+        if not isinstance(self.value, list) or not fewest <= len(self.value) <= most:
+            raise self.unfit(
+                f"a list of {fewest} to {most} values" if fewest < most else f"a list of {most} values"
+            )
+        return [_Value(item, f"{self.where}[{i}]") for i, item in enumerate(self.value)]
+
+    def numbers(self, fewest: int, most: int, low: float = -1e30, high: float = 1e30) -> tuple[float, ...]:
+        return tuple(item.number(low, high) for item in self.items(fewest, most))
+
+    def texts(self, count: int) -> tuple[str, ...]:
+        return tuple(item.text() for item in self.items(count, count))
+
+    def number(self, low: float = -1e30, high: float = 1e30) -> float:
+        number = self.value
+        if isinstance(number, bool) or not isinstance(number, int | float) or not low <= number <= high:
+            raise self.unfit(f"a number from {low:g} to {high:g}")
+        assert math.isfinite(number)
+        return float(number)
+
+    def whole(self, low: int, high: int) -> int:
+        if isinstance(self.value, bool) or not isinstance(self.value, int) or not low <= self.value <= high:
+            raise self.unfit(f"a whole number from {low} to {high}")
+        return self.value
+
+    def text(self) -> str:
+        if not isinstance(self.value, str) or not 0 < len(self.value) <= LONGEST_TEXT:
+            raise self.unfit(f"text of 1 to {LONGEST_TEXT} characters")
+        return self.value
+
+    def flag(self) -> bool:
+        if not isinstance(self.value, bool):
+            raise self.unfit("true or false")
+        return self.value
+
+    def _member(self, name: str) -> str:
+        return f"{self.where}.{name}" if self.where else name
+
+
+def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse an object that names a key twice: readers differ in which one they take."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return found
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no finite number")

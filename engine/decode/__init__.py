@@ -1,0 +1,251 @@
+"""From the bytes of a file to the network's pixels; a bad image gets a named reason and touches no other.
+
+What an image means here, the same on every backend and never guessed from pixel values:
+
+- *Orientation* (EXIF, TIFF) is not applied: the stored grid is what scanners write and models see. An
+  orientation other than 1 is said in `warnings`.
+- *Alpha* is composited on white, which is what air looks like in these pictures; a transparent colour
+  or palette entry likewise. An unspecified fourth channel (TIFF) and the fourth byte of a 32-bit BMP are
+  left out.
+- *Gray* becomes three equal channels; palettes and 1, 2 and 4 bits are spread over the full range;
+  where a TIFF says that 0 is white, values are inverted.
+- *9 to 16 bits* are resized as they are and then divided by their full range (257 for 16 bits), rounded
+  to the nearest of 256 levels.
+- *CMYK* is converted without a profile, R = (255 - C)(255 - K) / 255; a JPEG with Adobe's marker stores
+  it inverted. Colour profiles and gamma are not applied.
+- The first page of a TIFF is read, and further ones said in `warnings`. Animated files are unsupported.
+- A JPEG cut short (no end marker) is `truncated` and never scored; other damage that libjpeg can step
+  over is decoded, scored and said in `warnings`.
+"""
+
+import hashlib
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..row import ImageFault, Row
+from ..sources.faults import patiently
+from .header import inspect
+from .resize import Pixels, Resizer
+from .stream import DecodeLimits, Layout, Stream
+
+__all__ = ["DecodeLimits", "Decoder"]
+
+PIXELS_IN_FLIGHT = 64_000_000  # over all threads of a decoder, or one image of max_pixels
+
+
+class Decoder:
+    """Decodes images on the CPU; safe to call from many threads at once."""
+
+    def __init__(self, input_size: int, limits: DecodeLimits):
+        self.input_size = input_size
+        self.limits = limits
+        self._budget = PixelBudget(max(PIXELS_IN_FLIGHT, limits.max_pixels))
+        self._resize = Resizer(input_size)
+        self._own = threading.local()
+        _native()  # a broken installation stops here, not as a row of each image
+
+    def __call__(self, row: Row, blob: bytes) -> npt.NDArray[np.uint8] | None:
+        """Decode one file to RGB pixels [input_size, input_size, 3]; None is a bad image.
+
+        Fills sha256, format, width, height, bit_depth, color, status, error and warnings of the row.
+        Raises MemoryError, a fault of the machine, after some seconds of trying; every fault of the file
+        becomes the status of the row.
+        """
+        row.sha256 = hashlib.sha256(blob).digest()
+        try:
+            stream = inspect(row, blob, self.limits)
+            row.warnings = "; ".join(stream.warnings) or None
+            pixels = patiently(lambda: self._pixels(row, stream))
+        except ImageFault as fault:
+            row.fail(fault)
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the one boundary: whatever a file provokes is its row
+            row.fail(ImageFault("undecodable", f"the decoder says: {_one_line(error)}"))
+        else:
+            row.status = "ok"
+            return pixels
+        return None
+
+    def _pixels(self, row: Row, stream: Stream) -> npt.NDArray[np.uint8]:
+        assert row.width is not None
+        assert row.height is not None
+        with self._budget.hold(row.width * row.height):
+            if row.format == "jpeg":
+                stored = _decode_jpeg(row, stream, row.width, row.height)
+            else:
+                stored = self._decode_other(stream, row.width, row.height)
+            resized = self._resize(_flatten(stored, stream))
+        return np.repeat(_to_8_bits(resized, stream.depth), 3 // resized.shape[2], axis=2)
+
+    def _decode_other(self, stream: Stream, width: int, height: int) -> Pixels:
+        """Decode by nvImageCodec into [height, width, C] as stored, C as the layout says."""
+        nvimgcodec = _native()
+        if not hasattr(self._own, "decoder"):  # shared between threads, it corrupts images in silence
+            self._own.decoder = nvimgcodec.Decoder(
+                device_id=nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY,
+                max_num_cpu_threads=1,
+                backends=[nvimgcodec.Backend(nvimgcodec.CPU_ONLY)],
+            )
+        code = nvimgcodec.CodeStream(stream.data)
+        if (code.width, code.height) != (width, height):
+            raise ImageFault("undecodable", f"the decoder sees {code.width} x {code.height} pixels")
+        channels = _CHANNELS[stream.layout]
+        pixels = np.zeros((height, width, channels), np.uint8 if stream.depth == 8 else np.uint16)
+        form = {1: nvimgcodec.I_Y, 3: nvimgcodec.I_RGB, 4: nvimgcodec.I_RGBA}[channels]
+        color = nvimgcodec.GRAY if channels == 1 else nvimgcodec.SRGB
+        params = nvimgcodec.DecodeParams(
+            apply_exif_orientation=False,
+            color_spec=color,
+            allow_any_depth=stream.depth != 8,
+            sample_format=form,
+        )
+        image = nvimgcodec.as_image(pixels, sample_format=form, color_spec=color)
+        if self._own.decoder.decode([code], images=[image], params=params)[0] is None:
+            raise ImageFault("undecodable", "the decoder cannot read the picture's data")
+        return pixels
+
+
+_CHANNELS: dict[Layout, int] = {
+    "gray": 1,
+    "rgb": 3,
+    "rgba": 4,
+    "premultiplied": 4,
+    "cmyk": 4,
+    "inverted cmyk": 4,
+}
+
+
+class PixelBudget:
+    """Bounds the pixels in flight over all threads; whoever waits is served in turn."""
+
+    def __init__(self, capacity: int):
+        self._capacity = capacity
+        self._held = 0
+        self._turn = threading.Lock()
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def hold(self, pixels: int) -> Iterator[None]:
+        """Hold room for so many pixels; one image alone always finds room."""
+        with self._turn, self._changed:
+            self._changed.wait_for(lambda: not self._held or self._held + pixels <= self._capacity)
+            self._held += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held -= pixels
+                self._changed.notify()
+
+
+def _decode_jpeg(row: Row, stream: Stream, width: int, height: int) -> npt.NDArray[np.uint8]:
+    """Decode an 8-bit JPEG to [height, width, C]; damage that can be stepped over is a warning."""
+    from simplejpeg import decode_jpeg
+
+    channels = _CHANNELS[stream.layout]
+    space = {1: "GRAY", 3: "RGB", 4: "CMYK"}[channels]
+    pixels = np.empty((height, width, channels), np.uint8)
+    try:
+        return decode_jpeg(stream.data, space, buffer=pixels)
+    except ValueError as error:
+        said = _one_line(error)
+    if "Premature end of JPEG" in said:
+        raise ImageFault("truncated", "the JPEG's data end before its last line")
+    pixels.fill(0)
+    lenient = decode_jpeg(stream.data, space, buffer=pixels, strict=False)
+    row.warnings = "; ".join((*stream.warnings, said))
+    return lenient
+
+
+def _flatten(stored: Pixels, stream: Stream) -> Pixels:
+    """Bring stored pixels to gray [H, W, 1] or RGB [H, W, 3], 0 as black, at their own depth."""
+    if stream.invert:
+        np.subtract(np.iinfo(stored.dtype).max, stored, out=stored)
+    if stream.key is not None:
+        stored[(stored == np.array(stream.key, stored.dtype)).all(axis=2)] = np.iinfo(stored.dtype).max
+    if stored.shape[2] != 4:
+        return stored
+    top = (1 << stream.depth) - 1
+    last, colors = stored[..., 3:].astype(np.uint32), stored[..., :3]
+    if stream.layout == "premultiplied":
+        return np.minimum(colors + (top - last), top).astype(stored.dtype)
+    if stream.layout == "rgba":
+        return (top - ((top - colors) * last + top // 2) // top).astype(stored.dtype)
+    if stream.layout == "cmyk":
+        colors, last = top - colors, top - last
+    return ((colors * last + top // 2) // top).astype(stored.dtype)
+
+
+def _to_8_bits(pixels: Pixels, depth: int) -> npt.NDArray[np.uint8]:
+    """Round samples of `depth` bits to 256 levels of the full range."""
+    if pixels.dtype == np.uint8:
+        return pixels.astype(np.uint8, copy=False)
+    top = (1 << depth) - 1
+    return ((pixels.astype(np.uint32) * 255 + top // 2) // top).astype(np.uint8)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+_loading = threading.Lock()
+
+
+def _native() -> Any:
+    """Return the module nvimgcodec, loaded once and quietly."""
+    with _loading:
+        return _load_native()
+
+
+@cache
+def _load_native() -> Any:
+    """Load nvImageCodec with its CPU codecs alone.
+
+    Left to itself it also loads those of NVIDIA's GPU libraries, which write lines of ERROR to standard
+    error where these are missing. So its extension path points at links to the others while it loads;
+    its messages of single images stay off, since each has a row.
+    """
+    package = find_spec("nvidia.nvimgcodec")
+    if package is None or not package.submodule_search_locations:
+        raise ImportError("nvidia-nvimgcodec is not installed; reinstall gbad-batch")
+    folder = Path(package.submodule_search_locations[0]) / "extensions"
+    with tempfile.TemporaryDirectory(prefix="gbad-batch-") as links:
+        for extension in folder.iterdir():
+            if not extension.name.startswith(("libnvjpeg", "libnvtiff")):
+                Path(links, extension.name).symlink_to(extension)
+        with _environment(
+            NVIMGCODEC_EXTENSIONS_PATH=links, PYNVIMGCODEC_VERBOSITY="0", OPENCV_LOG_LEVEL="SILENT"
+        ):
+            nvimgcodec = import_module("nvidia.nvimgcodec")
+            nvimgcodec.Decoder(
+                device_id=nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY,
+                backends=[nvimgcodec.Backend(nvimgcodec.CPU_ONLY)],
+            )
+    return nvimgcodec
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Set environment variables for native code, and put the old ones back."""
+    old = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in old.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

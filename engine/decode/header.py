@@ -1,0 +1,346 @@
+"""The header gate: what a file is and whether it is whole, before anything is allocated or decoded.
+
+Each parser reads the few fields that fix an image's size and form, fills format, width, height,
+bit_depth and color of the row, refuses what is not supported, too large or cut short, and returns the
+`Stream` that the decoder gets: only the parts that define pixels, so that no profile, comment,
+thumbnail, further page or animation frame ever reaches native code.
+"""
+
+import re
+import struct
+import zlib
+
+from ..row import ImageFault, Row
+from .header_jpeg2000 import codestream, jp2
+from .header_tiff import tiff
+from .stream import (
+    DecodeLimits,
+    Layout,
+    Stream,
+    broken,
+    cut,
+    exif_orientation,
+    measured,
+    oriented,
+    unsupported,
+)
+
+MAX_SCANS = 500  # of a progressive JPEG; encoders write about ten, an attacker as many as fit
+
+
+def inspect(row: Row, blob: bytes, limits: DecodeLimits) -> Stream:
+    """Read the header of an image file.
+
+    Fills format, width, height, bit_depth and color of the row as far as they are known. Raises
+    ImageFault: empty, not_an_image, unsupported, too_large, truncated or undecodable.
+    """
+    if not blob:
+        raise ImageFault("empty", "the file has no bytes")
+    if len(blob) > limits.max_file_size:
+        raise ImageFault("too_large", f"the file has {len(blob)} bytes; the limit is {limits.max_file_size}")
+    for signature, name, parser in _PARSERS:
+        if blob.startswith(signature) or (len(blob) < len(signature) and signature.startswith(blob)):
+            row.format = name
+            try:
+                return parser(row, blob, limits)
+            except (struct.error, IndexError):
+                cut("inside its header")
+            except ImageFault as fault:
+                if fault.status == "not_an_image":
+                    row.format = None
+                raise
+    raise _foreign(row, blob)
+
+
+# --- what is no image, or none of ours
+
+
+def _foreign(row: Row, blob: bytes) -> ImageFault:
+    for offset, signature, name in _FOREIGN:
+        if blob.startswith(signature, offset):
+            row.format = name.lower().replace(" ", "")
+            return ImageFault("unsupported", f"{name} is not supported")
+    if not blob.strip(b"\0"):
+        return ImageFault("not_an_image", f"all {len(blob)} bytes are zero")
+    start = ascii(blob[:12])[1:]
+    return ImageFault("not_an_image", f"the content is no image known here; it begins with {start}")
+
+
+_FOREIGN = (
+    (0, b"GIF87a", "GIF"),
+    (0, b"GIF89a", "GIF"),
+    (128, b"DICM", "DICOM"),
+    (4, b"ftypheic", "HEIC"),
+    (4, b"ftypheix", "HEIC"),
+    (4, b"ftyphevc", "HEIC"),
+    (4, b"ftypmif1", "HEIC"),
+    (4, b"ftypmsf1", "HEIC"),
+    (4, b"ftypavif", "AVIF"),
+    (4, b"ftypavis", "AVIF"),
+    (0, b"\xff\x0a", "JPEG XL"),
+    (0, b"\x00\x00\x00\x0cJXL \r\n\x87\n", "JPEG XL"),
+    (0, b"8BPS", "PSD"),
+    (0, b"v/1\x01", "OpenEXR"),
+    (0, b"P5", "PNM"),
+    (0, b"P6", "PNM"),
+    (0, b"\x00\x00\x01\x00", "ICO"),
+)
+
+
+# --- JPEG (ITU-T T.81)
+
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF markers
+_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")  # one that has a length, or the end
+
+
+def _jpeg(row: Row, blob: bytes, limits: DecodeLimits) -> Stream:
+    position, progressive, orientation, adobe = 2, False, None, None
+    while True:
+        match = _MARKER.search(blob, position)  # libjpeg skips garbage between segments, too, and warns
+        if match is None:
+            cut("before the picture begins")
+        position, marker = match.start(), blob[match.start() + 1]
+        if marker == 0xD9:
+            broken("the JPEG holds no picture")
+        start = position + 4
+        position += 2 + int.from_bytes(blob[position + 2 : start])
+        if marker == 0xDA:
+            break
+        if position > len(blob):
+            cut("before the picture begins")
+        if marker in _FRAMES:
+            _jpeg_frame(row, marker, blob[start:position], limits)
+            progressive = marker == 0xC2
+        elif marker == 0xF7:
+            unsupported("JPEG-LS")
+        elif marker == 0xE1 and blob.startswith(b"Exif\0\0", start):
+            orientation = exif_orientation(blob[start + 6 : position])
+        elif marker == 0xEE and blob.startswith(b"Adobe", start) and position - start >= 12:
+            adobe = blob[start + 11]
+    if row.color is None:
+        broken("the JPEG's picture begins before its size is said")
+    if blob.rfind(b"\xff\xd9", position) < 0:
+        cut("before the JPEG's end marker")
+    if progressive and blob.count(b"\xff\xda") > MAX_SCANS:
+        broken(f"the JPEG has more than {MAX_SCANS} scans")
+    layout: Layout = "gray" if row.color == "gray" else "rgb"
+    if row.color == "cmyk":
+        layout = "cmyk" if adobe is None else "inverted cmyk"
+    return Stream(blob, layout, warnings=oriented(orientation))
+
+
+def _jpeg_frame(row: Row, marker: int, segment: bytes, limits: DecodeLimits) -> None:
+    if row.color is not None:
+        broken("the JPEG holds two frames")
+    depth, height, width, components = struct.unpack_from(">BHHB", segment)
+    row.bit_depth = depth
+    if height == 0:
+        unsupported("a JPEG that says its height after the picture (DNL)")
+    measured(row, width, height, limits)
+    row.color = {1: "gray", 3: "rgb", 4: "cmyk"}.get(components)
+    if marker in (0xC3, 0xC5, 0xC6, 0xC7):
+        unsupported("lossless or hierarchical JPEG")
+    if marker > 0xC7:
+        unsupported("arithmetic-coded JPEG")
+    if depth != 8:
+        unsupported(f"{depth}-bit JPEG")
+    if row.color is None:
+        unsupported(f"a JPEG of {components} components")
+
+
+# --- PNG (ISO/IEC 15948)
+
+_PNG_COLORS = {0: "gray", 2: "rgb", 3: "palette", 4: "gray+alpha", 6: "rgba"}
+_PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+_PNG_PIXEL_CHUNKS = (b"IDAT", b"IHDR", b"PLTE", b"tRNS", b"eXIf")
+_CHUNK = struct.Struct(">I4s")
+
+
+def _png(row: Row, blob: bytes, limits: DecodeLimits) -> Stream:
+    length, kind = _CHUNK.unpack_from(blob, 8)
+    if kind != b"IHDR" or length != 13:
+        broken("the PNG does not begin with its header")
+    width, height, depth, color, _, _, interlace = struct.unpack_from(">IIBBBBB", blob, 16)
+    if depth not in _PNG_DEPTHS.get(color, ()) or interlace > 1:
+        broken(f"the PNG's header says color type {color} with {depth} bits")
+    row.bit_depth, row.color = depth, _PNG_COLORS[color]
+    measured(row, width, height, limits)
+    chunks = _png_chunks(blob)
+    layout: Layout = "rgba" if color in (4, 6) else "gray" if color == 0 else "rgb"
+    return Stream(
+        _rewrite_png(chunks, color),
+        layout,
+        depth=16 if depth == 16 else 8,
+        key=_transparent_color(chunks.get(b"tRNS", b""), color, depth),
+        warnings=oriented(exif_orientation(chunks.get(b"eXIf", b""))),
+    )
+
+
+def _rewrite_png(chunks: dict[bytes, bytes], color: int) -> bytes:
+    """Keep what defines pixels; a palette gets its transparency composited on white."""
+    parts = [b"\x89PNG\r\n\x1a\n", _png_chunk(b"IHDR", chunks[b"IHDR"])]
+    if color == 3:
+        palette = _flat_palette(chunks.get(b"PLTE", b""), chunks.get(b"tRNS", b""))
+        parts.append(_png_chunk(b"PLTE", palette))
+    return b"".join((*parts, chunks[b"IDAT"], _png_chunk(b"IEND", b"")))
+
+
+def _transparent_color(key: bytes, color: int, depth: int) -> tuple[int, ...] | None:
+    """Read the one transparent color of gray or RGB, on the scale of the decoded pixels."""
+    samples = {0: 1, 2: 3}.get(color, 0)
+    if not key or not samples:
+        return None
+    if len(key) != 2 * samples:
+        broken("the PNG's transparent color is broken")
+    spread = 1 if depth >= 8 else 255 // ((1 << depth) - 1)
+    return tuple(value * spread for value in struct.unpack(f">{samples}H", key))
+
+
+def _png_chunks(blob: bytes) -> dict[bytes, bytes]:
+    """Collect the chunks that define pixels; IDAT holds its whole chunks, with lengths and checksums."""
+    chunks: dict[bytes, bytes] = {}
+    view, position, kind = memoryview(blob), 8, b""
+    data_start = data_end = 0
+    while kind != b"IEND":
+        if position + 12 > len(blob):
+            cut("before the PNG's end chunk")
+        length, kind = _CHUNK.unpack_from(blob, position)
+        start, position = position, position + 12 + length
+        if position > len(blob):
+            cut("before the PNG's end chunk")
+        if kind not in _PNG_PIXEL_CHUNKS:
+            if kind[0] < 0x60 and kind != b"IEND":  # a capital letter: must be understood
+                unsupported(f"PNG with a chunk {ascii(kind)[1:]}")
+            continue
+        if zlib.crc32(view[start + 4 : position - 4]) != int.from_bytes(view[position - 4 : position]):
+            broken(f"the checksum of the PNG's chunk {kind.decode()} is wrong")
+        if kind == b"IDAT":
+            if data_end not in (0, start):
+                broken("the PNG's data chunks are not together")
+            data_start, data_end = data_start or start, position
+        elif kind in chunks or (data_end and kind in (b"PLTE", b"tRNS")):
+            broken(f"the PNG's chunk {kind.decode()} is misplaced")
+        else:
+            chunks[kind] = blob[start + 8 : position - 4]
+    if not data_end:
+        broken("the PNG holds no picture")
+    chunks[b"IDAT"] = blob[data_start:data_end]
+    return chunks
+
+
+def _png_chunk(kind: bytes, data: bytes) -> bytes:
+    return _CHUNK.pack(len(data), kind) + data + zlib.crc32(kind + data).to_bytes(4)
+
+
+def _flat_palette(colors: bytes, alphas: bytes) -> bytes:
+    """Composite each palette entry on white by its own transparency."""
+    if not colors or len(colors) % 3:
+        broken("the PNG's palette is missing or broken")
+    palette = bytearray(colors)
+    for index, alpha in enumerate(alphas[: len(palette) // 3]):
+        for channel in range(3 * index, 3 * index + 3):
+            palette[channel] = 255 - ((255 - palette[channel]) * alpha + 127) // 255
+    return bytes(palette)
+
+
+# --- BMP
+
+
+def _bmp(row: Row, blob: bytes, limits: DecodeLimits) -> Stream:
+    file_size, _, data_start, header_size = struct.unpack_from("<IIII", blob, 2)
+    if header_size == 12:
+        width, height, planes, bits = struct.unpack_from("<HHHH", blob, 18)
+        compression = 0
+    elif header_size in (40, 52, 56, 108, 124):
+        width, height, planes, bits, compression = struct.unpack_from("<iiHHI", blob, 18)
+    else:
+        raise ImageFault("not_an_image", "the content begins with BM and is no BMP image")
+    if planes != 1 or bits not in (1, 4, 8, 16, 24, 32):
+        broken(f"the BMP's header says {planes} planes of {bits} bits")
+    row.color = "palette" if bits <= 8 else "rgb"
+    row.bit_depth = bits if bits <= 8 else 5 if bits == 16 else 8
+    measured(row, width, abs(height), limits)
+    if (compression, bits) not in ((0, bits), (1, 8), (2, 4), (3, 16), (3, 32)):
+        unsupported(f"a BMP of {bits} bits with compression {compression}")
+    needed = data_start + (width * bits + 31) // 32 * 4 * abs(height) if compression in (0, 3) else file_size
+    if len(blob) < needed:
+        cut("before the BMP's last line")
+    return Stream(blob, "rgb")
+
+
+# --- WebP (RFC 9649)
+
+
+def _webp(row: Row, blob: bytes, limits: DecodeLimits) -> Stream:
+    if not blob.startswith(b"WEBP"[: len(blob) - 8], 8):
+        raise ImageFault("not_an_image", f"the content is a RIFF file of kind {ascii(blob[8:12])[1:]}")
+    end = 8 + int.from_bytes(blob[4:8], "little")
+    chunks: dict[bytes, bytes] = {}
+    position = 12
+    while position + 8 <= min(end, len(blob)):
+        kind, length = (
+            blob[position : position + 4],
+            int.from_bytes(blob[position + 4 : position + 8], "little"),
+        )
+        if kind not in chunks:
+            chunks[kind] = blob[position : position + 8 + length]
+            _webp_size(row, kind, chunks[kind], limits)
+        position += 8 + length + length % 2
+    if len(blob) < end or len(blob) + 1 < position:
+        cut("before the WebP's last chunk")
+    body = chunks.get(b"VP8 ") or chunks.get(b"VP8L")
+    if body is None:
+        broken("the WebP holds no picture")
+    if b"VP8 " in chunks and b"ALPH" in chunks and row.color == "rgba":
+        extended = struct.pack("<4sIB3x", b"VP8X", 10, 0x10)
+        assert row.width is not None
+        assert row.height is not None
+        extended += (row.width - 1).to_bytes(3, "little") + (row.height - 1).to_bytes(3, "little")
+        body = extended + _even(chunks[b"ALPH"]) + body
+    body = _even(body)
+    orientation = exif_orientation(chunks.get(b"EXIF", b"")[8:].removeprefix(b"Exif\0\0"))
+    data = struct.pack("<4sI4s", b"RIFF", 4 + len(body), b"WEBP") + body
+    return Stream(data, "rgba" if row.color == "rgba" else "rgb", warnings=oriented(orientation))
+
+
+def _even(chunk: bytes) -> bytes:
+    return chunk + b"\0" * (len(chunk) % 2)
+
+
+def _webp_size(row: Row, kind: bytes, chunk: bytes, limits: DecodeLimits) -> None:
+    if kind == b"VP8X":
+        if chunk[8] & 0x02:
+            unsupported("animated WebP")
+        width, height = 1 + int.from_bytes(chunk[12:15], "little"), 1 + int.from_bytes(chunk[15:18], "little")
+        row.color = "rgba" if chunk[8] & 0x10 else "rgb"
+    elif kind == b"VP8 ":
+        if chunk[11:14] != b"\x9d\x01\x2a":
+            broken("the WebP's picture does not begin as one")
+        width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", chunk, 14))
+        row.color = row.color or "rgb"
+    elif kind == b"VP8L":
+        (bits,) = struct.unpack_from("<I", chunk, 9)
+        if chunk[8] != 0x2F:
+            broken("the WebP's picture does not begin as one")
+        width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+        row.color = "rgba" if bits >> 28 & 1 else "rgb"
+    else:
+        return
+    if row.width is not None and (row.width, row.height) != (width, height):
+        broken("the WebP says two different sizes")
+    row.bit_depth = 8
+    measured(row, width, height, limits)
+
+
+_PARSERS = (
+    (b"\xff\xd8\xff", "jpeg", _jpeg),
+    (b"\x89PNG\r\n\x1a\n", "png", _png),
+    (b"II*\0", "tiff", tiff),
+    (b"MM\0*", "tiff", tiff),
+    (b"II+\0", "tiff", tiff),
+    (b"MM\0+", "tiff", tiff),
+    (b"RIFF", "webp", _webp),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", "jpeg2000", jp2),
+    (b"\xff\x4f\xff\x51", "jpeg2000", codestream),
+    (b"BM", "bmp", _bmp),
+)

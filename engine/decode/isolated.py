@@ -1,0 +1,203 @@
+"""Decoding of suspects in a child process, which may crash or hang without harm.
+
+The child serves one image at a time over its pipes. A request is the length of the file (8 bytes,
+little-endian) and its bytes; an answer is the length of a JSON object (4 bytes), the object with the
+row's fields, and the pixels if the status is ok.
+"""
+
+import hashlib
+import json
+import math
+import os
+import resource
+import signal
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import IO, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import Stopped
+from ..row import ImageFault, Row
+from ..text import signal_name
+from . import DecodeLimits, Decoder
+
+START_S = 120  # for the child to load its libraries, on a machine under load
+READY = b"ready\n"
+FIELDS = ("format", "width", "height", "bit_depth", "color", "status", "error", "warnings")
+BASE_BYTES = 2 << 30  # of memory for the child before the first pixel
+BYTES_A_PIXEL = 32  # decoder's copy, ours, and the resizer's, of 16-bit RGBA
+
+
+class IsolatedDecoder:
+    """Decodes as `Decoder` does, bit by bit, but survives images that kill or hang the decoder."""
+
+    def __init__(self, input_size: int, limits: DecodeLimits, timeout_s: float):
+        self.input_size = input_size
+        self.limits = limits
+        self.timeout_s = timeout_s
+        self._child: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self, row: Row, blob: bytes) -> npt.NDArray[np.uint8] | None:
+        """Decode one file to RGB pixels [input_size, input_size, 3]; None is a bad image.
+
+        Fills the row as `Decoder` does, with decoder_crash and decoder_timeout besides. Raises Stopped
+        where the child does not even start.
+        """
+        row.sha256 = hashlib.sha256(blob).digest()
+        with self._lock:
+            try:
+                fields, pixels = self._ask(blob)
+            except ImageFault as fault:
+                row.fail(fault)
+                return None
+        for name in FIELDS:
+            setattr(row, name, fields[name])
+        return pixels
+
+    def _ask(self, blob: bytes) -> tuple[dict[str, Any], npt.NDArray[np.uint8] | None]:
+        child, expired, answer = self._running(), threading.Event(), None
+        try:
+            with _time_limit(child, self.timeout_s, expired):
+                answer = self._exchange(child, blob)
+        except (BrokenPipeError, EOFError):
+            child.wait()
+        finally:
+            if answer is None or expired.is_set():  # dead, or interrupted in the middle of an answer
+                self.close()
+        if answer is not None:
+            return answer
+        if expired.is_set():
+            raise ImageFault("decoder_timeout", f"the image was not decoded within {self.timeout_s:g} s")
+        raise ImageFault("decoder_crash", f"the decoder was ended by {_cause(child.returncode)}")
+
+    def _exchange(
+        self, child: "subprocess.Popen[bytes]", blob: bytes
+    ) -> tuple[dict[str, Any], npt.NDArray[np.uint8] | None]:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write(len(blob).to_bytes(8, "little"))
+        child.stdin.write(blob)
+        child.stdin.flush()
+        (length,) = struct.unpack("<I", _exactly(child.stdout, 4))
+        fields = json.loads(_exactly(child.stdout, length))
+        if fields["status"] != "ok":
+            return fields, None
+        shape = (self.input_size, self.input_size, 3)
+        return fields, np.frombuffer(_exactly(child.stdout, math.prod(shape)), np.uint8).reshape(shape)
+
+    def _running(self) -> "subprocess.Popen[bytes]":
+        if self._child is not None and self._child.poll() is not None:
+            self.close()  # it died between two images
+        if self._child is None:
+            numbers = (self.input_size, self.limits.max_pixels, self.limits.max_file_size)
+            alarm_s = math.ceil(self.timeout_s) + 5
+            self._child = subprocess.Popen(  # noqa: S603 - our own module; -P: never from the current folder
+                [sys.executable, "-P", "-m", __spec__.name, *map(str, numbers), str(alarm_s)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                process_group=0,  # a Ctrl-C is for the parent; the child ends with its pipe
+                env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            )
+            assert self._child.stdout is not None
+            with _time_limit(self._child, START_S, threading.Event()):
+                answer = self._child.stdout.read(len(READY))
+            if answer != READY:
+                code = self._child.wait()
+                self.close()
+                raise Stopped(
+                    f"The decoder's child process does not start (ended by {_cause(code)}); try "
+                    f"`{sys.executable} -m {__spec__.name} 256 1000 1000 9` to see why."
+                )
+        return self._child
+
+    def close(self) -> None:
+        """End the child, if there is one."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+            for pipe in (self._child.stdin, self._child.stdout):
+                assert pipe is not None
+                with suppress(BrokenPipeError):  # bytes buffered for a dead child
+                    pipe.close()
+            self._child = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+@contextmanager
+def _time_limit(child: "subprocess.Popen[bytes]", seconds: float, expired: threading.Event) -> Iterator[None]:
+    """Kill the child unless the block ends in time; the event says that it was killed."""
+
+    def end() -> None:
+        expired.set()
+        child.kill()
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+
+
+def _exactly(pipe: IO[bytes], count: int) -> bytes:
+    data = pipe.read(count)
+    if len(data) < count:
+        raise EOFError
+    return data
+
+
+def _cause(code: int) -> str:
+    """Say in words how a process ended."""
+    if code >= 0:
+        return f"exit code {code}"
+    return f"signal {signal_name(-code)}"
+
+
+def serve(input_size: int, limits: DecodeLimits, alarm_s: int) -> None:
+    """Answer requests until the parent closes the pipe; the child's main loop.
+
+    An alarm ends a decoder that hangs even when the parent is gone.
+    """
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what native code prints must not get between the answers
+    decode = Decoder(input_size, limits)
+    most = BASE_BYTES + BYTES_A_PIXEL * max(limits.max_pixels, 64_000_000) + 2 * limits.max_file_size
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    answers.write(READY)
+    answers.flush()
+    while head := requests.read(8):
+        blob = requests.read(int.from_bytes(head, "little"))
+        row = Row(uri="")
+        signal.alarm(alarm_s)
+        try:
+            pixels = decode(row, blob)
+        except MemoryError:
+            pixels = None
+            row.fail(ImageFault("decoder_crash", f"the decoder needs more than {most >> 20} MB of memory"))
+        signal.alarm(0)
+        fields = json.dumps({name: getattr(row, name) for name in FIELDS}).encode()
+        answers.write(struct.pack("<I", len(fields)) + fields)
+        if pixels is not None:
+            answers.write(np.ascontiguousarray(pixels).data)
+        answers.flush()
+
+
+if __name__ == "__main__":
+    _size, _pixels, _bytes, _alarm = map(int, sys.argv[1:])
+    serve(_size, DecodeLimits(max_pixels=_pixels, max_file_size=_bytes), _alarm)

@@ -1,0 +1,78 @@
+"""What the header parsers share: limits, the stream for the decoder, and the ways to refuse a file."""
+
+import struct
+from dataclasses import dataclass
+from typing import Literal, NoReturn
+
+from ..row import ImageFault, Row
+
+Layout = Literal["gray", "rgb", "rgba", "premultiplied", "cmyk", "inverted cmyk"]
+
+
+@dataclass(frozen=True)
+class DecodeLimits:
+    """What a single image may ask for; checked against its header."""
+
+    max_pixels: int = 64_000_000  # width x height
+    max_file_size: int = 256_000_000  # bytes as stored
+
+
+@dataclass(slots=True)
+class Stream:
+    """The part of a file that defines its pixels, and how they are stored."""
+
+    data: bytes
+    layout: Layout  # of the pixels that the decoder hands out
+    depth: int = 8  # bits a sample of the pixels that the decoder hands out: 8, or 9 to 16 in uint16
+    invert: bool = False  # 0 is white
+    key: tuple[int, ...] | None = None  # the one transparent value, at the stored depth
+    warnings: tuple[str, ...] = ()
+
+
+def cut(where: str) -> NoReturn:
+    """Refuse a file that ends early."""
+    raise ImageFault("truncated", f"the file ends {where}")
+
+
+def broken(what: str) -> NoReturn:
+    """Refuse a file that contradicts itself or its format."""
+    raise ImageFault("undecodable", what)
+
+
+def unsupported(what: str) -> NoReturn:
+    """Refuse a sound file of a form that is not read here."""
+    raise ImageFault("unsupported", f"{what} is not supported")
+
+
+def measured(row: Row, width: int, height: int, limits: DecodeLimits) -> None:
+    """Note the size in the row, and refuse one of nothing or above the limit."""
+    row.width, row.height = width, height
+    if width < 1 or height < 1:
+        broken(f"the header says {width} x {height} pixels")
+    if width * height > limits.max_pixels:
+        raise ImageFault(
+            "too_large", f"the image has {width} x {height} pixels; the limit is {limits.max_pixels} pixels"
+        )
+
+
+def oriented(orientation: int | None) -> tuple[str, ...]:
+    """Say an orientation that is not applied."""
+    if orientation is None or orientation == 1:
+        return ()
+    return (f"orientation {orientation} is noted in the file and not applied",)
+
+
+def exif_orientation(exif: bytes) -> int | None:
+    """Read tag 274 of the first directory; anything odd reads as no orientation."""
+    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
+    if order is None or len(exif) < 8:
+        return None
+    (directory,) = struct.unpack_from(order + "I", exif, 4)
+    if directory + 2 > len(exif):
+        return None
+    (count,) = struct.unpack_from(order + "H", exif, directory)
+    for entry in range(directory + 2, min(directory + 2 + 12 * count, len(exif) - 11), 12):
+        tag, kind, _, value = struct.unpack_from(order + "HHIH", exif, entry)
+        if tag == 274 and kind == 3 and 1 <= value <= 8:
+            return value
+    return None

@@ -1,0 +1,41 @@
+"""The errors that end a command, each with its exit code.
+
+GbadError                 one sentence for the user: what, where, what to do
+├── Refused          (2)  before the first image was read
+│   ├── BundleError       a model that cannot be trusted or used
+│   └── MissingExtra      a package that an option needs is not installed
+├── Stopped          (1)  the machine failed later; the scan can be resumed
+└── TooManyFailures  (4)  --max-failures was reached; the scan can be resumed
+"""
+
+
+class GbadError(Exception):
+    """An error that a user can act on; its text is one whole sentence."""
+
+    exit_code = 1
+
+
+class Refused(GbadError):
+    """Nothing was read: the command, its input or its output is not usable as given."""
+
+    exit_code = 2
+
+
+class BundleError(Refused):
+    """A model bundle fails one of its checks."""
+
+
+class MissingExtra(Refused):
+    """An option needs a package of an extra that is not installed."""
+
+
+class Stopped(GbadError):
+    """A fault of the machine ended the scan; what is finished is kept."""
+
+    exit_code = 1
+
+
+class TooManyFailures(GbadError):
+    """More images failed than the user allows; what is finished is kept."""
+
+    exit_code = 4

@@ -1,0 +1,67 @@
+"""What this machine lends to a scan: cores and their kind."""
+
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+
+def usable_cores() -> int:
+    """Count the cores that this process may use: the affinity mask, cut by a cgroup's CPU quota."""
+    cores = len(os.sched_getaffinity(0))
+    quota = _cgroup_quota()
+    return max(1, min(cores, round(quota))) if quota else cores
+
+
+def _cgroup_quota() -> float | None:
+    """Read the CPU quota in cores of this process's cgroup, version 2 or 1; None is no quota."""
+    try:
+        own = Path("/proc/self/cgroup").read_text().splitlines()[-1].split(":", 2)[2].lstrip("/")
+    except (OSError, IndexError):
+        own = ""
+    for folder in (Path("/sys/fs/cgroup") / own, Path("/sys/fs/cgroup")):
+        try:
+            quota, period = (folder / "cpu.max").read_text().split()
+        except (OSError, ValueError):
+            continue
+        if quota != "max":
+            return int(quota) / int(period)
+    legacy = Path("/sys/fs/cgroup/cpu")
+    try:
+        quota_us = int((legacy / "cpu.cfs_quota_us").read_text())
+        period_us = int((legacy / "cpu.cfs_period_us").read_text())
+    except (OSError, ValueError):
+        return None
+    return quota_us / period_us if quota_us > 0 else None
+
+
+@cache
+def cpu_model() -> str:
+    """Name the processor as /proc/cpuinfo does."""
+    return _cpuinfo("model name") or "unknown"
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """List the instruction sets that the processor announces."""
+    return frozenset(_cpuinfo("flags").split())
+
+
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """Give the versions of those of the packages that are installed."""
+    versions = {}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return versions
+
+
+def _cpuinfo(key: str) -> str:
+    with Path("/proc/cpuinfo").open() as lines:
+        for line in lines:
+            name, _, value = line.partition(":")
+            if name.strip() == key:
+                return value.strip()
+    return ""

@@ -1,0 +1,1 @@
+"""Networks of the method and the decision on their outputs."""

@@ -1,0 +1,136 @@
+"""Decisions: named functions of an image's two losses and class scores that give its `anomaly_score`.
+
+NumPy alone. The score of an image belongs to that image: rows are computed in blocks of one fixed shape,
+without matrix products, so neither their number nor their neighbours change a bit.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import BundleError
+
+# what each decision looks at, in the order of its arrays
+INPUTS = {
+    "gbad": ("log_reconstruction_loss", "log_feature_matching_loss"),
+    "classes": ("largest_logit",),
+    "combined": ("log_reconstruction_loss", "log_feature_matching_loss", "largest_logit"),
+}
+SMALLEST_LOSS = 1e-12  # a loss of zero has no logarithm
+BLOCK = 64  # rows; a multiple of every vector length, so that no row falls into a scalar remainder
+
+Scores = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A support vector machine on standardized inputs u, linear or with an RBF kernel.
+
+    linear: score = weights . u + intercept. RBF: with c = u clipped to [low, high], the range of training,
+    score = sum_i coefficients_i exp(-gamma ||c - support_i||^2) + weights . (u - c) + intercept, so that
+    beyond the training data, where a kernel falls back to its intercept, the linear term keeps order.
+    """
+
+    name: str
+    mean: Scores  # [d] of the inputs in training
+    std: Scores  # [d]
+    weights: Scores  # [d], none below zero
+    intercept: Scores  # [1]
+    support: Scores | None = None  # [m, d] support vectors
+    coefficients: Scores | None = None  # [m] label times dual coefficient
+    gamma: Scores | None = None  # [1]
+    low: Scores | None = None  # [d] range of u in training
+    high: Scores | None = None  # [d]
+
+    def __post_init__(self) -> None:
+        """Check that the arrays fit each other; raises BundleError."""
+        d = len(INPUTS[self.name])
+        shapes = {"mean": (d,), "std": (d,), "weights": (d,), "intercept": (1,)}
+        if self.support is not None:
+            m = len(self.support)
+            shapes |= {"support": (m, d), "coefficients": (m,), "gamma": (1,), "low": (d,), "high": (d,)}
+        for field, shape in shapes.items():
+            array = getattr(self, field)
+            if array is None or array.shape != shape or not np.isfinite(array).all():
+                raise BundleError(
+                    f"The array {field!r} of the decision {self.name!r} is missing or not usable."
+                )
+        if not (self.std > 0).all():
+            raise BundleError(f"The decision {self.name!r} divides by a standard deviation of zero.")
+
+    @classmethod
+    def from_tensors(cls, name: str, tensors: Mapping[str, np.ndarray]) -> "Decision":
+        """Read a decision from a bundle's arrays `decision.NAME.*`; raises BundleError where it has none."""
+        prefix = f"decision.{name}."
+        found = {key.removeprefix(prefix): tensors[key] for key in tensors if key.startswith(prefix)}
+        if name not in INPUTS or not found:
+            raise BundleError(f"The bundle holds no decision {name!r}; it may hold {', '.join(INPUTS)}.")
+        if not {"mean", "std", "weights", "intercept"} <= found.keys() <= cls.__dataclass_fields__.keys():
+            raise BundleError(f"The arrays of the decision {name!r} are not those of a decision.")
+        return cls(name, **{key: array.astype(np.float64) for key, array in found.items()})
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Return the decision as a bundle's arrays, float64."""
+        fields = {key: getattr(self, key) for key in self.__dataclass_fields__ if key != "name"}
+        return {f"decision.{self.name}.{key}": array for key, array in fields.items() if array is not None}
+
+    def score(
+        self, reconstruction_loss: ArrayLike, feature_matching_loss: ArrayLike, logits: ArrayLike
+    ) -> Scores:
+        """Scores [n] float64 of losses [n], [n] and logits [n, 5]; higher is more anomalous."""
+        return self.score_inputs(inputs(self.name, reconstruction_loss, feature_matching_loss, logits))
+
+    def score_inputs(self, values: Scores) -> Scores:
+        """Scores [n] of the decision's inputs [n, d] as `inputs` makes them."""
+        u = (values - self.mean) / self.std
+        rows = _padded(u)
+        return np.concatenate([self._block(block) for block in rows.reshape(-1, BLOCK, u.shape[1])])[: len(u)]
+
+    def _block(self, u: Scores) -> Scores:
+        """Scores [BLOCK] of standardized inputs u [BLOCK, d]."""
+        if self.support is None or self.coefficients is None or self.gamma is None:
+            return _weighted(u, self.weights) + self.intercept
+        inside = np.clip(u, self.low, self.high)
+        distance = np.zeros((len(u), len(self.support)))  # [BLOCK, m], squared
+        for j in range(u.shape[1]):
+            distance += np.square(inside[:, j, None] - self.support[:, j])
+        kernel = np.exp(-self.gamma * distance)
+        beyond = _weighted(u - inside, self.weights)
+        return (kernel * self.coefficients).sum(axis=1) + beyond + self.intercept
+
+
+def inputs(
+    name: str, reconstruction_loss: ArrayLike, feature_matching_loss: ArrayLike, logits: ArrayLike
+) -> Scores:
+    """Return what the decision `name` looks at, [n, d] float64: logarithms of losses, the largest logit."""
+    largest = np.asarray(logits, np.float64).max(axis=1)
+    columns = {
+        "log_reconstruction_loss": lambda: _log(reconstruction_loss),
+        "log_feature_matching_loss": lambda: _log(feature_matching_loss),
+        "largest_logit": lambda: largest,
+    }
+    return np.stack([columns[column]() for column in INPUTS[name]], axis=1)
+
+
+def _log(loss: ArrayLike) -> Scores:
+    values = np.maximum(np.asarray(loss, np.float64), SMALLEST_LOSS)
+    return np.log(_padded(values[:, None])[:, 0])[: len(values)]
+
+
+def _padded(rows: Scores) -> Scores:
+    """Rows [n, d] followed by ones up to a multiple of BLOCK, at least one block."""
+    blocks = max(1, -(-len(rows) // BLOCK))
+    padded = np.ones((blocks * BLOCK, rows.shape[1]))
+    padded[: len(rows)] = rows
+    return padded
+
+
+def _weighted(u: Scores, weights: Scores) -> Scores:
+    """Sum over j of weights_j u[:, j], without a matrix product."""
+    total = np.zeros(len(u))
+    for j, weight in enumerate(weights):
+        # zero times an infinite loss would be NaN
+        total += weight * u[:, j] if weight else 0.0
+    return total

@@ -1,0 +1,39 @@
+"""The classifier of phase I: backbone, pooled FPN, FC1..FC4 to the feature vector x, FC5 to the logits."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..row import THREATS
+from .architecture import Architecture
+from .backbone import LEVELS, channels, create_backbone
+from .dense import Dense
+from .fpn import PooledPyramid
+
+
+class Network(nn.Module):
+    """Normalized images [N, 3, S, S] to the feature vector x [N, 1024] and the logits [N, 5]."""
+
+    def __init__(self, architecture: Architecture):
+        super().__init__()
+        width, features = architecture.fpn_channels, architecture.head_features
+        self.backbone = create_backbone(architecture.backbone)
+        self.fpn = PooledPyramid(channels(self.backbone), width)
+        self.fc = nn.ModuleList([Dense(width, features) for _ in range(LEVELS)])  # FC1..FC4
+        self.fc5 = Dense(LEVELS * features, len(THREATS))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x (after ReLU) and the logits of gun, knife, wrench, pliers, scissors."""
+        maps = self.backbone(images)  # C2..C5: [N, Ci, S/4, S/4] .. [N, Ci, S/32, S/32]
+        pooled = self.fpn(maps)  # 4 x [N, 256, 1, 1]
+        x = torch.cat(
+            [F.relu(fc(p)) for fc, p in zip(self.fc, pooled, strict=True)], dim=1
+        )  # [N, 1024, 1, 1]
+        return x.squeeze((2, 3)), self.fc5(x).squeeze((2, 3))
+
+
+def normalize(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Turn uint8 pixels [N, S, S, 3] into float images [N, 3, S, S]: (pixels / 255 - mean) / std."""
+    images = pixels.permute(0, 3, 1, 2).to(mean.dtype)
+    # one multiplication and one addition, so that every backend can fold them into the first convolution
+    return images * (1 / (255 * std))[:, None, None] - (mean / std)[:, None, None]

@@ -1,0 +1,209 @@
+"""What stands at an output, and what a command may do with it: begin, go on, scan again, or be refused."""
+
+import json
+import os
+import uuid
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from ..durable import write_whole
+from ..errors import Refused
+from ..row import Status
+from ..settings import ScanSettings
+from .features import FeatureStore
+from .schema import read_footer
+from .staging import Staging
+
+STATE_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class FinishReport:
+    """What a finished result holds: `rows` = `images` + `containers`; `gone` and `replaced` were dropped."""
+
+    rows: int
+    images: int
+    containers: int
+    gone: int  # rows of earlier runs whose candidate this run did not meet
+    replaced: int  # rows of earlier runs whose file has changed since
+
+
+@dataclass
+class State:
+    """What `scan.json` says of an unfinished scan."""
+
+    scan_id: str
+    fingerprint: dict[str, Any]
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    overwrite: bool = False  # a finished output is to be replaced
+    retry: list[str] = field(default_factory=list)  # statuses whose rows were dropped to be scanned again
+    imports: bool = False  # the other rows come from the finished output, as the first part
+    features: str | None = None  # the folder for features
+    format: int = STATE_FORMAT
+
+    @property
+    def replaces(self) -> bool:
+        """Whether the finish may replace an output that stands."""
+        return self.overwrite or self.imports
+
+    def save(self, path: Path) -> None:
+        """Write it, durably; raises OSError."""
+        write_whole(path, json.dumps(asdict(self), indent=1).encode())
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A command at an output; `settle` decides, under the lock, and raises Refused with the ways out."""
+
+    settings: ScanSettings
+    fingerprint: dict[str, Any]
+    staging: Staging
+    features: FeatureStore | None
+    retry: list[str]  # statuses to scan again
+
+    def check(self) -> None:
+        """Refuse what can be refused before anything is made."""
+        if str(self.staging.target) == self._features_target:
+            raise Refused(
+                f"{self.staging.target} cannot hold both rows and features: name another for one of them"
+            )
+        try:
+            self.staging.check_target()
+            if not self.staging.exists:
+                self._begin(read_footer(self.staging.target), former=None)
+        except OSError as error:
+            raise Refused(f"{self.staging.target} cannot be used: {os.strerror(error.errno or 0)}") from None
+
+    def settle(self) -> State | FinishReport:
+        """Return the scan to begin or to go on with, or the report of one that only lacked cleaning up."""
+        self.staging.restore()
+        former = self._read_state()
+        footer = read_footer(self.staging.target)
+        if former and footer and footer.get("scan_id") == former.scan_id:
+            self._clean_up(former)
+            if self._is_same_command(former):
+                return FinishReport(**{name: footer[name] for name in FinishReport.__dataclass_fields__})
+            self.staging.enter()
+            former = None
+        if former and not self.settings.restart:
+            return self._go_on(former, footer)
+        state = self._begin(footer, former)
+        self._drop(former)
+        state.save(self.staging.state)
+        return state
+
+    def _read_state(self) -> State | None:
+        try:
+            content = json.loads(self.staging.state.read_bytes())
+            if content["format"] != STATE_FORMAT:
+                raise Refused(
+                    f"{self.staging.folder} was written by another version: finish it there, or remove it"
+                )
+            return State(**content)
+        except FileNotFoundError:
+            if self.staging.is_empty:
+                return None
+            raise Refused(
+                f"{self.staging.folder} holds other files than a scan's: remove or rename it"
+            ) from None
+        except (ValueError, KeyError, TypeError):
+            raise Refused(
+                f"{self.staging.state} is damaged: remove {self.staging.folder} to begin anew"
+            ) from None
+
+    def _drop(self, former: State | None) -> None:
+        """Empty the staging folders for a new scan."""
+        if self.features:
+            self.features.reserve(former.scan_id if former else None)
+        if former and former.features and former.features != self._features_target:
+            FeatureStore(Path(former.features)).discard(former.scan_id)
+        self.staging.clear()
+
+    def _clean_up(self, state: State) -> None:
+        """End what a crash cut between the rename of the finish and its last step."""
+        if state.features:
+            store = FeatureStore(Path(state.features))
+            store.staging.enter()
+            for _ in store.install(state.scan_id, state.replaces):
+                pass
+        self.staging.remove()
+
+    def _is_same_command(self, state: State) -> bool:
+        asks_more = (self.settings.overwrite and not state.overwrite) or self.retry not in ([], state.retry)
+        return self.fingerprint == state.fingerprint and not asks_more
+
+    def _go_on(self, state: State, footer: dict[str, Any] | None) -> State:
+        out = self.staging.target
+        if differing := _differences(state.fingerprint, self.fingerprint):
+            raise Refused(
+                f"the unfinished scan in {self.staging.folder} differs in {differing}: "
+                "give its command to go on, or add --restart to drop its parts"
+            )
+        state.overwrite |= self.settings.overwrite
+        if self._stands and not state.replaces:
+            raise Refused(f"{out} has appeared since its scan began: move it away, or add --overwrite")
+        if state.imports and footer is None:
+            raise Refused(f"{out}, of which images were to be scanned again, is gone: add --restart")
+        return state
+
+    def _begin(self, footer: dict[str, Any] | None, former: State | None) -> State:
+        out = self.staging.target
+        overwrite, retry = self.settings.overwrite, self.retry
+        if self.features:
+            self.features.check(replace=overwrite or bool(retry))
+        state = State(uuid.uuid4().hex, self.fingerprint, overwrite=overwrite, retry=retry)
+        state.features = self._features_target
+        if not self._stands:
+            if retry and not former:
+                raise Refused(f"there is no result at {out} of which images could be scanned again")
+            return state
+        self.staging.check_replaceable()
+        if footer is not None and retry:
+            self._check_retry(footer)
+            state.imports = True
+            state.runs = footer["runs"]
+        elif footer is not None and not overwrite:
+            raise Refused(
+                f"{out} is finished: name another output, or add --overwrite to replace it, "
+                "--retry-failed or --retry REASON to scan those images again"
+            )
+        elif not overwrite:
+            raise Refused(f"{out} exists and is no result of gbad-batch: name another, or add --overwrite")
+        return state
+
+    def _check_retry(self, footer: dict[str, Any]) -> None:
+        out = self.staging.target
+        if differing := _differences(footer["fingerprint"], self.fingerprint):
+            raise Refused(
+                f"{out} was scanned with another {differing}: give its command with --retry, "
+                "or --overwrite to scan everything again"
+            )
+        if self.features:
+            stored = read_footer(self.features.staging.target)
+            if stored is None or stored["scan_id"] != footer["scan_id"]:
+                raise Refused(
+                    f"{self.features.staging.target} does not hold the features of {out}: add --overwrite"
+                )
+
+    @property
+    def _features_target(self) -> str | None:
+        return str(self.features.staging.target) if self.features else None
+
+    @property
+    def _stands(self) -> bool:
+        """Whether something is at the output that a finish would replace."""
+        out = self.staging.target
+        return out.exists() and not (out.is_dir() and not any(out.iterdir()))
+
+
+def statuses_of(retry: frozenset[str]) -> list[str]:
+    """Spell out what to scan again, `failed` being all but ok; raises Refused for an unknown status."""
+    known = get_args(Status)
+    if unknown := sorted(retry - {*known, "failed"}):
+        raise Refused(f"--retry {unknown[0]!r} is no status: name failed, {', '.join(known)}")
+    return sorted({s for s in known if s in retry or ("failed" in retry and s != "ok")})
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    return ", ".join(sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name)))

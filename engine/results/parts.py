@@ -1,0 +1,230 @@
+"""Part files: numbered, each durable before it has its name; small ones merge into one named for all."""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..durable import TEMPORARY, rename
+from ..errors import Refused
+from .ledger import key_from
+from .schema import KEY_COLUMNS, REPEATING
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ROW_GROUP = 1 << 16  # rows of a file that are written at a time
+READ_ROWS = 1 << 14  # rows that are read at a time, some of which become Python objects
+MERGE = 16  # parts of one generation become one of the next
+SMALL = 1 << 16  # rows; larger parts are left alone
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file that holds the parts `first` to `last`."""
+
+    first: int
+    last: int
+    path: Path
+
+    @property
+    def span(self) -> int:
+        """How many parts as first written it stands for."""
+        return self.last - self.first + 1
+
+
+class PartFolder:
+    """The part files of one folder, in order of number; `prefix` begins their names.
+
+    Opening it removes what a crash left: temporary files, and parts that a merged one holds already.
+    Methods raise OSError of the disk.
+    """
+
+    def __init__(self, folder: Path, prefix: str = "part"):
+        self.folder = folder
+        self.prefix = prefix
+        folder.mkdir(exist_ok=True)
+        for leftover in folder.glob(f"*{TEMPORARY}"):
+            leftover.unlink()
+        self.parts = _uncovered(self._found())
+
+    @property
+    def last(self) -> int:
+        """The highest number given so far, 0 where there is none."""
+        return self.parts[-1].last if self.parts else 0
+
+    def append(self, schema: "pa.Schema", batches: "Iterable[pa.RecordBatch]", through: int = 0) -> Part:
+        """Write the next part, durably; with `through` it stands for all numbers up to that one."""
+        part = self._named(self.last + 1, max(self.last + 1, through))
+        write_parquet(part.path, schema, batches)
+        self.parts.append(part)
+        return part
+
+    def merge_small(self, schema: "pa.Schema") -> None:
+        """Merge the last parts where enough of one generation have gathered."""
+        while True:
+            run = self.parts[-MERGE:]
+            if len(run) < MERGE or len({part.span for part in run}) > 1 or any(map(_is_large, run)):
+                return
+            self.merge(run, schema, lambda batch: batch)
+
+    def merge(
+        self, run: Sequence[Part], schema: "pa.Schema", keep: "Callable[[pa.RecordBatch], pa.RecordBatch]"
+    ) -> None:
+        """Replace neighbouring parts by one with the rows that `keep` leaves; a crash leaves either."""
+        merged = self._named(run[0].first, run[-1].last)
+        write_parquet(merged.path, schema, (keep(batch) for part in run for batch in read_parquet(part.path)))
+        at = self.parts.index(run[0])
+        self.parts[at : at + len(run)] = [merged]
+        for part in run:
+            if part.path != merged.path:
+                part.path.unlink()
+
+    def mask(self, part: Part, keep: Sequence[bool]) -> None:
+        """Leave only the rows of a part that `keep` marks; untouched where these are all."""
+        if not all(keep):
+            write_parquet(part.path, _schema_of(part.path), _masked(part.path, keep))
+
+    def drop_after(self, number: int) -> None:
+        """Remove the parts beyond a number."""
+        for part in [part for part in self.parts if part.last > number]:
+            part.path.unlink()
+            self.parts.remove(part)
+
+    def read(self, columns: list[str] | None = None) -> "Iterator[pa.RecordBatch]":
+        """Yield all rows in order, at most READ_ROWS at a time."""
+        for part in self.parts:
+            yield from read_parquet(part.path, columns)
+
+    def _named(self, first: int, last: int) -> Part:
+        name = f"{self.prefix}-{first:08d}" if first == last else f"{self.prefix}-{first:08d}-{last:08d}"
+        return Part(first, last, self.folder / f"{name}.parquet")
+
+    def _found(self) -> Iterator[Part]:
+        form = re.compile(rf"{self.prefix}-(\d{{8,}})(?:-(\d{{8,}}))?\.parquet")
+        for name in os.listdir(self.folder):  # noqa: PTH208 - names are wanted
+            if match := form.fullmatch(name):
+                yield Part(int(match[1]), int(match[2] or match[1]), self.folder / name)
+
+
+def write_parquet(
+    target: Path,
+    schema: "pa.Schema",
+    batches: "Iterable[pa.RecordBatch]",
+    footer: Callable[[], dict[bytes, bytes]] | None = None,
+) -> int:
+    """Write a Parquet file that has its name only when it is durable; returns its rows.
+
+    `footer` is asked for key-value metadata when all rows are written. Raises OSError of the disk, and
+    whatever `batches` or `footer` raise; then nothing stays.
+    """
+    import pyarrow.parquet as pq
+
+    rows = 0
+    temporary = target.with_name(target.name + TEMPORARY)
+    dictionary = [name for name in REPEATING if name.partition(".")[0] in schema.names]
+    try:
+        with temporary.open("wb") as file:
+            options: dict[str, Any] = {"compression": "zstd", "use_dictionary": dictionary}
+            with pq.ParquetWriter(file, schema, **options) as writer:
+                for table in _in_row_groups(schema, batches):
+                    writer.write_table(table, row_group_size=ROW_GROUP)
+                    rows += table.num_rows
+                if footer:
+                    writer.add_key_value_metadata(footer())
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    rename(temporary, target)
+    return rows
+
+
+def read_parquet(path: Path, columns: list[str] | None = None) -> "Iterator[pa.RecordBatch]":
+    """Yield the rows of a file, at most READ_ROWS at a time; raises Refused where it is damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with path.open("rb") as source, pq.ParquetFile(source) as file:
+            yield from file.iter_batches(READ_ROWS, columns=columns, use_threads=False)
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # the disk, not the content
+        raise Refused(
+            f"{path} is damaged: move it away to scan its images again, or add --restart to drop all parts"
+        ) from None
+
+
+def files_of(output: Path) -> list[Path]:
+    """Name the files, in order, in which a finished output keeps its rows."""
+    return [part.path for part in PartFolder(output).parts] if output.is_dir() else [output]
+
+
+def rows_in(path: Path) -> int:
+    """Return the number of rows of a Parquet file."""
+    import pyarrow.parquet as pq
+
+    with path.open("rb") as source:
+        return pq.read_metadata(source).num_rows
+
+
+def keys_in(batch: "pa.RecordBatch") -> Iterator[bytes]:
+    """Yield the ledger's key of each row, from the columns uri, bytes, mtime, offset."""
+    import pyarrow as pa
+
+    uri, size, mtime, offset = (batch.column(name) for name in KEY_COLUMNS)
+    columns: list[list[Any]] = [c.to_pylist() for c in (uri, offset, size, mtime.cast(pa.int64()))]
+    return map(key_from, *columns)
+
+
+def _schema_of(path: Path) -> "pa.Schema":
+    import pyarrow.parquet as pq
+
+    with path.open("rb") as source:
+        return pq.read_schema(source)
+
+
+def _masked(path: Path, keep: Sequence[bool]) -> "Iterator[pa.RecordBatch]":
+    import pyarrow as pa
+
+    at = 0
+    for batch in read_parquet(path):
+        yield batch.filter(pa.array(keep[at : at + batch.num_rows]))
+        at += batch.num_rows
+
+
+def _is_large(part: Part) -> bool:
+    return rows_in(part.path) >= SMALL
+
+
+def _uncovered(found: Iterable[Part]) -> list[Part]:
+    """Sort parts by number and remove those that a wider one holds."""
+    kept: list[Part] = []
+    for part in sorted(found, key=lambda part: (part.first, -part.last)):
+        if kept and part.last <= kept[-1].last:
+            part.path.unlink()
+        else:
+            kept.append(part)
+    return kept
+
+
+def _in_row_groups(schema: "pa.Schema", batches: "Iterable[pa.RecordBatch]") -> "Iterator[pa.Table]":
+    """Gather batches into tables of exactly a row group, but for the last."""
+    import pyarrow as pa
+
+    held: list[pa.RecordBatch] = []
+    count = 0
+    for batch in batches:
+        while count + batch.num_rows >= ROW_GROUP:
+            head = ROW_GROUP - count
+            yield pa.Table.from_batches([*held, batch.slice(0, head)], schema)
+            batch, held, count = batch.slice(head), [], 0
+        if batch.num_rows:
+            held.append(batch)
+            count += batch.num_rows
+    if held:
+        yield pa.Table.from_batches(held, schema)

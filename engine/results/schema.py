@@ -1,0 +1,144 @@
+"""The columns of the results in Arrow's terms, their descriptions, and the footer of a finished file."""
+
+import json
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..row import THREATS, Row
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+SCHEMA_VERSION = 1
+FOOTER_KEY = b"gbad_batch"
+COMMON_METADATA = "_common_metadata"  # of a folder: the schema and footer of all its files
+KEY_COLUMNS = ["uri", "bytes", "mtime", "offset"]
+REPEATING = ["kind", "format", "bit_depth", "color", "status", "error", "warnings", "threats.list.element"]
+
+# name: (type, by a name of `_types`; what it says)
+COLUMNS: dict[str, tuple[str, str]] = {
+    "uri": ("string", "absolute; archive.tar!folder/bag.jpg in a tar; % and non-UTF-8 bytes percent-encoded"),
+    "kind": ("string", "image, or container: a folder or archive that could not be listed to its end"),
+    "bytes": ("int64", "size as listed"),
+    "mtime": ("timestamp", "time of last modification as listed, us, UTC"),
+    "offset": ("int64", "of a tar member's data in the (decompressed) archive; null for files"),
+    "sha256": ("sha256", "of the whole file or member"),
+    "format": ("string", "jpeg, png, tiff, bmp, webp, jpeg2000"),
+    "width": ("int64", "pixels as stored, before EXIF orientation"),
+    "height": ("int64", "pixels as stored, before EXIF orientation"),
+    "bit_depth": ("int32", "bits a channel, as stored"),
+    "color": ("string", "gray, gray+alpha, rgb, rgba, palette, cmyk"),
+    "status": ("string", "ok, or the reason why there is no score"),
+    "error": ("string", "one sentence where status is not ok"),
+    "warnings": ("string", "what the decoder tolerated"),
+    **{f"p_{name}": ("float", f"probability of a {name}: ungated sigmoid of its logit") for name in THREATS},
+    "reconstruction_loss": (
+        "float",
+        "||s - G(E(s))||_1 of the standardized features s, mean over dimensions",
+    ),
+    "feature_matching_loss": ("float", "||f_D(s, E(s)) - f_D(G(E(s)), E(s))||_2"),
+    "anomaly_score": ("double", "the decision's score; higher is more anomalous"),
+    "anomalous": ("bool", "the alarm: anomaly_score at or above the operating point"),
+    "threats": ("strings", "classes at or above their thresholds; null unless anomalous"),
+}
+
+_columns_of: Callable[[Row], tuple[Any, ...]] = attrgetter(*COLUMNS)
+
+
+def results_schema() -> "pa.Schema":
+    """Return the Arrow schema of the results, with a description on each field."""
+    import pyarrow as pa
+
+    types = _types()
+    return pa.schema(
+        [
+            pa.field(name, types[kind], metadata={"description": text})
+            for name, (kind, text) in COLUMNS.items()
+        ]
+    )
+
+
+def features_schema(x_size: int, logits_size: int) -> "pa.Schema":
+    """Return the Arrow schema of stored features: the key columns, x and logits as float16 lists."""
+    import pyarrow as pa
+
+    texts = {"x": "the feature vector", "logits": f"of {', '.join(THREATS)}, in this order"}
+    lists = {"x": pa.list_(pa.float16(), x_size), "logits": pa.list_(pa.float16(), logits_size)}
+    whole = results_schema()
+    keys = [whole.field(name) for name in KEY_COLUMNS]
+    return pa.schema([*keys, *(pa.field(n, lists[n], metadata={"description": texts[n]}) for n in lists)])
+
+
+def to_batch(rows: Sequence[Row], schema: "pa.Schema") -> "pa.RecordBatch":
+    """Turn rows into Arrow columns; NaN becomes null."""
+    import pyarrow as pa
+
+    arrays: list[pa.Array] = []
+    for field, values in zip(schema, zip(*map(_columns_of, rows), strict=True), strict=True):
+        cleaned = map(_storable, values) if field.name in ("error", "warnings") else values
+        arrays.append(pa.array(cleaned, field.type, from_pandas=True))
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def features_to_batch(
+    rows: Sequence[Row], x: "NDArray[np.float32]", logits: "NDArray[np.float32]"
+) -> "pa.RecordBatch":
+    """Turn the features of rows into Arrow columns: x [n, 1024], logits [n, 5], stored as float16."""
+    import numpy as np
+    import pyarrow as pa
+
+    schema = features_schema(x.shape[1], logits.shape[1])
+    keys = [pa.array([getattr(row, name) for row in rows], schema.field(name).type) for name in KEY_COLUMNS]
+    halves = [
+        pa.FixedSizeListArray.from_arrays(pa.array(values.astype(np.float16).reshape(-1)), values.shape[1])
+        for values in (x, logits)
+    ]
+    return pa.RecordBatch.from_arrays([*keys, *halves], schema=schema)
+
+
+def read_footer(result: Path) -> dict[str, Any] | None:
+    """Read what a finished result says of itself; None where the path is absent or no such result."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = result / COMMON_METADATA if result.is_dir() else result
+    try:
+        with file.open("rb") as source:
+            metadata = pq.read_metadata(source).metadata or {}
+        return json.loads(metadata[FOOTER_KEY])
+    except (FileNotFoundError, pa.ArrowInvalid, KeyError, ValueError):
+        return None
+    except OSError as error:
+        if error.errno:
+            raise
+        return None  # Parquet by its first bytes, and damaged
+
+
+def footer_metadata(footer: dict[str, Any]) -> dict[bytes, bytes]:
+    """Give a footer the form of Parquet's key-value metadata."""
+    return {FOOTER_KEY: json.dumps(footer).encode()}
+
+
+def _types() -> "dict[str, pa.DataType]":
+    import pyarrow as pa
+
+    return {
+        "string": pa.string(),
+        "int32": pa.int32(),
+        "int64": pa.int64(),
+        "float": pa.float32(),
+        "double": pa.float64(),
+        "bool": pa.bool_(),
+        "timestamp": pa.timestamp("us", tz="UTC"),
+        "sha256": pa.binary(32),
+        "strings": pa.list_(pa.string()),
+    }
+
+
+def _storable(text: str | None) -> str | None:
+    """Keep a message that quotes a name which is not UTF-8 storable."""
+    return text and text.encode("utf-8", "backslashreplace").decode()

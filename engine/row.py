@@ -1,0 +1,69 @@
+"""One candidate of the archive, one row of the results: the columns that every stage shares."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+THREATS = ("gun", "knife", "wrench", "pliers", "scissors")  # SIXray's order, and the logits'
+
+Digest = bytes  # the field `bytes` hides the type's own name inside Row
+Kind = Literal["image", "container"]
+Status = Literal[
+    "ok",
+    "empty",
+    "truncated",
+    "not_an_image",
+    "unsupported",
+    "too_large",
+    "undecodable",
+    "unreadable",
+    "vanished",
+    "decoder_crash",
+    "decoder_timeout",
+    "unlistable",
+    "archive_truncated",
+]
+
+
+class ImageFault(Exception):
+    """A fault of one file or container: it becomes that candidate's row, and the scan goes on."""
+
+    def __init__(self, status: Status, message: str):
+        super().__init__(message)
+        self.status: Status = status
+
+
+@dataclass(slots=True)
+class Row:
+    """The result of one candidate; each field is the column of the same name, None is null.
+
+    Listing sets the identity (uri to offset), decode sets sha256 to warnings, scoring sets the rest.
+    """
+
+    uri: str  # absolute; a tar member is `archive.tar!folder/bag.jpg`; `%` and non-UTF-8 bytes encoded
+    kind: Kind = "image"
+    bytes: int | None = None  # size as listed
+    mtime: int | None = None  # us since the epoch, UTC: what every reader of Parquet can hold
+    offset: int | None = None  # of a tar member's data, in the decompressed stream
+    sha256: Digest | None = None  # of the whole file or member, 32 bytes
+    format: str | None = None  # jpeg, png, tiff, bmp, webp, jpeg2000
+    width: int | None = None  # pixels, as stored, before EXIF orientation
+    height: int | None = None
+    bit_depth: int | None = None  # bits a channel, as stored
+    color: str | None = None  # gray, gray+alpha, rgb, rgba, palette, cmyk
+    status: Status | None = None
+    error: str | None = None  # one sentence where status is not ok
+    warnings: str | None = None  # what the decoder tolerated
+    p_gun: float | None = None  # ungated sigmoid of the class's logit
+    p_knife: float | None = None
+    p_wrench: float | None = None
+    p_pliers: float | None = None
+    p_scissors: float | None = None
+    reconstruction_loss: float | None = None  # ||s - G(E(s))||_1, mean over dimensions
+    feature_matching_loss: float | None = None  # ||f_D(s, E(s)) - f_D(G(E(s)), E(s))||_2
+    anomaly_score: float | None = None
+    anomalous: bool | None = None  # the alarm: score at or above the operating point
+    threats: list[str] | None = None  # classes at or above their thresholds; null unless anomalous
+
+    def fail(self, fault: ImageFault) -> None:
+        """Make this the row of a fault."""
+        self.status, self.error = fault.status, str(fault)

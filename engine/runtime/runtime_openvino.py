@@ -1,0 +1,188 @@
+"""OpenVINO on the CPU: the two graphs of a bundle joined into one model with a free batch size.
+
+One such model, compiled once, gives an image the same bits whatever its batch, place and thread count
+(tests/test_engine.py); a model of fixed shape would not give those bits.
+"""
+
+import io
+import logging
+import math
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import BundleError, Refused, Stopped
+from ..machine import usable_cores
+from . import OUTPUTS, Engine, EngineFailed, NotFinite, Outputs, check_pixels, not_finite, output_shapes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
+
+DEVICE = "CPU"
+LARGEST_ACTIVATION = 1 << 26  # elements of one image's largest map
+_CONVERTER = "openvino.tools.ovc"
+
+
+def load_openvino() -> Any:
+    """Import OpenVINO without its model converter, whose import reports to its maker over the network."""
+    absent = object()
+    if "openvino" not in sys.modules and sys.modules.get(_CONVERTER, absent) is absent:
+        sys.modules[_CONVERTER] = None  # type: ignore[assignment] - Python's way to say 'not to be imported'
+        try:
+            import openvino
+        finally:
+            sys.modules.pop(_CONVERTER, None)
+    import openvino
+
+    return openvino
+
+
+def version() -> str:
+    """Version of OpenVINO, as in a cache key."""
+    return str(load_openvino().get_version())
+
+
+def build(network: bytes, bigan: bytes) -> bytes:
+    """Compile both graphs for this CPU and return what `OpenVINORunner` opens.
+
+    `network` maps pixels to x and logits, `bigan` maps x to the losses; both are verified ONNX graphs. Raises
+    BundleError where OpenVINO cannot read or run them.
+    """
+    ov = load_openvino()
+    core = ov.Core()
+    try:
+        joined = _joined(ov, core.read_model(network), core.read_model(bigan))
+        _check_activations(joined)
+        stream = core.compile_model(joined, DEVICE, _properties(usable_cores())).export_model()
+    except RuntimeError as error:
+        raise BundleError(f"OpenVINO cannot run the graphs of the bundle: {_reason(error)}") from error
+    return stream.getvalue()
+
+
+def _joined(ov: Any, network: Any, bigan: Any) -> Any:
+    """One model from pixels to all four outputs: the BiGAN reads x where the network makes it."""
+    entry = bigan.input("x")
+    features = network.output("x").get_node().input_value(0)
+    for reader in entry.get_target_inputs():
+        reader.replace_source_output(features)
+    results = [*network.get_results(), *bigan.get_results()]
+    return ov.Model(results, network.get_parameters(), "gbad")
+
+
+def _check_activations(model: Any) -> None:
+    """Bound what running the graph allocates: a small graph can ask for a large map."""
+    for node in model.get_ordered_ops():
+        for output in node.outputs():
+            shape = output.get_partial_shape()
+            if shape.rank.is_static:
+                sizes = [size.get_length() for size in shape if size.is_static]
+                if math.prod(sizes) > LARGEST_ACTIVATION:
+                    raise BundleError(
+                        f"the graph makes maps of {math.prod(sizes)} elements, which is too large"
+                    )
+
+
+def _properties(threads: int) -> dict[str, Any]:
+    return {
+        "PERFORMANCE_HINT": "LATENCY",  # one batch at a time, on all threads
+        "INFERENCE_PRECISION_HINT": "f32",  # else bf16 where the CPU has it
+        "INFERENCE_NUM_THREADS": threads,
+        "ENABLE_CPU_PINNING": False,  # decode shares these cores
+    }
+
+
+class OpenVINORunner:
+    """An open OpenVINO engine; its outputs are copies, so a batch may outlive the next."""
+
+    def __init__(self, engine: Engine, threads: int | None):
+        self.engine = engine
+        self._threads = threads or usable_cores()
+        self._request = self._open()
+
+    def _open(self) -> Any:
+        engine = self.engine
+        openvino = load_openvino()
+        try:
+            core = openvino.Core()
+            compiled = core.import_model(io.BytesIO(engine.blob), DEVICE, _properties(self._threads))
+            _check_ports(compiled, engine)
+            return compiled.create_infer_request()
+        except RuntimeError as error:
+            raise Refused(
+                f"OpenVINO cannot open {engine.description}: {_reason(error)}; empty the cache folder, or "
+                "give another with --cache-dir"
+            ) from error
+
+    def _open_again(self) -> Any:
+        """Open as before; raises Stopped: what was open once is no bad engine, so the machine has changed."""
+        try:
+            return self._open()
+        except Refused as error:
+            raise Stopped(
+                f"{self.engine.description} failed and does not open again; what is finished is kept: check "
+                "the machine's memory, then run the same command again"
+            ) from error
+
+    def __call__(self, pixels: "NDArray[np.uint8]") -> Outputs:
+        """Score pixels uint8 [n, S, S, 3]."""
+        check_pixels(self.engine, pixels)
+        try:
+            return self._scored(pixels)
+        except EngineFailed as error:
+            # once more: what does not return was the machine's, and the score that stays is the image's own
+            log.warning("%s; the batch is run again", error.what)
+        return self._scored(pixels)
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        self._request = None
+
+    def _scored(self, pixels: "NDArray[np.uint8]") -> Outputs:
+        outputs = self._infer(pixels)
+        bad = not_finite(outputs)
+        if bad.size:
+            raise NotFinite(tuple(bad.tolist()), self.engine)
+        return outputs
+
+    def _infer(self, pixels: "NDArray[np.uint8]") -> Outputs:
+        if self._request is None:
+            raise ValueError("the runner is closed")
+        try:
+            self._request.infer({"pixels": np.ascontiguousarray(pixels)}, share_inputs=True)
+        except RuntimeError as error:
+            self._request = self._open_again()  # one that has failed gives stale values the next time
+            what = f"{self.engine.description} failed on a batch of {len(pixels)} ({_reason(error)})"
+            raise EngineFailed(what, tuple(range(len(pixels)))) from error
+        return Outputs(**{name: self._request.get_tensor(name).data.copy() for name in OUTPUTS})
+
+
+def _check_ports(compiled: Any, engine: Engine) -> None:
+    """Refuse an engine whose input and outputs are not, by name, type and size, what the scan relies on."""
+    size = engine.input_size
+    wanted = {name: ("f32", shape) for name, shape in output_shapes(engine).items()}
+    found = {_name(port): _type_and_shape(port) for port in compiled.outputs}
+    inputs = {_name(port): _type_and_shape(port) for port in compiled.inputs}
+    if found != wanted or inputs != {"pixels": ("u8", (size, size, 3))}:
+        raise Refused(f"{engine.description} has the inputs {inputs} and outputs {found}: rebuild it")
+
+
+def _name(port: Any) -> str:
+    return "/".join(sorted(port.get_names()))
+
+
+def _type_and_shape(port: Any) -> tuple[str, tuple[int, ...]]:
+    """Type, and sizes after a batch dimension that must be free."""
+    batch, *sizes = port.get_partial_shape()
+    if batch.is_static or any(size.is_dynamic for size in sizes):
+        return port.get_element_type().get_type_name(), (-1,)
+    return port.get_element_type().get_type_name(), tuple(size.get_length() for size in sizes)
+
+
+def _reason(error: Exception) -> str:
+    """Say on one line what OpenVINO says on several, without its source files."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
+    return "; ".join(told)[:300] or type(error).__name__

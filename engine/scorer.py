@@ -1,0 +1,164 @@
+"""From pixels to decisions: the model, its engine and its operating point, opened together."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..export import engine_for
+from .bundle import DEMO_SENTENCE, Bundle, default_bundle_path, operating_point
+from .errors import Refused, Stopped
+from .model.decision import Decision
+from .progress import Progress
+from .row import THREATS, ImageFault, Row
+from .runtime import EngineFailed, Outputs, Runner, open_engine
+from .settings import ScanSettings
+
+Pixels = NDArray[np.uint8]  # [S, S, 3] RGB
+
+MID_GRAY = 128  # an image that every engine can score
+IDLE_ROWS = 1024  # rows without pixels that wait for a batch at most
+
+
+@dataclass
+class Batch:
+    """Rows that travel together; `images` are those of them that have pixels."""
+
+    rows: list[Row] = field(default_factory=list)
+    images: list[Row] = field(default_factory=list)
+    pixels: list[Pixels] = field(default_factory=list)  # one an image, dropped once scored
+    outputs: Outputs | None = None  # None until scored, and where no row has pixels
+
+
+def batches(decoded: Iterable[tuple[Row, Pixels | None]], size: int) -> Iterator[Batch]:
+    """Gather images into batches of `size`; rows without pixels travel along."""
+    batch = Batch()
+    for row, pixels in decoded:
+        batch.rows.append(row)
+        if pixels is not None:
+            batch.images.append(row)
+            batch.pixels.append(pixels)
+        if len(batch.images) == size or len(batch.rows) == size + IDLE_ROWS:
+            yield batch
+            batch = Batch()
+    if batch.rows:
+        yield batch
+
+
+class Scorer:
+    """Scores batches with one model on one device; a context manager.
+
+    Raises Refused where the bundle, the engine or the operating point is not to be had as asked.
+    """
+
+    def __init__(self, settings: ScanSettings, threads: int, progress: Progress):
+        self.bundle = Bundle.read(settings.model or default_bundle_path())
+        self.engine = engine_for(
+            self.bundle,
+            device=settings.device,
+            engine=settings.engine,
+            precision=settings.precision,
+            cache_dir=settings.cache_dir,
+            threads=threads,
+        )
+        self.point = operating_point(
+            self.bundle, self.engine.precision, settings.decision, settings.pfa, settings.threshold
+        )
+        self.input_size = self.bundle.manifest.architecture.input_size
+        self._decision = Decision.from_tensors(self.point.decision, self.bundle.tensors())
+        self._class_thresholds = np.asarray(self.point.class_thresholds, np.float32)
+        self._progress = progress
+        self._threads = threads
+        self.runner: Runner = open_engine(self.engine, threads)
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Compute losses, class scores and decisions of the images of a batch, into their rows."""
+        if batch.images:
+            with self._progress.timed("infer"):
+                batch.outputs = self._infer(batch)
+        if batch.outputs:
+            with self._progress.timed("decide"):
+                self._decide(batch.images, batch.outputs)
+        batch.pixels.clear()
+        return batch
+
+    def close(self) -> None:
+        """Free what the engine holds."""
+        self.runner.close()
+
+    def __enter__(self) -> "Scorer":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def introduction(self) -> str:
+        """Say at the start which model runs on what, how far from FP32, and what it is not for."""
+        manifest, engine = self.bundle.manifest, self.engine
+        words = [f"model {manifest.name} ({self.bundle.hash[:12]}), {engine.description}"]
+        words += [str(engine.parity)] if engine.parity else []
+        words += [DEMO_SENTENCE] if manifest.demo else []
+        return "; ".join(words)
+
+    def description(self) -> dict[str, Any]:
+        """Say for the footer which model, backend and decision the rows come from."""
+        manifest = self.bundle.manifest
+        return {
+            "bundle": manifest.name,
+            "bundle_hash": self.bundle.hash,
+            "demo": manifest.demo,
+            "use": DEMO_SENTENCE if manifest.demo else None,
+            "backend": self.engine.backend,
+            "backend_version": self.engine.version,
+            "device": self.engine.device,
+            "precision": self.engine.precision,
+            "operating_point": asdict(self.point),
+        }
+
+    def _infer(self, batch: Batch) -> Outputs | None:
+        """Run the networks; an image that alone, on a fresh runner, fails again gets a row of its own."""
+        try:
+            return self.runner(np.stack(batch.pixels))
+        except EngineFailed as error:
+            if self._fails_alone(np.full_like(batch.pixels[0], MID_GRAY)):
+                raise  # it takes no image of the archive
+            for position in reversed(error.positions):
+                if self._fails_alone(batch.pixels[position]):
+                    fault = ImageFault("decoder_crash", "the networks fail on it, alone and again")
+                    batch.images.pop(position).fail(fault)
+                    del batch.pixels[position]
+        return self.runner(np.stack(batch.pixels)) if batch.pixels else None
+
+    def _fails_alone(self, pixels: Pixels) -> bool:
+        try:
+            fresh = open_engine(self.engine, self._threads)
+        except Refused as error:  # it was open before: the machine has changed, no setting is wrong
+            raise Stopped(f"no second engine opens ({error}); run the same command again") from error
+        with closing(fresh):
+            try:
+                fresh(pixels[None])
+            except EngineFailed:
+                return True
+        return False
+
+    def _decide(self, images: list[Row], outputs: Outputs) -> None:
+        losses = outputs.reconstruction_loss, outputs.feature_matching_loss
+        scores = self._decision.score(*losses, outputs.logits).tolist()
+        probabilities = sigmoid(outputs.logits)
+        over = probabilities >= self._class_thresholds
+        for i, row in enumerate(images):
+            row.p_gun, row.p_knife, row.p_wrench, row.p_pliers, row.p_scissors = probabilities[i].tolist()
+            row.reconstruction_loss = float(losses[0][i])
+            row.feature_matching_loss = float(losses[1][i])
+            row.anomaly_score = scores[i]
+            row.anomalous = scores[i] >= self.point.threshold
+            if row.anomalous:
+                row.threats = [threat for threat, is_over in zip(THREATS, over[i], strict=True) if is_over]
+
+
+def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Probabilities [n, 5] float32 of logits [n, 5]; in float64, where no such exponential overflows."""
+    return (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)

@@ -1,0 +1,109 @@
+"""Whose fault an OSError is: the file's, which is a row, or the machine's, which stops the scan."""
+
+import errno
+import os
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import TypeVar
+
+from ..row import Status
+
+T = TypeVar("T")
+
+DELAYS_S = (0.1, 0.5, 2.0)  # waits before a call that met a fault of the machine is tried again
+
+_OF_THE_FILE: dict[int, Status] = {
+    errno.ENOENT: "vanished",
+    errno.ENOTDIR: "vanished",
+    errno.EACCES: "unreadable",
+    errno.EPERM: "unreadable",
+    errno.ELOOP: "unreadable",
+    errno.EISDIR: "unreadable",
+    errno.ENXIO: "unreadable",
+    errno.ENAMETOOLONG: "unreadable",
+    errno.EOVERFLOW: "unreadable",
+}
+_EXHAUSTED = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.ENOBUFS, errno.EAGAIN}
+)
+_PROBES = 16  # neighbours that are asked whether the disk still answers
+
+
+def status_of(error: OSError) -> Status | None:
+    """Return the status of the row that an error makes, or None where the machine is at fault.
+
+    An error number that is not known to be the file's counts as the machine's: no row is invented.
+    """
+    return _OF_THE_FILE.get(error.errno or 0)
+
+
+def reason_of(error: OSError) -> str:
+    """Say what went wrong in the system's own words, without the file's name."""
+    return os.strerror(error.errno) if error.errno else str(error)
+
+
+def patiently(action: Callable[[], T]) -> T:
+    """Call `action`; where the machine is at fault or has no memory left, again after each of DELAYS_S.
+
+    Raises the OSError of the file at once, what the machine raises after the last try.
+    """
+    for delay in DELAYS_S:
+        try:
+            return action()
+        except OSError as error:
+            if status_of(error):
+                raise
+        except MemoryError:
+            pass  # other threads may give theirs back
+        time.sleep(delay)
+    return action()
+
+
+def only_this_one(error: OSError, path: bytes) -> bool:
+    """Tell whether a lasting I/O error is one file's own: another file near it still reads.
+
+    Files of the same folder are asked; where there is none, those one folder further up and beside.
+    """
+    if error.errno in _EXHAUSTED:
+        return False
+    return any(reads(other) for other in islice(_neighbours(path), _PROBES))
+
+
+def reads(path: bytes) -> bool:
+    """Tell whether the first byte of a regular file comes from its disk, not from the page cache."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        os.posix_fadvise(fd, 0, 4096, os.POSIX_FADV_DONTNEED)
+        return len(os.read(fd, 1)) == 1
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def _neighbours(path: bytes) -> Iterator[bytes]:
+    folder = os.path.dirname(path)
+    found = False
+    for entry in _entries(folder):
+        if entry.path != path and entry.is_file(follow_symlinks=False):
+            found = True
+            yield entry.path
+    if found:
+        return
+    for entry in _entries(os.path.dirname(folder)):
+        if entry.is_file(follow_symlinks=False):
+            yield entry.path
+        elif entry.path != folder and entry.is_dir(follow_symlinks=False):
+            yield from (e.path for e in _entries(entry.path) if e.is_file(follow_symlinks=False))
+
+
+def _entries(folder: bytes) -> Iterator[os.DirEntry[bytes]]:
+    try:
+        with os.scandir(folder) as entries:
+            yield from entries
+    except OSError:
+        return

@@ -1,0 +1,170 @@
+"""What a finished scan says of itself, counted from the rows as they are stored."""
+
+import os
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from .bundle import DEMO_SENTENCE
+from .progress import Progress
+from .results import Session
+from .results.parts import files_of, read_parquet
+from .row import THREATS
+from .scorer import Scorer
+from .settings import ScanSettings
+from .sources import Tally
+
+MOST_ANOMALOUS = 5
+COLUMNS = (
+    "uri",
+    "kind",
+    "status",
+    *(f"p_{threat}" for threat in THREATS),
+    "anomaly_score",
+    "anomalous",
+    "threats",
+)
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """One image of the short table of the most anomalous."""
+
+    uri: str
+    anomaly_score: float
+    anomalous: bool
+    threats: list[str]
+
+
+@dataclass
+class Summary:
+    """The figures at the end of a scan; counts are over the whole result, also what earlier runs did."""
+
+    out: str
+    images: int = 0
+    containers: int = 0  # folders and archives that could not be listed to their end
+    ok: int = 0
+    failed: dict[str, int] = field(default_factory=dict)  # by status
+    alarms: int = 0
+    alarms_by_class: dict[str, int] = field(default_factory=dict)  # one image may count for several
+    suppressed: int = 0  # over a class threshold, yet no alarm
+    gone: int = 0  # rows of an earlier run whose candidate is no longer there
+    replaced: int = 0  # rows of an earlier run whose file has changed
+    duplicates: int = 0  # paths reached twice
+    other_files: dict[str, int] = field(default_factory=dict)  # no candidates, by extension or reason
+    scanned_now: int = 0  # rows that this run wrote
+    seconds: float = 0.0  # of this run, start-up apart
+    startup_seconds: float = 0.0
+    images_per_second: float = 0.0
+    stage_seconds: dict[str, float] = field(default_factory=dict)  # busy, summed over threads
+    model: str = ""
+    demo: bool = False
+    decision: str = ""
+    backend: str = ""
+    precision: str = ""
+    threshold: float = 0.0
+    pfa: float | None = None
+    notes: list[str] = field(default_factory=list)
+    most_anomalous: list[Suspicion] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """0 where every candidate has a result, 3 where some failed."""
+        return 3 if self.failed else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the figures by name."""
+        use = DEMO_SENTENCE if self.demo else None
+        return asdict(self) | {"use": use, "exit_code": self.exit_code}
+
+
+def summarize(
+    settings: ScanSettings, session: Session, scorer: Scorer, progress: Progress, tally: Tally
+) -> Summary:
+    """Sum up a finished scan from its stored rows and this run's counts."""
+    report, point, out = session.finished, scorer.point, settings.out
+    assert report is not None
+    assert out is not None
+    seconds = progress.elapsed()
+    summary = Summary(
+        out=os.path.abspath(out),  # noqa: PTH100 - keeps links
+        gone=report.gone,
+        replaced=report.replaced,
+        duplicates=session.ledger.duplicates,
+        other_files=dict(tally.skipped.most_common()),
+        scanned_now=progress.done,
+        seconds=seconds,
+        startup_seconds=progress.startup_seconds,
+        images_per_second=progress.done / seconds,
+        stage_seconds=dict(progress.seconds),
+        model=f"{scorer.bundle.manifest.name} ({scorer.bundle.hash[:12]})",
+        demo=scorer.bundle.manifest.demo,
+        decision=point.decision,
+        backend=scorer.engine.backend,
+        precision=scorer.engine.precision,
+        threshold=point.threshold,
+        pfa=None if settings.threshold is not None else point.pfa,
+        notes=_notes(scorer),
+    )
+    _count_rows(summary, out, list(point.class_thresholds))
+    return summary
+
+
+def _notes(scorer: Scorer) -> list[str]:
+    point, notes = scorer.point, []
+    if not point.supported:
+        notes.append(f"calibration held too few benign images to support PFA {point.pfa:.3g}")
+    if point.precision != scorer.engine.precision:
+        notes.append(f"the operating point is that of {point.precision}: this precision has none of its own")
+    return notes
+
+
+def _count_rows(summary: Summary, out: Path, class_thresholds: list[float]) -> None:
+    """Fill in what the stored rows say; reads them in batches."""
+    failed: Counter[str] = Counter()
+    by_class: Counter[str] = Counter()
+    worst: list[Suspicion] = []
+    batches = (batch for file in files_of(out) for batch in read_parquet(file, list(COLUMNS)))
+    for batch in batches:  # files by their handles: Arrow takes no path that is not UTF-8
+        summary.containers += batch["kind"].to_pylist().count("container")
+        failed.update(batch["status"].to_pylist())
+        for threats in batch["threats"].to_pylist():
+            by_class.update(threats or ())
+        summary.alarms += batch["anomalous"].to_pylist().count(True)
+        summary.suppressed += _suppressed(batch, class_thresholds)
+        worst = _worst(worst, batch)
+    summary.ok = failed.pop("ok", 0)
+    summary.failed = dict(failed.most_common())
+    summary.images = summary.ok + failed.total() - summary.containers
+    summary.alarms_by_class = {threat: by_class[threat] for threat in THREATS}
+    summary.most_anomalous = worst
+
+
+def _suppressed(batch: Any, class_thresholds: list[float]) -> int:
+    import pyarrow as pa
+
+    pc: Any = import_module("pyarrow.compute")  # its functions are made at run time, unknown to checkers
+
+    over = None
+    for threat, threshold in zip(THREATS, class_thresholds, strict=True):
+        this = pc.greater_equal(batch[f"p_{threat}"], pa.scalar(threshold, pa.float32()))  # as it was scored
+        over = this if over is None else pc.or_(over, this)
+    return pc.sum(pc.and_(over, pc.invert(batch["anomalous"]))).as_py() or 0
+
+
+def _worst(worst: list[Suspicion], batch: Any) -> list[Suspicion]:
+    import pyarrow as pa
+
+    pc: Any = import_module("pyarrow.compute")  # its functions are made at run time, unknown to checkers
+
+    table = pa.Table.from_batches([batch])
+    order = pc.select_k_unstable(table, MOST_ANOMALOUS, sort_keys=[("anomaly_score", "descending")])
+    rows = table.take(order).to_pylist()
+    fresh = [
+        Suspicion(r["uri"], r["anomaly_score"], r["anomalous"], r["threats"] or [])
+        for r in rows
+        if r["anomaly_score"] is not None
+    ]
+    return sorted([*worst, *fresh], key=lambda s: -s.anomaly_score)[:MOST_ANOMALOUS]

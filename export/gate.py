@@ -1,0 +1,120 @@
+"""The parity gate: an engine is used only where it agrees with FP32 on the images of its bundle."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..engine.bundle import Bundle, Gate, operating_point
+from ..engine.decode import DecodeLimits, Decoder
+from ..engine.errors import BundleError, Refused
+from ..engine.machine import cpu_flags, cpu_model
+from ..engine.model.decision import Decision
+from ..engine.row import Row
+from ..engine.runtime import Engine, Outputs, Parity, Runner
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BATCH = 16  # images; no score depends on it
+LOSSES = ("reconstruction_loss", "feature_matching_loss")
+
+
+def pass_gate(bundle: Bundle, runner: Runner) -> Parity:
+    """Score the gate images and compare with the bundle's FP32 values.
+
+    Raises Refused where a difference exceeds the bundle's tolerance, BundleError where an image is no use.
+    """
+    found, expected = _scored(bundle, runner), bundle.gate()
+    spread = bundle.manifest.benign_score_std
+    scores = {name: _scores(bundle, name, found, expected) for name in bundle.manifest.decisions}
+    flips: dict[str, float] = {}
+    for name, (got, wanted) in scores.items():
+        flips |= _flips(bundle, runner.engine.precision, name, got, wanted)
+    parity = Parity(
+        images=len(expected.names),
+        loss_rel_max=max(_relative(getattr(found, loss), getattr(expected, loss)) for loss in LOSSES),
+        score_max={n: float(np.abs(got - wanted).max()) / spread[n] for n, (got, wanted) in scores.items()},
+        flips=flips,
+        cpu=cpu_model(),
+        cpu_flags=tuple(sorted(cpu_flags())),
+        versions={runner.engine.backend: runner.engine.version, "numpy": np.__version__},
+    )
+    _check(bundle, runner.engine, parity)
+    return parity
+
+
+def _scored(bundle: Bundle, runner: Runner) -> Outputs:
+    """Give the outputs of all gate images, in their order."""
+    parts = [runner(pixels) for pixels in _batches(bundle)]
+    if not parts:
+        raise BundleError(f"the bundle {bundle.path} has no gate image: nothing can be compared")
+    names = Outputs.__dataclass_fields__
+    return Outputs(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+
+
+def _batches(bundle: Bundle) -> "Iterator[NDArray[np.uint8]]":
+    gate = bundle.gate()
+    decode = Decoder(bundle.manifest.architecture.input_size, DecodeLimits())
+    for start in range(0, len(gate.names), BATCH):
+        yield np.stack(
+            [_pixels(bundle, gate, decode, i) for i in range(len(gate.names))[start : start + BATCH]]
+        )
+
+
+def _pixels(bundle: Bundle, gate: Gate, decode: Decoder, i: int) -> "NDArray[np.uint8]":
+    """Pixels [S, S, 3] of a gate image, by the decoder of the scan; at the input size nothing is resized."""
+    row = Row(uri=gate.names[i])
+    pixels = decode(row, gate.images[i])
+    size = bundle.manifest.architecture.input_size
+    if pixels is None or (row.width, row.height) != (size, size):
+        reason = row.error or f"it has {row.width} x {row.height} pixels and must have {size} x {size}"
+        raise BundleError(f"the gate image {row.uri} of the bundle {bundle.path} cannot be used: {reason}")
+    return pixels
+
+
+def _scores(
+    bundle: Bundle, name: str, found: Outputs, expected: Gate
+) -> "tuple[NDArray[np.float64], NDArray[np.float64]]":
+    """Scores [n] of the engine and of FP32, by the same arithmetic."""
+    decision = Decision.from_tensors(name, bundle.tensors())
+    got, wanted = (
+        decision.score(each.reconstruction_loss, each.feature_matching_loss, each.logits)
+        for each in (found, expected)
+    )
+    return got, wanted
+
+
+def _flips(
+    bundle: Bundle,
+    precision: str,
+    name: str,
+    got: "NDArray[np.float64]",
+    wanted: "NDArray[np.float64]",
+) -> dict[str, float]:
+    """Share of alarms that differ at each operating point: the engine's own thresholds against FP32's."""
+    shares = {}
+    for point in bundle.manifest.operating_points["fp32"][name]:
+        own = operating_point(bundle, precision, name, pfa=point.pfa)
+        differ = (got >= own.threshold) != (wanted >= point.threshold)
+        shares[f"{name} at PFA {point.pfa:g}"] = float(differ.mean())
+    return shares
+
+
+def _relative(got: "NDArray[np.float32]", wanted: "NDArray[np.float64]") -> float:
+    return float((np.abs(got - wanted) / np.maximum(np.abs(wanted), 1e-12)).max())
+
+
+def _check(bundle: Bundle, engine: Engine, parity: Parity) -> None:
+    tolerance = bundle.manifest.tolerance
+    measured = (
+        ("the relative difference of a loss", parity.loss_rel_max, tolerance.loss_rel),
+        ("the difference of a score in standard deviations", max(parity.score_max.values()), tolerance.score),
+        ("the share of flipped decisions", max(parity.flips.values()), tolerance.flips),
+    )
+    for what, value, most in measured:
+        if not value <= most:
+            raise Refused(
+                f"{engine.description} does not agree with FP32 on the gate images of {bundle.path}: {what} "
+                f"is {value:.2g} and may be {most:.2g}; use --precision fp32, or another machine or bundle"
+            )

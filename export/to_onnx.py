@@ -1,0 +1,129 @@
+"""From the torch model to the two graphs of a bundle, checked against torch before they are handed out.
+
+Only operators of the standard ONNX domain, one self-contained file each, arithmetic in float32. Weights that
+float16 holds exactly are stored so and cast when the graph is loaded: half the bytes, not one bit changed.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxscript.optimizer
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+from torch import Tensor, nn
+
+from ..engine.errors import Stopped
+from ..engine.model.gbad import GBAD
+
+OPSET = 20
+LARGEST_BATCH = 1024  # that the graphs are traced for; nothing in them depends on it
+TOLERANCE = 1e-4  # relative to the largest value of an output, graph against torch
+WORTH_HALVING = 64  # elements: below that a cast costs more than it saves
+
+
+def export_graphs(model: GBAD) -> tuple[bytes, bytes]:
+    """Return network.onnx (uint8 `pixels` [N, S, S, 3] -> `x` [N, 1024], `logits` [N, 5]) and bigan.onnx.
+
+    bigan.onnx maps `x` to `reconstruction_loss` [N] and `feature_matching_loss` [N]. The model is put into
+    evaluation mode. Raises Stopped where a graph does not agree with torch.
+    """
+    model.eval()
+    size, features = model.architecture.input_size, model.architecture.features
+    pixels = _sample_pixels(size)
+    with torch.no_grad():
+        x, _ = model.features(pixels)
+        network = _export(_Features(model), pixels, "pixels", ("x", "logits"))
+        bigan = _export(model.bigan, x, "x", ("reconstruction_loss", "feature_matching_loss"))
+        assert x.shape[1] == features
+        _check(bigan, model.bigan, x, "bigan.onnx")
+        _check(network, _Features(model), pixels[:1], "network.onnx")
+    return network, bigan
+
+
+class _Features(nn.Module):
+    """The network's part of the model, with the normalization of pixels inside."""
+
+    def __init__(self, model: GBAD):
+        super().__init__()
+        self.model = model
+        self.eval()
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        return self.model.features(pixels)
+
+
+def _sample_pixels(size: int) -> Tensor:
+    """Two smooth pictures of uint8 [2, size, size, 3]; tracing and the check need no more."""
+    lines = torch.arange(size) / size
+    waves = torch.stack(
+        [torch.outer(torch.sin(7 * lines * k), torch.cos(5 * lines * k)) for k in range(1, 7)]
+    )
+    return ((waves + 1) * 127).reshape(2, 3, size, size).permute(0, 2, 3, 1).to(torch.uint8).contiguous()
+
+
+def _export(module: nn.Module, sample: Tensor, name: str, outputs: Sequence[str]) -> bytes:
+    program = torch.onnx.export(
+        module,
+        (sample,),
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH)},),
+        input_names=[name],
+        output_names=list(outputs),
+        opset_version=OPSET,
+        # the exporter's own optimization folds batch norms, and a folded weight is no float16 value any more
+        optimize=False,
+        verbose=False,
+    )
+    assert program is not None
+    onnxscript.optimizer.fold_constants(program.model)
+    onnxscript.optimizer.remove_unused_nodes(program.model)
+    proto = program.model_proto
+    _halve(proto)
+    _strip(proto)
+    onnx.checker.check_model(proto, full_check=True)
+    return proto.SerializeToString(deterministic=True)
+
+
+def _halve(proto: onnx.ModelProto) -> None:
+    """Store as float16, with a cast, each float32 weight that float16 holds exactly."""
+    casts = []
+    for tensor in proto.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        half = array.astype(np.float16) if array.dtype == np.float32 else array
+        if array.dtype != np.float32 or array.size < WORTH_HALVING or not np.array_equal(half, array):
+            continue
+        name = tensor.name
+        tensor.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
+        casts.append(helper.make_node("Cast", [f"{name}.half"], [name], f"{name}.cast", to=TensorProto.FLOAT))
+    nodes = [*casts, *proto.graph.node]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+
+
+def _strip(proto: onnx.ModelProto) -> None:
+    """Drop traces of the exporting machine (stack traces, paths) and inferred shapes."""
+    del proto.graph.value_info[:]
+    del proto.metadata_props[:]
+    graph: Any = proto.graph
+    for part in [graph, *graph.node, *graph.input, *graph.output, *graph.initializer]:
+        del part.metadata_props[:]
+        part.doc_string = ""
+
+
+def _check(graph: bytes, module: nn.Module, sample: Tensor, name: str) -> None:
+    """Compare a graph with torch by ONNX's own reference evaluator."""
+    found = ReferenceEvaluator(onnx.load_from_string(graph)).run(None, {_input_name(graph): sample.numpy()})
+    for got, wanted in zip(found, module(sample), strict=True):
+        reference = wanted.numpy()
+        difference = np.abs(np.asarray(got) - reference).max() / max(np.abs(reference).max(), 1e-6)
+        if not difference <= TOLERANCE:
+            raise Stopped(
+                f"{name} differs from the weights that it was made from by {difference:.1e} (relative)."
+            )
+
+
+def _input_name(graph: bytes) -> str:
+    return onnx.load_from_string(graph).graph.input[0].name

@@ -1,0 +1,71 @@
+"""Commands in the foreground: whatever goes wrong is one sentence and an exit code, never a traceback."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROGRAM = str(Path(sys.executable).with_name("gbad-batch"))
+
+
+def run(*arguments: str, cwd: Path, **options: Any) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [PROGRAM, *arguments], cwd=cwd, stderr=subprocess.PIPE, text=True, timeout=120, **options
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["synth", "file/deep", "--count", "2"], 1),
+        (["synth", "file", "--count", "2"], 2),
+        (["synth", "full", "--count", "2"], 2),
+        (["demo", "file", "--count", "2"], 1),
+        (["synth", "x" * 300, "--count", "2"], 1),
+        (["synth", "new", "--count", "0"], 2),
+        (["synth", "new", "--seed", "-1"], 2),
+        (["doctor", "--model", "absent"], 1),
+        (["doctor", "--model", "file"], 1),
+        (["doctor", "--model", "full"], 1),
+        (["doctor", "--device", "bogus"], 1),
+        (["doctor", "--cache-dir", "file"], 0),
+        (["scan", "file", "--out", "/"], 2),
+        (["train", "absent", "--out", "bundle"], 2),
+        (["train", "full", "--out", "bundle", "--backbone", "hf-hub:someone/else"], 2),
+        (["train", "full", "--out", "full"], 2),
+    ],
+)
+def test_what_cannot_be_is_a_sentence(tmp_path: Path, arguments: list[str], code: int) -> None:
+    (tmp_path / "file").write_text("{")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "bundle.json").write_text("{")
+    done = run(*arguments, cwd=tmp_path, stdout=subprocess.PIPE)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") <= 4
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "full"}
+
+
+@pytest.mark.parametrize(
+    "arguments", [["doctor"], ["doctor", "--json"], ["synth", "new", "--count", "2"], ["scan", "--help"]]
+)
+def test_an_output_that_takes_nothing_is_told(tmp_path: Path, arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = run(*arguments, cwd=tmp_path, stdout=full)
+    assert done.returncode == 1
+    assert done.stderr == "gbad-batch: the output cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize("command", ["synth", "demo"])
+def test_an_interrupt_is_its_code(tmp_path: Path, command: str) -> None:
+    line = [PROGRAM, command, "new", "--count", "100000"]
+    process = subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    while not list(tmp_path.rglob("*.jpg")) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout, stderr) == (130, "", "gbad-batch: stopped as asked\n")

@@ -1,0 +1,85 @@
+"""Imports stay light: what a command does not need is not loaded."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gbad_batch.engine
+from gbad_batch.engine.bundle import Bundle
+
+TRAINING = {"nncf", "onnx", "onnxscript", "pandas", "ray", "scipy", "sklearn", "timm", "torch", "torchvision"}
+HEAVY = TRAINING | {
+    *("cykooz", "numpy", "nvidia", "openvino", "PIL", "pyarrow", "rich", "safetensors", "simplejpeg"),
+    *("tensorrt", "triton"),
+}
+
+HELP = """
+from click.testing import CliRunner
+from gbad_batch.engine.cli import main
+said = CliRunner().invoke(main, {words})
+assert said.exit_code == 0, said.output
+"""
+SCAN = """
+from pathlib import Path
+from gbad_batch.engine import Scan, ScanSettings
+rows = list(Scan(ScanSettings(sources=({folder!r},), model=Path({model!r}), threads=1)).rows())
+assert [row.status for row in rows] == ["ok"], rows
+"""
+
+
+def _loaded_by(code: str) -> set[str]:
+    """Run `code` in a fresh interpreter and name the top-level modules that it has loaded."""
+    ending = "\nimport json, sys\nprint(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    ran = subprocess.run([sys.executable, "-c", code + ending], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    return set(json.loads(ran.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import gbad_batch.engine",
+        "import gbad_batch.export",
+        "import gbad_batch.kernels",
+        "import gbad_batch.engine.model",
+        "import gbad_batch.engine.cli",
+        "from gbad_batch.engine import GbadError, Row, ScanSettings",
+        HELP.format(words=["--help"]),
+        HELP.format(words=["--version"]),
+        HELP.format(words=["scan", "--help"]),
+        HELP.format(words=["synth", "--help"]),
+        HELP.format(words=["doctor", "--help"]),
+    ],
+)
+def test_nothing_heavy_is_loaded(code: str) -> None:
+    assert _loaded_by(code) & HEAVY == set()
+
+
+def test_a_scan_on_the_cpu_loads_no_training_package(tmp_path: Path, tiny_bundle: Bundle) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (80, 60), "white").save(tmp_path / "bag.png")
+    loaded = _loaded_by(SCAN.format(folder=str(tmp_path), model=str(tiny_bundle.path)))
+    assert "openvino" in loaded
+    assert loaded & TRAINING == set()
+
+
+@pytest.mark.parametrize("name", gbad_batch.engine.__all__)
+def test_public_names_resolve(name: str) -> None:
+    assert getattr(gbad_batch.engine, name).__name__ == name
+
+
+def test_an_unknown_public_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no_such_name"):
+        gbad_batch.engine.no_such_name  # noqa: B018
+
+
+@pytest.mark.parametrize("folder", ["engine", "export", "kernels"])
+def test_a_copy_under_the_folder_name_is_refused(folder: str) -> None:
+    root = Path(__file__).parents[1]
+    ran = subprocess.run([sys.executable, "-c", f"import {folder}"], cwd=root, capture_output=True, text=True)
+    assert ran.returncode != 0
+    assert "ImportError" in ran.stderr
