@@ -38,7 +38,9 @@ def _scan(settings: ScanSettings, *, quiet: bool, as_json: bool) -> int:
     except GbadError as error:
         tell(str(error))
         return 128 + signals[0] if signals else error.exit_code
-    except (MemoryError, OSError, ImportError) as error:
+    except (MemoryError, OSError, ImportError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "start new thread" not in str(error):
+            raise
         tell(
             f"this machine failed the scan: {_fault(error)}; what is finished is kept, run the command again"
         )
@@ -48,7 +50,7 @@ def _scan(settings: ScanSettings, *, quiet: bool, as_json: bool) -> int:
     return summary.exit_code
 
 
-def _fault(error: MemoryError | OSError | ImportError) -> str:
+def _fault(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "there is no memory left for it, or a limit (ulimit -v) is too low"
     return " ".join(str(error).split())  # of an import: a library that finds no memory to be loaded to

@@ -677,3 +677,39 @@ def test_real_pictures_against_pillow() -> None:
         means.append(difference.mean())
     assert means
     assert np.mean(means) < 0.2
+
+
+STARVED = """
+import collections, os, resource, sys
+from pathlib import Path
+from gbad_batch.engine.decode import Decoder, DecodeLimits
+from gbad_batch.engine.row import Row
+from gbad_batch.engine.sources import faults
+
+faults.DELAYS_S = ()
+blob = Path(sys.argv[1]).read_bytes()
+said = collections.Counter()
+decode = Decoder(256, DecodeLimits())
+for megabytes in range(0, 160, 5):
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (now + (megabytes << 20), resource.RLIM_INFINITY))
+    row = Row("x")
+    try:
+        decode(row, blob)
+    except MemoryError:
+        row.status = "MemoryError"
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    said[f"{row.status} {row.error} {row.warnings}"] += 1
+print(sorted(said))
+"""
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "BMP"])  # libtiff aborts: the supervisor's matter
+def test_an_image_that_finds_no_memory_is_no_bad_image(form: str, tmp_path: Path) -> None:
+    """At each of these limits, from none to plenty, another step of the decoder is the first to fail."""
+    path = tmp_path / "image"
+    noise = np.random.default_rng(3).integers(0, 256, (150, 200, 3), np.uint8)
+    Image.fromarray(noise.repeat(12, 0).repeat(12, 1)).save(path, form)
+    command = [sys.executable, "-c", STARVED, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "['MemoryError None None', 'ok None None']\n"

@@ -23,7 +23,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -42,6 +42,8 @@ from .stream import DecodeLimits, Layout, Stream
 __all__ = ["DecodeLimits", "Decoder"]
 
 PIXELS_IN_FLIGHT = 64_000_000  # over all threads of a decoder, or one image of max_pixels
+ROOM_BYTES = 64 << 20  # that a decoder may take for itself, and
+ROOM_BYTES_A_PIXEL = 16  # for each pixel: 16-bit RGBA as stored, and once more while it is decoded
 
 
 class Decoder:
@@ -53,7 +55,8 @@ class Decoder:
         self._budget = PixelBudget(max(PIXELS_IN_FLIGHT, limits.max_pixels))
         self._resize = Resizer(input_size)
         self._own = threading.local()
-        _native()  # a broken installation stops here, not as a row of each image
+        import_module("simplejpeg")  # a broken installation stops here, not as a row of each image
+        _native()
 
     def __call__(self, row: Row, blob: bytes) -> npt.NDArray[np.uint8] | None:
         """Decode one file to RGB pixels [input_size, input_size, 3]; None is a bad image.
@@ -79,25 +82,36 @@ class Decoder:
         return None
 
     def _pixels(self, row: Row, stream: Stream) -> npt.NDArray[np.uint8]:
+        """Decode and resize; a failure counts once it comes again, alone and with room known to be free.
+
+        Native decoders do not tell memory that they did not get from data that make no sense.
+        """
         assert row.width is not None
         assert row.height is not None
-        with self._budget.hold(row.width * row.height):
-            if row.format == "jpeg":
-                stored = _decode_jpeg(row, stream, row.width, row.height)
-            else:
-                stored = self._decode_other(stream, row.width, row.height)
-            resized = self._resize(_flatten(stored, stream))
+        pixels = row.width * row.height
+        with self._budget.hold(pixels), suppress(Exception):
+            return self._decoded(row, stream, row.width, row.height)
+        with self._budget.hold(self._budget.capacity):
+            _check_room(pixels)
+            try:
+                return self._decoded(row, stream, row.width, row.height)
+            except Exception:
+                _check_room(pixels)
+                raise
+
+    def _decoded(self, row: Row, stream: Stream, width: int, height: int) -> npt.NDArray[np.uint8]:
+        if row.format == "jpeg":
+            stored = _decode_jpeg(row, stream, width, height)
+        else:
+            stored = self._decode_other(stream, width, height)
+        resized = self._resize(_flatten(stored, stream))
         return np.repeat(_to_8_bits(resized, stream.depth), 3 // resized.shape[2], axis=2)
 
     def _decode_other(self, stream: Stream, width: int, height: int) -> Pixels:
         """Decode by nvImageCodec into [height, width, C] as stored, C as the layout says."""
         nvimgcodec = _native()
         if not hasattr(self._own, "decoder"):  # shared between threads, it corrupts images in silence
-            self._own.decoder = nvimgcodec.Decoder(
-                device_id=nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY,
-                max_num_cpu_threads=1,
-                backends=[nvimgcodec.Backend(nvimgcodec.CPU_ONLY)],
-            )
+            self._own.decoder = _new_decoder(nvimgcodec)
         code = nvimgcodec.CodeStream(stream.data)
         if (code.width, code.height) != (width, height):
             raise ImageFault("undecodable", f"the decoder sees {code.width} x {code.height} pixels")
@@ -131,7 +145,7 @@ class PixelBudget:
     """Bounds the pixels in flight over all threads; whoever waits is served in turn."""
 
     def __init__(self, capacity: int):
-        self._capacity = capacity
+        self.capacity = capacity
         self._held = 0
         self._turn = threading.Lock()
         self._changed = threading.Condition()
@@ -140,7 +154,7 @@ class PixelBudget:
     def hold(self, pixels: int) -> Iterator[None]:
         """Hold room for so many pixels; one image alone always finds room."""
         with self._turn, self._changed:
-            self._changed.wait_for(lambda: not self._held or self._held + pixels <= self._capacity)
+            self._changed.wait_for(lambda: not self._held or self._held + pixels <= self.capacity)
             self._held += pixels
         try:
             yield
@@ -148,6 +162,23 @@ class PixelBudget:
             with self._changed:
                 self._held -= pixels
                 self._changed.notify()
+
+
+def _check_room(pixels: int) -> None:
+    """Raise MemoryError where an image of so many pixels finds no room to be decoded."""
+    np.empty(ROOM_BYTES + ROOM_BYTES_A_PIXEL * pixels, np.uint8)
+
+
+def _new_decoder(nvimgcodec: Any) -> Any:
+    """Make a decoder for one thread; raises MemoryError, since no file has a part in what fails here."""
+    try:
+        return nvimgcodec.Decoder(
+            device_id=nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY,
+            max_num_cpu_threads=1,
+            backends=[nvimgcodec.Backend(nvimgcodec.CPU_ONLY)],
+        )
+    except Exception as error:
+        raise MemoryError(f"nvImageCodec makes no decoder: {_one_line(error)}") from error
 
 
 def _decode_jpeg(row: Row, stream: Stream, width: int, height: int) -> npt.NDArray[np.uint8]:
@@ -161,6 +192,8 @@ def _decode_jpeg(row: Row, stream: Stream, width: int, height: int) -> npt.NDArr
         return decode_jpeg(stream.data, space, buffer=pixels)
     except ValueError as error:
         said = _one_line(error)
+    if "memory" in said.lower():
+        raise MemoryError(said)
     if "Premature end of JPEG" in said:
         raise ImageFault("truncated", "the JPEG's data end before its last line")
     pixels.fill(0)

@@ -48,18 +48,39 @@ class IsolatedDecoder:
         """Decode one file to RGB pixels [input_size, input_size, 3]; None is a bad image.
 
         Fills the row as `Decoder` does, with decoder_crash and decoder_timeout besides. Raises Stopped
-        where the child does not even start.
+        where the child does not even start, and where its end is the machine's fault or may be.
         """
         row.sha256 = hashlib.sha256(blob).digest()
         with self._lock:
             try:
-                fields, pixels = self._ask(blob)
+                try:
+                    fields, pixels = self._ask(blob)
+                except _Killed:
+                    fields, pixels = self._ask(blob)
+            except _Killed:
+                raise Stopped(
+                    "the decoder's process was killed twice, as the system does where memory ends; what is "
+                    "finished is kept: free some memory and run the same command again"
+                ) from None
             except ImageFault as fault:
                 row.fail(fault)
-                return None
-        for name in FIELDS:
-            setattr(row, name, fields[name])
+                pixels = None
+            else:
+                for name in FIELDS:
+                    setattr(row, name, fields[name])
+        if row.status == "decoder_crash":
+            self._check_limit()
         return pixels
+
+    def _check_limit(self) -> None:
+        """Raise Stopped where the child, which inherits our limit, had less memory than an image may take."""
+        allowed, most = resource.getrlimit(resource.RLIMIT_AS)[0], _most_bytes(self.limits)
+        if allowed != resource.RLIM_INFINITY and allowed < most:
+            raise Stopped(
+                f"a decoder died, and with {allowed >> 20} MB for each process (ulimit -v) nobody can tell "
+                f"whether the image or a lack of memory ended it; what is finished is kept: raise the limit "
+                f"to {most >> 20} MB or more, or lift it, and run the same command again"
+            )
 
     def _ask(self, blob: bytes) -> tuple[dict[str, Any], npt.NDArray[np.uint8] | None]:
         child, expired, answer = self._running(), threading.Event(), None
@@ -75,6 +96,8 @@ class IsolatedDecoder:
             return answer
         if expired.is_set():
             raise ImageFault("decoder_timeout", f"the image was not decoded within {self.timeout_s:g} s")
+        if child.returncode == -signal.SIGKILL:  # not by us: the kernel does it where memory ends
+            raise _Killed
         raise ImageFault("decoder_crash", f"the decoder was ended by {_cause(child.returncode)}")
 
     def _exchange(
@@ -136,6 +159,10 @@ class IsolatedDecoder:
         self.close()
 
 
+class _Killed(Exception):
+    """The child was killed from outside: no fault of the file."""
+
+
 @contextmanager
 def _time_limit(child: "subprocess.Popen[bytes]", seconds: float, expired: threading.Event) -> Iterator[None]:
     """Kill the child unless the block ends in time; the event says that it was killed."""
@@ -168,6 +195,11 @@ def _cause(code: int) -> str:
     return f"signal {signal_name(-code)}"
 
 
+def _most_bytes(limits: DecodeLimits) -> int:
+    """Give the memory that the child may take."""
+    return BASE_BYTES + BYTES_A_PIXEL * max(limits.max_pixels, 64_000_000) + 2 * limits.max_file_size
+
+
 def serve(input_size: int, limits: DecodeLimits, alarm_s: int) -> None:
     """Answer requests until the parent closes the pipe; the child's main loop.
 
@@ -176,7 +208,7 @@ def serve(input_size: int, limits: DecodeLimits, alarm_s: int) -> None:
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what native code prints must not get between the answers
     decode = Decoder(input_size, limits)
-    most = BASE_BYTES + BYTES_A_PIXEL * max(limits.max_pixels, 64_000_000) + 2 * limits.max_file_size
+    most = _most_bytes(limits)
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answers.write(READY)

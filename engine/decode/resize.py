@@ -7,6 +7,7 @@ and without the GIL, Pillow itself where that is missing. Both round to the type
 
 import threading
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,8 @@ class Resizer:
     def __init__(self, size: int):
         self.size = size
         self._own = threading.local()
-        try:
-            self._cykooz = import_module("cykooz_resizer")
-        except ImportError:
-            self._cykooz = None
+        # one that is there but does not load is a fault of the machine, not a reason for other pixels
+        self._cykooz = import_module("cykooz_resizer") if find_spec("cykooz_resizer") else None
 
     def __call__(self, pixels: Pixels) -> Pixels:
         """Resize [H, W, C] to [size, size, C] of the same type; C is 1 or 3."""
