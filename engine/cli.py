@@ -448,6 +448,88 @@ def train(dataset: Path, out: Path, labels: Path | None, run: Path | None, **giv
     click.echo(f"{bundle}: scan with --model {bundle}; its README.md says what it was trained on")
 
 
+@main.command()
+@click.argument("results", type=click.Path(path_type=Path), metavar="RESULTS")
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="LABELS",
+    help="What the images hold: a list, or a folder of annotations.",
+)
+@click.option(
+    "--form",
+    type=click.Choice(["auto", "sixray", "table", "voc", "boxes", "coco", "folders"]),
+    default="auto",
+    show_default=True,
+    help="Of LABELS; auto: what it is.",
+)
+@click.option(
+    "--class-map",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A TOML file that says which of LABELS' classes is which of ours.",
+)
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    metavar="BUNDLE",
+    help="The model of the scan: judges all its decisions, at all its operating points.",
+)
+@click.option(
+    "--validation",
+    type=click.Path(path_type=Path),
+    metavar="RESULTS2",
+    help="A scan of other images by the same model: class thresholds are those with its best F1.",
+)
+@click.option(
+    "--validation-labels",
+    type=click.Path(path_type=Path),
+    metavar="LABELS2",
+    help="Of RESULTS2.  [default: the validation images of LABELS]",
+)
+@click.option(
+    "--ignore",
+    type=click.Path(path_type=Path),
+    metavar="LIST",
+    help="Names whose labels are in doubt, one a line: figures with and without them.",
+)
+@click.option(
+    "--out",
+    "-o",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Write metrics.json, table.md and pictures here.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
+def evaluate(as_json: bool, **given: Any) -> None:
+    """Judge the RESULTS of a scan by the LABELS of its images.
+
+    Every class is ranked over all images by its ungated probability (AP, their mean is the mAP), beside its
+    share of the images and as if there were 9, 99 and 999 negatives to a positive. The anomaly score has its
+    AUROC, and detection (PD) at false-alarm rates (PFA): by the thresholds that calibration set, which
+    --model brings, with the PFA that they have here, and by thresholds set on these very images, which only
+    say what could be had. Gates show what AP is left when alarms are ranked first. Intervals are drawn by
+    bag, the column `group` of a table of labels.
+
+    An image that could not be scored is no alarm and ranks last, so a threat in it is missed. Where LABELS
+    names splits, its test images are judged. Needs the train extra.
+
+    \b
+    gbad-batch synth bags --count 2000 --positive 0.2 --seed 9 --objects test
+    gbad-batch scan bags/images --model my-bundle --out results.parquet
+    gbad-batch evaluate results.parquet --labels bags/labels.csv --model my-bundle --out figures
+    gbad-batch evaluate results.parquet --labels test.csv --ignore doubtful.txt --json
+    """
+    _need_extra("train", "sklearn", "matplotlib")
+    from .evaluation import EvaluateSettings
+    from .evaluation import evaluate as judge
+    from .evaluation.table import text
+
+    evaluation = judge(EvaluateSettings(**given))
+    click.echo(json.dumps(evaluation.to_json(), indent=2) if as_json else text(evaluation))
+
+
 def _need_extra(extra: str, *modules: str) -> None:
     from importlib.util import find_spec
 
