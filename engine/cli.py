@@ -5,7 +5,6 @@ import json
 import logging
 import sys
 import tomllib
-from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -13,12 +12,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from .errors import GbadError, MissingExtra, Refused, Stopped
+from .cli_options import DEMO, options
+from .cli_training import data, evaluate, train
+from .errors import GbadError, Refused, Stopped
 
 if TYPE_CHECKING:
     from .settings import ScanSettings
 
-DEMO = "The default model is trained on synthetic images, not for operational decisions."
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -110,16 +110,7 @@ def _log_to_stderr(level: str, *, quiet: bool) -> None:
     logging.basicConfig(level=least.upper(), handlers=[LogLines()], force=True)
 
 
-def _options(*options: Callable[..., Any]) -> Callable[..., Any]:
-    def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
-
-
-_WHICH_FILES = _options(
+_WHICH_FILES = options(
     click.option(
         "--files-from", metavar="FILE", help="Read paths from FILE, one a line; - is standard input."
     ),
@@ -133,7 +124,7 @@ _WHICH_FILES = _options(
     click.option("--limit", type=int, metavar="N", help="Scan the first N candidates only."),
     click.option("--dry-run", is_flag=True, help="Count what is there, estimate the time, scan nothing."),
 )
-_WHICH_MODEL = _options(
+_WHICH_MODEL = options(
     click.option(
         "--model",
         type=click.Path(path_type=Path),
@@ -168,7 +159,7 @@ _WHICH_MODEL = _options(
         help="Keep ready engines here, not in the user's cache folder.",
     ),
 )
-_WHAT_ALARMS = _options(
+_WHAT_ALARMS = options(
     click.option(
         "--decision", metavar="NAME", help="gbad, classes or combined; default: the bundle's choice."
     ),
@@ -179,7 +170,7 @@ _WHAT_ALARMS = _options(
         "--threshold", type=float, metavar="T", help="Alarm from this anomaly_score on; excludes --pfa."
     ),
 )
-_HOW = _options(
+_HOW = options(
     click.option(
         "--batch-size",
         type=int,
@@ -215,7 +206,7 @@ _HOW = _options(
     ),
     click.option("--max-failures", metavar="N|N%", help="Stop with exit 4 once more images failed."),
 )
-_THE_OUTPUT = _options(
+_THE_OUTPUT = options(
     click.option(
         "--features",
         type=click.Path(path_type=Path),
@@ -389,186 +380,6 @@ def _check_likeness(out: Path, real: Path, masks: Path, *, as_json: bool) -> Non
     click.echo(json.dumps(asdict(likeness), indent=2) if as_json else likeness_text(likeness))
 
 
-@main.command()
-@click.argument("dataset", type=click.Path(path_type=Path), metavar="DATASET")
-@click.option(
-    "--out", "-o", type=click.Path(path_type=Path), required=True, metavar="BUNDLE", help="A new folder."
-)
-@click.option(
-    "--labels",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="A list in SIXray's form.  [default: DATASET/labels.csv]",
-)
-@click.option(
-    "--run",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Keep decoded pixels and figures here.  [default: BUNDLE.run]",
-)
-@click.option("--backbone", default="resnext50_32x4d", show_default=True, help="A name that timm registers.")
-@click.option(
-    "--weights",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="ImageNet weights of the backbone, as torchvision or timm store them.",
-)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything random.")
-def train(dataset: Path, out: Path, labels: Path | None, run: Path | None, **given: Any) -> None:
-    """Train a bundle on the images below DATASET, in the method's three phases.
-
-    The classifier learns the five threats, the BiGAN the features of benign bags, and a support vector
-    machine decides on its losses. Needs the train extra. Images that `gbad-batch synth` wrote give a bundle
-    that is marked as a demo.
-
-    \b
-    gbad-batch synth bags --count 8000 --positive 0.5
-    gbad-batch train bags --backbone regnetx_004 --out my-bundle
-    gbad-batch scan /archive --model my-bundle --out results.parquet
-    """
-    _need_extra("train", "torch", "timm", "sklearn", "onnx", "onnxscript")
-    from .console import training_shown
-    from .model.architecture import Architecture
-    from .training.pipeline import TrainSettings
-    from .training.pipeline import train as train_bundle
-
-    settings = TrainSettings(
-        labels=labels or dataset / "labels.csv",
-        images=dataset,
-        out=out,
-        run=run or out.with_name(f"{out.name}.run"),
-        name=out.name,
-        seed=given["seed"],
-        demo=(dataset / "synth.json").exists(),
-        backbone_weights=given["weights"],
-        architecture=Architecture(backbone=given["backbone"]),
-    )
-    with training_shown() as progress:
-        bundle = train_bundle(settings, progress)
-    click.echo(f"{bundle}: scan with --model {bundle}; its README.md says what it was trained on")
-
-
-_WHAT_LABELS = _options(
-    click.option(
-        "--form",
-        type=click.Choice(["auto", "sixray", "table", "voc", "boxes", "coco", "folders"]),
-        default="auto",
-        show_default=True,
-        help="Of the labels; auto goes by what they are.",
-    ),
-    click.option(
-        "--class-map",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="TOML: [classes], then lines such as Dagger = 'knife' or Baton = 'ignore'.",
-    ),
-)
-
-
-@main.group(epilog=DEMO)
-def data() -> None:
-    """Look at labelled data sets before training, and convert their labels.
-
-    \b
-    gbad-batch data check bags/
-    gbad-batch data convert labels.csv labels.json
-    """
-
-
-@data.command("check", epilog=DEMO)
-@click.argument("dataset", type=click.Path(path_type=Path), metavar="DATASET")
-@click.option(
-    "--labels",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Of the images below DATASET.  [default: DATASET/labels.csv, or what DATASET is]",
-)
-@_WHAT_LABELS
-@click.option(
-    "--test",
-    "tests",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    metavar="DATASET|FILE",
-    help="Also look for duplicates between this set, or list of images below DATASET, and the rest.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as one JSON object.")
-@click.option(
-    "--plot", "picture", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the labels."
-)
-def data_check(as_json: bool, picture: Path | None, **given: Any) -> None:
-    """Tell what a data set holds, what of it is missing, and what stands in it twice.
-
-    Counts images, labels, combinations and the true rate of positives; names what a list names but the
-    disk lacks; decodes every image as a scan would; and looks for duplicates and near-duplicates inside
-    and between the lists and their splits, for a bag that is trained on tests nothing. Findings are no
-    errors: the exit code is 0. Needs the train extra.
-
-    DATASET is the folder of the images, or a label file beside them. Labels are SIXray's CSV, a CSV or
-    Parquet table (path or name, gun, knife, wrench, pliers, scissors, perhaps split and group), Pascal VOC
-    XML, OPIXray's text boxes, COCO JSON, or folders named by class. Classes of other names need a class
-    map:
-
-    \b
-    [classes]
-    Dagger = "knife"
-    Baton = "ignore"       none of the five: the image keeps its other labels
-
-    \b
-    gbad-batch data check bags/
-    gbad-batch data check SIXray/images --labels train.csv --test test.csv --plot labels.png
-    gbad-batch data check PIDray/train.json --class-map pidray.toml
-    """
-    _need_extra("train", "imagehash", "matplotlib", "scipy")
-    from .console import training_shown
-    from .training.datasets.check import CheckSettings, check
-    from .training.datasets.report import check_text, plot
-
-    with training_shown() as progress:
-        findings = check(CheckSettings(**given), progress)
-    if picture is not None:
-        plot(findings, picture)
-    click.echo(json.dumps(asdict(findings), indent=2) if as_json else check_text(findings))
-
-
-@data.command("convert", epilog=DEMO)
-@click.argument("source", type=click.Path(path_type=Path), metavar="IN")
-@click.argument("out", type=click.Path(path_type=Path), metavar="OUT")
-@_WHAT_LABELS
-@click.option(
-    "--images",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Write the paths of the images below DIR, and in JSON their sizes.",
-)
-def data_convert(source: Path, out: Path, **given: Any) -> None:
-    """Write the labels of IN, in any form that can be read, to OUT: .csv is SIXray's form, .json COCO's.
-
-    A label without a box becomes an annotation without `bbox`. SIXray's form has no place for boxes,
-    splits and groups; what is dropped is said.
-
-    \b
-    gbad-batch data convert train.csv train.json
-    gbad-batch data convert train.json again.csv               the same lines
-    gbad-batch data convert OPIXray/train/annotation cutters.json --images OPIXray/train/image
-    gbad-batch data convert PIDray/train.json pidray.csv --class-map pidray.toml
-    """
-    from .training.datasets.convert import convert
-
-    done = convert(source, out, **given)
-    boxes = f", {done.boxes} boxes" if done.boxes else ""
-    dropped = f"; a CSV has no place for {' and '.join(done.dropped)}" if done.dropped else ""
-    click.echo(f"{out}: {done.images} images, {done.positives} with a threat{boxes}{dropped}")
-
-
-def _need_extra(extra: str, *modules: str) -> None:
-    from importlib.util import find_spec
-
-    missing = [module for module in modules if find_spec(module) is None]
-    if missing:
-        raise MissingExtra(f"this needs {', '.join(missing)}: pip install 'gbad-batch[{extra}]'")
-
-
 @main.command(epilog=DEMO)
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as one JSON object.")
 @_WHICH_MODEL
@@ -583,3 +394,7 @@ def doctor(as_json: bool, **given: Any) -> None:
     else:
         click.echo(findings_text(findings))
     sys.exit(0 if all(finding.ok for finding in findings) else 1)
+
+
+for command in (train, evaluate, data):
+    main.add_command(command)

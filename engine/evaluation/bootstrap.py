@@ -1,0 +1,107 @@
+"""Intervals by drawing bags again, with replacement, as many as there are of each kind, threat or benign."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..training.phase3 import wilson
+from .measures import Flags, Floats, Measure, Share
+
+RESAMPLES = 500
+AT_ONCE = 1 << 20  # weights held at a time
+LEVELS = (0.025, 0.975)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure with its 95 % interval."""
+
+    value: float | None  # None where it is not defined
+    low: float | None  # None, too, where every resample gives the same: that is no interval
+    high: float | None
+
+
+Figures = dict[str, Figure]
+
+
+@dataclass(frozen=True)
+class Bags:
+    """Which images belong together, and how often to draw; the same seed gives the same intervals."""
+
+    of: NDArray[np.intp]  # [n] the bag of each image, 0 to the number of bags - 1
+    resamples: int = RESAMPLES
+    seed: int = 0
+
+    @classmethod
+    def named(cls, groups: Sequence[str]) -> "Bags":
+        """Make them from the bag's name of each image; an image without one is a bag of its own."""
+        names = [f"bag {group}" if group else f"image {i}" for i, group in enumerate(groups)]
+        return cls(np.unique(names, return_inverse=True)[1])
+
+    def weights(self, positive: Flags) -> Iterator[Floats]:
+        """Yield how often each image is drawn, [b, n], `resamples` draws in all.
+
+        A bag is drawn whole. Bags with a positive image and bags without are drawn apart, so that no
+        resample lacks one kind and their shares stay.
+        """
+        random = np.random.default_rng((self.seed, 5))
+        count = int(self.of.max()) + 1
+        suspicious = np.bincount(self.of, positive, count) > 0
+        kinds = [np.flatnonzero(suspicious == kind) for kind in (True, False)]
+        at_once = max(1, AT_ONCE // len(self.of))
+        for start in range(0, self.resamples, at_once):
+            times = np.zeros((min(at_once, self.resamples - start), count))
+            for kind in kinds:
+                if len(kind):
+                    times[:, kind] = _draws(random, len(times), len(kind))
+            yield times[:, self.of]
+
+
+def _draws(random: np.random.Generator, rows: int, count: int) -> NDArray[np.intp]:
+    """Draw `count` of `count` with replacement, `rows` times; how often each came, [rows, count]."""
+    drawn = random.integers(0, count, (rows, count)) + count * np.arange(rows)[:, None]
+    return np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)
+
+
+def with_intervals(
+    measures: Mapping[str, Measure], means: Mapping[str, Sequence[str]], positive: Flags, bags: Bags
+) -> Figures:
+    """Give each measure, and each mean of measures named in `means`, with its interval.
+
+    A mean leaves out what is not defined. `positive` [n] tells the kinds that are drawn apart.
+    """
+    values = {name: measure.value() for name, measure in measures.items()}
+    defined = {name: measures[name] for name, value in values.items() if not np.isnan(value)}
+    drawn: dict[str, list[Floats]] = {name: [] for name in defined}
+    for weights in bags.weights(positive):
+        for name, measure in defined.items():
+            drawn[name].append(measure.weighted(weights))
+    samples = {name: np.concatenate(parts) for name, parts in drawn.items()}
+    figures = dict.fromkeys([*measures, *means], Figure(None, None, None))
+    figures |= {name: _figure(measure, values[name], samples[name]) for name, measure in defined.items()}
+    for name, parts in means.items():
+        if held := [part for part in parts if part in defined]:
+            mean = float(np.mean([values[part] for part in held]))
+            figures[name] = _bounded(mean, _mean(np.array([samples[part] for part in held])))
+    return figures
+
+
+def _figure(measure: Measure, value: float, sample: Floats) -> Figure:
+    if isinstance(measure, Share) and value in (0, 1):  # no resample says anything else
+        among = int(measure.among.sum())
+        return Figure(value, *wilson(round(value * among), among))
+    return _bounded(value, sample)
+
+
+def _bounded(value: float, sample: Floats) -> Figure:
+    low, high = np.nanquantile(sample, LEVELS).tolist()
+    return Figure(value, low, high) if low < high else Figure(value, None, None)
+
+
+def _mean(samples: Floats) -> Floats:
+    """Mean [b] over measures of samples [k, b]: over those that are defined in it."""
+    held = ~np.isnan(samples)
+    count = held.sum(axis=0)
+    return np.where(held, samples, 0).sum(axis=0) / np.where(count, count, np.nan)

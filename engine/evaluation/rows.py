@@ -1,0 +1,165 @@
+"""From a results file and labels to what is judged: the rows of labelled images, in the labels' order."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from ..bundle import Bundle, StoredPoint
+from ..errors import Refused
+from ..model.decision import Decision
+from ..results.parts import files_of, read_parquet
+from ..results.schema import read_footer, results_schema
+from ..results.staging import staging_of
+from ..row import THREATS
+from ..training.datasets import Labels, join, read_labels
+from ..training.datasets.files import read_text
+from ..training.datasets.joining import AMBIGUOUS, match
+from ..training.datasets.labels import Gathered
+from .measures import Flags, Floats
+
+TEXTS = ("uri", "kind", "status")
+NUMBERS = (
+    *(f"p_{threat}" for threat in THREATS),
+    "reconstruction_loss",
+    "feature_matching_loss",
+    "anomaly_score",
+)
+LARGEST = 1 - 2.0**-25  # a stored probability of 1 is half a step of float32 below it at most
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """The images of a finished results file; one without a score has NaN numbers."""
+
+    path: Path
+    footer: dict[str, Any]
+    containers: int  # rows of folders and archives that could not be read to their end
+    uris: Sequence[str]
+    statuses: Sequence[str]
+    numbers: Floats  # [n, 8] in the order of NUMBERS
+
+    @property
+    def probabilities(self) -> Floats:
+        """Give the ungated class probabilities [n, 5]."""
+        return self.numbers[:, : len(THREATS)]
+
+    @property
+    def losses(self) -> tuple[Floats, Floats]:
+        """Give reconstruction_loss [n] and feature_matching_loss [n]."""
+        return self.numbers[:, 5], self.numbers[:, 6]
+
+    def failed(self) -> dict[str, int]:
+        """Count the images without a score by reason."""
+        return dict(Counter(status for status in self.statuses if status != "ok").most_common())
+
+    def take(self, index: NDArray[np.intp]) -> "Results":
+        """Return the images at these positions."""
+        uris = [self.uris[i] for i in index]
+        statuses = [self.statuses[i] for i in index]
+        return Results(self.path, self.footer, self.containers, uris, statuses, self.numbers[index])
+
+
+def read_results(path: Path) -> Results:
+    """Read a finished results file or folder; raises Refused where it is none."""
+    footer = read_footer(path)
+    if footer is None or "operating_point" not in footer:
+        raise Refused(_not_results(path))
+    schema = pa.schema([results_schema().field(name) for name in (*TEXTS, *NUMBERS)])
+    batches = (batch for file in files_of(path) for batch in read_parquet(file, schema.names))
+    table = pa.Table.from_batches(batches, schema)
+    images = table.filter(pc.equal(table["kind"], "image"))
+    uris, statuses = (images[name].to_pylist() for name in ("uri", "status"))
+    numbers = np.stack([images[name].to_numpy().astype(np.float64) for name in NUMBERS], axis=1)
+    return Results(path, footer, table.num_rows - len(uris), uris, statuses, numbers)
+
+
+def _not_results(path: Path) -> str:
+    if not path.exists():
+        if path.name and staging_of(path).exists():
+            return f"{path} is not finished: run its scan again to the end, then evaluate it"
+        return f"{path} does not exist: give the file or folder that a scan has written"
+    return f"{path} is no results of a scan: give the file or folder that `gbad-batch scan --out` has written"
+
+
+def labelled(
+    results: Results, path: Path, split: str, form: str = "auto", class_map: Path | None = None
+) -> tuple[Results, Labels]:
+    """Give the rows of the images that a label file names, and the labels, both in its order.
+
+    Where the file names splits, only the images of `split` are taken. Raises Refused for labels that cannot
+    be read, that name no image of the split, or that have no row.
+    """
+    labels = read_labels(path, form, class_map)
+    if any(labels.splits):
+        chosen = [i for i, each in enumerate(labels.splits) if each == split]
+        if not chosen:
+            raise Refused(
+                f"{path} names no image of the split {split!r}: give the labels of one, or no split"
+            )
+        labels = labels.take(chosen)
+    return results.take(join(labels, results.uris)), labels
+
+
+def decision_scores(results: Results, bundle: Bundle | None) -> dict[str, Floats]:
+    """Give the scores [n] of the scan's own decision as stored, and with a bundle those of its others.
+
+    They are computed from the stored losses and probabilities, whose logarithms of odds are the logits.
+    """
+    own = results.footer["operating_point"]["decision"]
+    scores = {own: results.numbers[:, NUMBERS.index("anomaly_score")]}
+    if bundle is not None:
+        p = np.clip(results.probabilities, np.finfo(np.float32).tiny, LARGEST)
+        logits = np.log(p) - np.log1p(-p)
+        for name in bundle.manifest.decisions:
+            decision = Decision.from_tensors(name, bundle.tensors())
+            scores.setdefault(name, decision.score(*results.losses, logits))
+    return scores
+
+
+def matching_bundle(path: Path, results: Results) -> Bundle:
+    """Read the bundle that the results come from; raises Refused where it is another."""
+    bundle = Bundle.read(path)
+    if bundle.hash != results.footer["bundle_hash"]:
+        raise Refused(
+            f"{path} is not the model of {results.path}: its hash is {bundle.hash[:12]}, and they come from "
+            f"{results.footer['bundle']!r} {results.footer['bundle_hash'][:12]}: give that one with --model"
+        )
+    return bundle
+
+
+def stored_points(results: Results, bundle: Bundle | None) -> dict[str, tuple[StoredPoint, ...]]:
+    """Give the operating points of each decision: the bundle's, or else the one that the results name."""
+    point = results.footer["operating_point"]
+    if bundle is not None:
+        return dict(bundle.manifest.operating_points[point["precision"]])
+    if point["interval"] is None:  # for a threshold or a probability that no calibration measured
+        return {}
+    fields = ("pfa", "threshold", "class_thresholds", "interval", "supported")
+    return {point["decision"]: (StoredPoint(**{name: point[name] for name in fields}),)}
+
+
+def named(results: Results, path: Path) -> Flags:
+    """Tell which images [n] a list of names speaks of, one a line, each found as a label's name would be.
+
+    Raises Refused where the list cannot be read, names none of the images, or several with one name.
+    """
+    lines = dict.fromkeys(line.strip() for line in read_text(path).splitlines() if line.strip())
+    gathered = Gathered()
+    for name in lines:
+        gathered.add(name, (), str(path))
+    position = match(gathered.labels(path), results.uris).position if lines else np.empty(0, np.intp)
+    if (position == AMBIGUOUS).any():
+        name = list(lines)[int(np.argmax(position == AMBIGUOUS))]
+        raise Refused(f"{path}: {name!r} fits several images: write it with its folders")
+    if not (position >= 0).any():
+        raise Refused(f"{path} names none of the {len(results.uris)} images: is it a list for another set?")
+    found = np.zeros(len(results.uris), dtype=np.bool_)
+    found[position[position >= 0]] = True
+    return found
