@@ -122,6 +122,76 @@ def data_convert(source: Path, out: Path, **given: Any) -> None:
     click.echo(f"{out}: {done.images} images, {done.positives} with a threat{boxes}{dropped}")
 
 
+_HOW_TO_TRAIN = options(
+    click.option(
+        "--backbone", default="resnext50_32x4d", show_default=True, help="A name that timm registers."
+    ),
+    click.option("--image-size", type=int, default=256, show_default=True, help="Pixels a side in scans."),
+    click.option(
+        "--weights",
+        type=click.Path(path_type=Path),
+        metavar="FILE|hub",
+        help="ImageNet weights of the backbone, as torchvision or timm store them; hub fetches timm's.",
+    ),
+    click.option(
+        "--start",
+        type=click.Path(path_type=Path),
+        metavar="BUNDLE",
+        help="Go on from the network of a bundle of the same architecture.",
+    ),
+    click.option(
+        "--stages",
+        default="128:10,256:5",
+        show_default=True,
+        metavar="SIZE:EPOCHS,...",
+        help="Image sizes of phase I, growing, and epochs at each.",
+    ),
+    click.option("--batch-size", type=click.IntRange(2), default=32, show_default=True, help="Of phase I."),
+    click.option(
+        "--optimizer",
+        type=click.Choice(["adamw", "sgd"]),
+        default="adamw",
+        show_default=True,
+        help="Of phase I.",
+    ),
+    click.option(
+        "--learning-rate", type=float, default=2e-3, show_default=True, help="Phase I's, at its peak."
+    ),
+    click.option("--pos-weight", is_flag=True, help="Weight each class by its scarcity in phase I."),
+    click.option("--mixed", is_flag=True, help="Phase I in bfloat16 where that is safe."),
+    click.option(
+        "--project",
+        type=int,
+        default=0,
+        metavar="N",
+        help="Add N benign training images with threats projected into them.",
+    ),
+    click.option(
+        "--project-from",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Grey pictures of threats in folders named by class.  [default: the boxes of the labels]",
+    ),
+    click.option(
+        "--bigan-steps", type=click.IntRange(1), default=4000, show_default=True, help="Of phase II."
+    ),
+    click.option(
+        "--phase3",
+        type=click.Choice(["insample", "heldout"]),
+        default="insample",
+        show_default=True,
+        help="The SVM sees the training images' losses, as reported, or those of images held out.",
+    ),
+    click.option(
+        "--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]", help="Where to train."
+    ),
+    click.option("--threads", type=int, default=0, metavar="N", help="Default: all cores that may be used."),
+    click.option(
+        "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything random."
+    ),
+)
+
+
 @click.command()
 @click.argument("dataset", type=click.Path(path_type=Path), metavar="DATASET")
 @click.option(
@@ -131,54 +201,65 @@ def data_convert(source: Path, out: Path, **given: Any) -> None:
     "--labels",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="A list in SIXray's form.  [default: DATASET/labels.csv]",
+    help="Of the images below DATASET.  [default: DATASET/labels.csv, or what DATASET is]",
 )
+@_WHAT_LABELS
 @click.option(
     "--run",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Keep decoded pixels and figures here.  [default: BUNDLE.run]",
+    help="Keep checkpoints, features and figures here.  [default: BUNDLE.run]",
 )
-@click.option("--backbone", default="resnext50_32x4d", show_default=True, help="A name that timm registers.")
+@click.option("--name", metavar="NAME", help="Of the bundle.  [default: that of its folder]")
 @click.option(
-    "--weights",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="ImageNet weights of the backbone, as torchvision or timm store them.",
+    "--phase",
+    "phases",
+    type=click.IntRange(1, 3),
+    multiple=True,
+    metavar="N",
+    help="Only this phase, again where its settings differ; the run folder must hold those before.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything random.")
-def train(dataset: Path, out: Path, labels: Path | None, run: Path | None, **given: Any) -> None:
+@_HOW_TO_TRAIN
+@click.option(
+    "--report-exact",
+    is_flag=True,
+    help="Phase I as the report has it: 15 epochs at 256 pixels, no FPN; figures, and no bundle.",
+)
+def train(dataset: Path, run: Path | None, report_exact: bool, **given: Any) -> None:
     """Train a bundle on the images below DATASET, in the method's three phases.
 
     The classifier learns the five threats, the BiGAN the features of benign bags, and a support vector
-    machine decides on its losses. Needs the train extra. Images that `gbad-batch synth` wrote give a bundle
-    that is marked as a demo.
+    machine decides on its losses. Images are dealt into four splits, of which training sees one, unless the
+    labels are a table with a column `split`. Killed at any moment, the same command goes on where it was.
+    Needs the train extra. Images that `gbad-batch synth` wrote give a bundle that is marked as a demo.
+
+    The run folder holds checkpoints, features, metrics.jsonl, plots and TensorBoard's events.
 
     \b
     gbad-batch synth bags --count 8000 --positive 0.5
     gbad-batch train bags --backbone regnetx_004 --out my-bundle
+    gbad-batch train SIXray/images --labels train.csv --weights resnext50.safetensors --out sixray
+    gbad-batch train bags --out my-bundle --phase 3 --phase3 heldout       the last phase again
     gbad-batch scan /archive --model my-bundle --out results.parquet
     """
-    need_extra("train", "torch", "timm", "sklearn", "onnx", "onnxscript")
+    need_extra("train", "torch", "timm", "sklearn", "onnx", "onnxscript", "nvidia.dali", "matplotlib")
     from .console import training_shown
-    from .model.architecture import Architecture
-    from .training.pipeline import TrainSettings
     from .training.pipeline import train as train_bundle
+    from .training.pipeline import train_as_reported
+    from .training.settings import train_settings
 
-    settings = TrainSettings(
-        labels=labels or dataset / "labels.csv",
-        images=dataset,
-        out=out,
-        run=run or out.with_name(f"{out.name}.run"),
-        name=out.name,
-        seed=given["seed"],
-        demo=(dataset / "synth.json").exists(),
-        backbone_weights=given["weights"],
-        architecture=Architecture(backbone=given["backbone"]),
-    )
+    out = given["out"]
+    settings = train_settings(dataset, run=run or out.with_name(f"{out.name}.run"), **given)
     with training_shown() as progress:
+        if report_exact:
+            lines = train_as_reported(settings, progress)
+            click.echo(f"{settings.run}: figures of {len(lines)} epochs in metrics.jsonl, pictures in plots/")
+            return
         bundle = train_bundle(settings, progress)
-    click.echo(f"{bundle}: scan with --model {bundle}; its README.md says what it was trained on")
+    if bundle is None:
+        click.echo(f"{settings.run}: finished; go on with the next phase")
+    else:
+        click.echo(f"{bundle}: scan with --model {bundle}; its README.md says what it was trained on")
 
 
 @click.command()

@@ -1,6 +1,8 @@
 """The three phases on tiny sets, their losses against NumPy, thresholds against their definition."""
 
 import csv
+import json
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +24,10 @@ from gbad_batch.engine.model.decision import Decision
 from gbad_batch.engine.model.gbad import GBAD
 from gbad_batch.engine.row import Row
 from gbad_batch.engine.runtime import open_engine
-from gbad_batch.engine.training.data import Labelled, read_sixray, split
-from gbad_batch.engine.training.phase1 import Phase1Settings, augmented, classification_loss
+from gbad_batch.engine.training import features, phase1, phase2, pipeline
+from gbad_batch.engine.training.augment import Augmentation, ImageSettings, draw, training_images
+from gbad_batch.engine.training.data import Labelled, Shares, Splits, split
+from gbad_batch.engine.training.phase1 import Phase1Settings, classification_loss
 from gbad_batch.engine.training.phase2 import (
     Phase2Settings,
     adversarial_loss,
@@ -42,8 +46,9 @@ from gbad_batch.engine.training.phase3 import (
     threshold_at,
     wilson,
 )
-from gbad_batch.engine.training.pipeline import TrainSettings, train
+from gbad_batch.engine.training.pipeline import train, train_as_reported
 from gbad_batch.engine.training.progress import silent
+from gbad_batch.engine.training.settings import TrainSettings
 from gbad_batch.export import engine_for
 
 ARCHITECTURE = Architecture(backbone="regnetx_004", input_size=64)
@@ -87,14 +92,16 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> TrainSettings:
         threads=1,
         gate_images=2,
         architecture=ARCHITECTURE,
-        phase1=Phase1Settings(stages=((32, 1), (64, 1)), batch_size=16),
+        phase1=Phase1Settings(stages=((32, 1), (64, 1)), batch_size=16, watched=16),
         phase2=Phase2Settings(steps=60),
     )
 
 
 @pytest.fixture(scope="module")
 def bundle(settings: TrainSettings) -> Bundle:
-    return Bundle.read(train(settings))
+    out = train(settings)
+    assert out is not None
+    return Bundle.read(out)
 
 
 def test_training_gives_a_bundle_with_all_that_a_scan_needs(bundle: Bundle):
@@ -113,7 +120,9 @@ def test_training_gives_a_bundle_with_all_that_a_scan_needs(bundle: Bundle):
     assert len(bundle.gate().images) == 2
     card = bundle.files["README.md"].decode()
     assert "not for operational decisions" in card
-    assert "no figures" in card
+    assert "On the test split" in card
+    assert "not supported" in card
+    assert manifest.provenance["test"]["map"][0] is not None
 
 
 def test_the_weights_of_a_bundle_give_what_its_graphs_give(bundle: Bundle):
@@ -140,57 +149,153 @@ def test_kernels_in_channels_last_keep_their_order():
 
 
 def test_the_same_seed_gives_the_same_weights(settings: TrainSettings, bundle: Bundle, tmp_path: Path):
-    again = replace(settings, out=tmp_path / "again", run=tmp_path / "run")
-    assert Bundle.read(train(again)).files["weights.safetensors"] == bundle.files["weights.safetensors"]
+    again = train(replace(settings, out=tmp_path / "again", run=tmp_path / "run"))
+    assert again is not None
+    assert Bundle.read(again).files["weights.safetensors"] == bundle.files["weights.safetensors"]
+
+
+class Killed(Exception):
+    """The process ended here."""
+
+
+@pytest.mark.parametrize("killed_in", [("phase I", 3), ("features", 64), ("phase II", 31)])
+def test_a_training_that_was_killed_ends_with_the_same_weights(
+    settings: TrainSettings,
+    bundle: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    killed_in: tuple[str, int],
+):
+    assert bundle.path == settings.out  # trained without a break
+    for module in (phase1, phase2):
+        monkeypatch.setattr(module, "CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr(features, "FLUSHED_EVERY", 1)
+    own = replace(settings, run=tmp_path / "run", phases=(1, 2))
+    seen: list[tuple[str, int]] = []
+
+    def kill(phase: str, done: int, _total: int, _figures: Mapping[str, float]) -> None:
+        seen.append((phase, done))
+        if (phase, done) == killed_in:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(own, kill)
+    seen.clear()
+    killed_in = ("never", 0)
+    train(own, kill)
+    assert ("phase I", 1) not in seen  # it went on
+    for name in ("network.pt", "bigan.pt"):
+        found, whole = (torch.load(run / name, weights_only=True)["state"] for run in (own.run, settings.run))
+        assert all(torch.equal(found[key], whole[key]) for key in whole)
+
+
+def test_a_phase_runs_alone_and_again(settings: TrainSettings, bundle: Bundle, tmp_path: Path):
+    own = replace(settings, out=tmp_path / "bundle", run=tmp_path / "run")
+    with pytest.raises(Refused, match="no finished phase I"):
+        train(replace(own, phases=(2,)))
+    assert train(replace(own, phases=(1,))) is None
+    assert train(replace(own, phases=(2,))) is None
+    heldout = replace(own.phase3, heldout=True)
+    out = train(replace(own, phases=(3,), phase3=heldout))
+    assert out is not None
+    found, ours = Bundle.read(out).tensors(), bundle.tensors()
+    assert np.array_equal(found["network.fc5.weight"], ours["network.fc5.weight"])
+    assert not np.array_equal(found["decision.gbad.mean"], ours["decision.gbad.mean"])
+    with pytest.raises(Refused, match="another training"):
+        train(replace(own, out=tmp_path / "other", seed=1))
+
+
+def test_the_run_folder_tells_how_it_went(settings: TrainSettings, bundle: Bundle):
+    assert bundle.manifest.demo
+    lines = [json.loads(line) for line in (settings.run / "metrics.jsonl").read_text().splitlines()]
+    epochs = [line for line in lines if line["phase"] == "phase1"]
+    assert [line["size"] for line in epochs] == [32, 64]
+    for line in epochs:
+        assert {"loss", "training_f1_micro", "validation_f1_macro", "validation_map"} <= line.keys()
+    assert [line["step"] for line in lines if line["phase"] == "phase2"] == [60]
+    drawn = {path.name for path in (settings.run / "plots").iterdir()}
+    assert drawn == {"epochs.png", "precision_recall_f1.png", "samples.png", "bigan.png"}
+    assert list((settings.run / "tensorboard").glob("events.*"))
+
+
+def test_a_training_starts_from_the_network_of_a_bundle(
+    settings: TrainSettings, bundle: Bundle, tmp_path: Path
+):
+    slow = replace(settings.phase1, learning_rate=0.0, average_decay=0.0)
+    own = replace(settings, run=tmp_path / "run", phases=(1,), phase1=slow, start=bundle.path)
+    train(own)
+    state = torch.load(own.run / "network.pt", weights_only=True)["state"]
+    assert np.array_equal(state["fc5.weight"].numpy(), bundle.tensors()["network.fc5.weight"])
+    other = replace(own, run=tmp_path / "other", architecture=replace(ARCHITECTURE, latent=8))
+    with pytest.raises(Refused, match="another architecture"):
+        train(other)
+
+
+def test_the_reports_phase_one_has_no_pyramid(
+    settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    short = replace(pipeline.REPORTED, stages=((32, 1),), batch_size=16)
+    monkeypatch.setattr(pipeline, "REPORTED", short)
+    assert pipeline.ReportedNetwork("regnetx_004").body.get_classifier().out_features == 5  # type: ignore
+    lines = train_as_reported(replace(settings, run=tmp_path / "run"))
+    assert [line["epoch"] for line in lines] == [1]
+    assert not (tmp_path / "run" / "bigan.pt").exists()
+
+
+def labelled(positive: np.ndarray, groups: Sequence[str] = (), splits: Sequence[str] = ()) -> Labelled:
+    """Make a set whose positives hold pliers."""
+    n = len(positive)
+    labels = np.zeros((n, 5), bool)
+    labels[positive, 3] = True
+    empty = ("",) * n
+    return Labelled(
+        tuple(Path(str(i)) for i in range(n)), labels, tuple(groups) or empty, tuple(splits) or empty
+    )
+
+
+SHARES = Shares(validation=0.1, calibration=0.2, test=0.1)
+
+
+def parts_of(splits: Splits) -> list[np.ndarray]:
+    return [splits.train, splits.validation, splits.calibration, splits.test]
 
 
 def test_splits_are_disjoint_whole_and_share_the_positives():
-    labels = np.zeros((1000, 5), bool)
-    labels[:200, 3] = True
-    labelled = Labelled(tuple(Path(str(i)) for i in range(1000)), labels)
-    splits = split(labelled, seed=7, validation=0.1, calibration=0.2)
-    parts = [splits.train, splits.validation, splits.calibration]
+    images = labelled(np.arange(1000) < 200)
+    parts = parts_of(split(images, np.arange(1000), SHARES, seed=7))
     assert sorted(np.concatenate(parts).tolist()) == list(range(1000))
-    assert [int(labelled.positive[part].sum()) for part in parts] == [180, 20, 0]
-    assert [len(part) for part in parts] == [740, 100, 160]
-    assert not np.array_equal(splits.train, split(labelled, 8, 0.1, 0.2).train)
+    assert [int(images.positive[part].sum()) for part in parts] == [160, 20, 0, 20]
+    assert [len(part) for part in parts] == [640, 100, 160, 100]
+    assert not np.array_equal(parts[0], split(images, np.arange(1000), SHARES, 8).train)
+
+
+def test_images_that_look_alike_or_are_of_one_bag_stay_together():
+    alike = np.arange(600) // 3 * 3  # threes look alike
+    bags = [f"bag {i // 4}" if i % 4 < 2 else "" for i in range(600)]  # and some of two threes are one bag
+    images = labelled(np.arange(600) % 10 == 0, groups=bags)
+    part = np.zeros(600, int)
+    for k, index in enumerate(parts_of(split(images, alike, SHARES, seed=1))):
+        part[index] = k
+    for i in range(600):
+        assert part[i] == part[alike[i]]
+        assert not bags[i] or part[i] == part[bags.index(bags[i])]
+    assert len(set(part.tolist())) == 4
+
+
+def test_the_splits_that_labels_name_hold():
+    names = ["train", "validation", "calibration", "test", ""] * 20
+    images = labelled(np.arange(100) % 2 == 0, splits=names)
+    parts = split(images, np.arange(100), SHARES, seed=0)
+    assert {names[i] for i in parts.train} == {"train"}
+    assert {names[i] for i in parts.test} == {"test"}
+    assert not images.positive[parts.calibration].any()
+    assert sum(map(len, parts_of(parts))) == 70  # 20 name no split, 10 positives cannot calibrate
 
 
 @pytest.mark.parametrize(("positives", "kind"), [(0, "positive"), (1, "positive"), (100, "benign")])
 def test_a_set_that_cannot_be_split_is_refused(positives: int, kind: str):
-    labels = np.zeros((100, 5), bool)
-    labels[:positives, 0] = True
-    with pytest.raises(Refused, match=f"too few {kind} ones"):
-        split(Labelled((Path("a"),) * 100, labels), seed=0, validation=0.1, calibration=0.2)
-
-
-@pytest.mark.parametrize(
-    ("lines", "sentence"),
-    [
-        (["name,Knife,Gun,Wrench,Pliers,Scissors"], "does not begin with"),
-        ([], "does not begin with"),
-        ([HEADER, "a,1,-1,-1,-1"], "line 2: a name and five labels"),
-        ([HEADER, "a,1,-1,-1,-1,-1", "b,yes,-1,-1,-1,-1"], "line 3: a name and five labels"),
-        ([HEADER, "c,1,-1,-1,-1,-1"], "line 2: 'c' is listed twice or has no image"),
-        ([HEADER, "a,1,-1,-1,-1,-1", "a.jpg,1,-1,-1,-1,-1"], "line 3: 'a.jpg' is listed twice"),
-    ],
-)
-def test_a_malformed_list_gets_one_sentence_with_its_line(tmp_path: Path, lines: list[str], sentence: str):
-    for name in ("a.jpg", "b.jpg"):
-        Image.new("RGB", (8, 8)).save(tmp_path / name)
-    (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
-    with pytest.raises(Refused, match=sentence):
-        read_sixray(tmp_path / "labels.csv", tmp_path)
-
-
-def test_a_list_finds_its_images_with_or_without_extension(tmp_path: Path):
-    for name in ("P00001.jpg", "N00002.jpg"):
-        Image.new("RGB", (8, 8)).save(tmp_path / name)
-    (tmp_path / "labels.csv").write_text(f"{HEADER}\nP00001,1,-1,-1,1,-1\nN00002.jpg,-1,-1,-1,-1,-1\n")
-    labelled = read_sixray(tmp_path / "labels.csv", tmp_path)
-    assert [path.name for path in labelled.paths] == ["P00001.jpg", "N00002.jpg"]
-    assert labelled.positive.tolist() == [True, False]
-    assert labelled.labels[0].tolist() == [True, False, False, True, False]
+    with pytest.raises(Refused, match=f"too few are {kind}"):
+        split(labelled(np.arange(100) < positives), np.arange(100), SHARES, seed=0)
 
 
 # --- losses against plain NumPy ---
@@ -234,14 +339,53 @@ def test_dead_features_do_not_divide_by_zero():
 # --- what the phases are for ---
 
 
-def test_augmentation_without_movement_changes_nothing():
-    images = torch.rand((2, 3, 32, 32))
-    still = Phase1Settings(flip=0, rotation=0, shift=0, scale=0, shear=0)
-    assert torch.allclose(augmented(images, 32, still, torch.Generator()), images, atol=1e-5)
-    mirrored = Phase1Settings(flip=1, rotation=0, shift=0, scale=0, shear=0)
-    assert torch.allclose(augmented(images, 32, mirrored, torch.Generator()), images.flip(3), atol=1e-5)
-    shrunk = augmented(images, 16, still, torch.Generator())
-    assert shrunk.shape == (2, 3, 16, 16)
+def images_of(folder: Path, count: int) -> list[Path]:
+    random = np.random.default_rng(3)
+    for k in range(count):
+        smooth = Image.fromarray(random.integers(0, 256, (6, 8, 3), np.uint8)).resize((160, 120))
+        smooth.save(folder / f"{k}.jpg", quality=95)
+    return sorted(folder.glob("*.jpg"))
+
+
+def fed(paths: list[Path], augmentation: Augmentation | None, size: int = 64, epoch: int = 0) -> np.ndarray:
+    """Images [n, S, S, 3] as phase I gets them, normalized by nothing."""
+    settings = ImageSettings(size, (0.0,) * 3, (1 / 255,) * 3, augmentation, seed=5, threads=1)
+    batches = [np.arange(len(paths))]
+    index, images = next(iter(training_images(paths, batches, epoch, settings)))
+    assert index.tolist() == list(range(len(paths)))
+    return images.permute(0, 2, 3, 1).numpy()
+
+
+def test_images_without_movement_are_those_of_a_scan(tmp_path: Path):
+    paths = images_of(tmp_path, 4)
+    still = Augmentation(flip=0, rotation=0, shift=0, scale=0, shear=0)
+    decoder = Decoder(64, DecodeLimits())
+    scanned = np.stack([decoder(Row(str(path)), path.read_bytes()) for path in paths])  # type: ignore[arg-type]
+    for augmentation in (None, still):
+        difference = np.abs(fed(paths, augmentation) - scanned)
+        assert difference.max() <= 2
+        assert difference.mean() <= 0.3
+    mirrored = fed(paths, Augmentation(flip=1, rotation=0, shift=0, scale=0, shear=0))
+    assert np.abs(mirrored - scanned[:, :, ::-1]).max() <= 2
+
+
+def test_movements_belong_to_seed_epoch_and_image(tmp_path: Path):
+    paths = images_of(tmp_path, 6)
+    first = fed(paths, Augmentation())
+    assert np.array_equal(first, fed(paths, Augmentation()))
+    assert np.array_equal(first[:2], fed(paths[:2], Augmentation()))
+    assert not np.array_equal(first, fed(paths, Augmentation(), epoch=1))
+
+
+def test_a_movement_is_the_map_that_it_says():
+    whole = Augmentation(flip=0, rotation=90, shift=0, scale=0, shear=0)
+    drawn = draw(whole, 100, (0, 0, 0)).affine
+    linear, offset = drawn[:, :2], drawn[:, 2]
+    assert np.allclose(linear @ linear.T, np.eye(2), atol=1e-6)
+    assert np.allclose(linear @ (50, 50) + offset, (50, 50), atol=1e-4)
+    shifted = draw(Augmentation(0, 0, 0.1, 0, 0), 100, (0, 0, 1)).affine
+    assert np.allclose(shifted[:, :2], np.eye(2))
+    assert (np.abs(shifted[:, 2]) <= 10).all()
 
 
 def test_the_bigan_learns_to_reconstruct_benign_features():

@@ -1,6 +1,6 @@
 """The model card that a bundle carries as README.md."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..row import THREATS
@@ -12,31 +12,110 @@ GBAD: a classifier of five threats, a BiGAN on its features of benign bags, and 
 
 {demo}## Images
 
-Trained on {data}.
+Trained on {data}. The splits are disjoint by image and by near-duplicate group; each phase saw the train
+split alone, validation stopped phase I and chose the decision, calibration set the operating points.
 
 {counts}
 
 ## Figures
 
-Plumbing, no figures: this bundle shows that training, export and scan fit together. It was not judged on a
-frozen test set, so nothing is claimed about what it detects. Its operating points are what the benign
-calibration images gave; `bundle.json` marks those that rest on too few of them as not supported.
+{figures}
+
+## Operating points
+
+Set on {benign} benign images of the calibration split, decision '{default}'.
+
+{points}
+
+## Phases
+
+Phase I: {epochs} at {sizes} pixels, batch {batch}, {optimizer}; weights are those of the best epoch on
+validation. Phase II: {steps} steps; over the last, D told {d_real:.2f} of (s, E(s)) and {d_fake:.2f} of
+(G(z), z) right, the standard deviation of G(z) was {std_g:.2f}, of E(s) {std_e:.2f}. Phase III: the SVM of
+`gbad` is {kernel}; its AUROC is {seen:.3f} on training images and {unseen:.3f} on validation.
+
+## Limits
+
+What it finds is what it was trained on: nothing is claimed for other threats, other scanners' looks or
+another share of positives than those above. A false-alarm rate holds for bags like those of calibration.
 {warnings}"""
 
 
-def card(name: str, data: str, demo: bool, provenance: Mapping[str, Any]) -> str:
-    """Write the card in Markdown: what the model saw, and what is not known of it."""
+def card(
+    name: str,
+    data: str,
+    demo: bool,
+    provenance: Mapping[str, Any],
+    points: Mapping[str, Sequence[Mapping[str, Any]]],
+    default: str,
+) -> str:
+    """Write the card in Markdown: what the model saw, how it did on what it never saw, what is not known."""
+    settings = provenance["settings"]["phase1"]
+    judged = provenance["validation"]["gbad"]
     return TEXT.format(
         name=name,
         demo=DEMO if demo else "",
         data=data,
-        counts=_table(provenance["images"]),
+        counts=_counts(provenance["images"]),
+        figures=_figures(provenance["test"], provenance["images"]),
+        benign=provenance["images"]["calibration"]["benign"],
+        default=default,
+        points=_points(points[default]),
+        epochs=f"{len(provenance['epochs'])} epochs",
+        sizes=", ".join(str(size) for size, _ in settings["stages"]),
+        batch=settings["batch_size"],
+        optimizer=settings["optimizer"],
+        steps=provenance["settings"]["phase2"]["steps"],
+        **{key: provenance["bigan"][key] for key in ("d_real", "d_fake", "std_g", "std_e")},
+        kernel=judged["kernel"],
+        seen=provenance["training"]["gbad"]["auroc"],
+        unseen=judged["auroc"],
         warnings="".join(f"\n- {warning}\n" for warning in provenance["warnings"]),
     )
 
 
-def _table(images: Mapping[str, Mapping[str, int]]) -> str:
+def _counts(images: Mapping[str, Mapping[str, int]]) -> str:
     """Count images and labels of each split."""
-    head = [f"| split | images | benign | {' | '.join(THREATS)} |", "| --- " * (3 + len(THREATS)) + "|"]
-    rows = [f"| {split} | {' | '.join(map(str, row.values()))} |" for split, row in images.items()]
-    return "\n".join([*head, *rows])
+    head = ["split", "images", "benign", *THREATS]
+    return _table(head, [[split, *map(str, row.values())] for split, row in images.items()])
+
+
+def _figures(test: Mapping[str, Any], images: Mapping[str, Mapping[str, int]]) -> str:
+    if not test:
+        return "None: the data set has no test split, so nothing is claimed about what this bundle detects."
+    names = {"mean average precision of the classes": "map"}
+    names |= {f"average precision, {threat}": f"ap.{threat}" for threat in THREATS}
+    for decision in ("gbad", "classes", "combined"):
+        names |= {
+            f"AUROC, `{decision}`": f"{decision}.auroc",
+            f"PD at the PFA 5 % point, `{decision}`": f"{decision}.pd_at_pfa_05",
+            f"PFA measured there, `{decision}`": f"{decision}.pfa_measured_05",
+        }
+    rows = [[title, *_bounded(test[key])] for title, key in names.items() if key in test]
+    table = _table(["figure", "value", "95 % interval"], rows)
+    counted = images["test"]
+    return f"On the test split, {counted['images']} images, {counted['benign']} of them benign.\n\n{table}"
+
+
+def _bounded(figure: Sequence[float | None]) -> list[str]:
+    value, low, high = figure
+    interval = "-" if low is None or high is None else f"{low:.3f} to {high:.3f}"
+    return ["-" if value is None else f"{value:.3f}", interval]
+
+
+def _points(points: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
+        [
+            f"{100 * point['pfa']:g} %",
+            f"{point['threshold']:.4f}",
+            "{:.2f} to {:.2f} %".format(*(100 * bound for bound in point["interval"])),
+            "yes" if point["supported"] else "not supported: too few benign images",
+        ]
+        for point in points
+    ]
+    return _table(["PFA", "threshold", "95 % interval", "supported"], rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])

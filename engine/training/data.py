@@ -1,20 +1,18 @@
-"""Labelled images for training: lists in SIXray's form, pixels as the scan decodes them, disjoint splits."""
+"""Labelled images for training, and their deal into four disjoint splits."""
 
-import csv
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..decode import DecodeLimits, Decoder
 from ..errors import Refused
-from ..row import THREATS, Row
-from .progress import Progress
+from ..row import THREATS
+from .datasets import find_images, join, read_labels
 
-COLUMNS = ["name", *(threat.capitalize() for threat in THREATS)]
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".jp2")
+Index = NDArray[np.intp]
 
 
 @dataclass(frozen=True)
@@ -23,99 +21,116 @@ class Labelled:
 
     paths: tuple[Path, ...]
     labels: NDArray[np.bool_]  # [n, 5] in the order of THREATS; a benign image has none
+    groups: tuple[str, ...]  # bag of each image; '' where none is known
+    splits: tuple[str, ...]  # where its owner wants each image; '' where he does not say
 
     @property
     def positive(self) -> NDArray[np.bool_]:
         """Tell which images hold a threat, [n]."""
         return np.any(self.labels, axis=1)
 
-    def take(self, index: NDArray[np.intp]) -> "Labelled":
+    def take(self, index: Index) -> "Labelled":
         """Return the images at these positions."""
-        return Labelled(tuple(self.paths[i] for i in index), self.labels[index])
+        return Labelled(
+            tuple(self.paths[i] for i in index),
+            self.labels[index],
+            tuple(self.groups[i] for i in index),
+            tuple(self.splits[i] for i in index),
+        )
+
+    def digest(self) -> str:
+        """Name this data set: SHA-256 of names, labels and splits."""
+        lines = zip(self.paths, self.labels.tolist(), self.groups, self.splits, strict=True)
+        return hashlib.sha256("\n".join(str(line) for line in lines).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Splits:
     """Disjoint positions in one data set, each sorted."""
 
-    train: NDArray[np.intp]
-    validation: NDArray[np.intp]
-    calibration: NDArray[np.intp]
+    train: Index
+    validation: Index  # stops phase I, chooses the decision
+    calibration: Index  # benign alone: sets operating points
+    test: Index  # gives the card's figures
 
 
-def read_sixray(labels: Path, images: Path) -> Labelled:
-    """Read a list `name,Gun,Knife,Wrench,Pliers,Scissors` (1 / -1) of images that lie below a folder.
+@dataclass(frozen=True)
+class Shares:
+    """How much of a data set goes into each split; the rest is for training."""
 
-    A name is that of the file, with or without its extension. Raises Refused with file and line for a
-    malformed line, a name listed twice, or a name without an image.
+    validation: float = 0.10  # of images
+    calibration: float = 0.20  # of benign images
+    test: float = 0.15  # of images
+
+
+def load_labelled(labels: Path, images: Path, form: str = "auto", class_map: Path | None = None) -> Labelled:
+    """Read labels in any form and find their images below a folder; raises Refused with what is wrong."""
+    found = read_labels(labels, form, class_map)
+    paths = find_images(images)
+    position = join(found, [str(path) for path in paths])
+    return Labelled(tuple(paths[i] for i in position), found.labels, found.groups, found.splits)
+
+
+def split(labelled: Labelled, alike: Index, shares: Shares, seed: int) -> Splits:
+    """Deal images into four parts, all images of a group into one.
+
+    A group is a bag, or images that `alike` [n] gives one number; it is positive if one of its images is.
+    Where the labels say the split of any image, theirs holds, and images without one are left out. Raises
+    Refused where a part lacks positives or benign images that it needs.
     """
-    by_name = _images_by_name(images)
-    paths, rows = [], []
-    with labels.open(newline="", encoding="utf-8-sig") as file:
-        lines = csv.reader(file)
-        if next(lines, None) != COLUMNS:
-            raise Refused(f"{labels} does not begin with the line {','.join(COLUMNS)}.")
-        for number, line in enumerate(lines, start=2):
-            name, *values = line or [""]
-            if len(values) != len(THREATS) or not set(values) <= {"1", "-1", "0"}:
-                raise Refused(f"{labels}, line {number}: a name and five labels, 1 or -1, are expected.")
-            path = by_name.pop(name, None) or by_name.pop(Path(name).stem, None)
-            if path is None:
-                raise Refused(
-                    f"{labels}, line {number}: {name!r} is listed twice or has no image in {images}."
-                )
-            paths.append(path)
-            rows.append([value == "1" for value in values])
-    return Labelled(tuple(paths), np.array(rows, dtype=np.bool_).reshape(-1, len(THREATS)))
+    given = any(labelled.splits)
+    parts = _given(labelled) if given else _dealt(labelled, alike, shares, seed)
+    parts.calibration.setflags(write=False)
+    _check(labelled, parts)
+    return parts
 
 
-def _images_by_name(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise Refused(f"The image folder {folder} does not exist.")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    return {path.stem: path for path in found}
+def _given(labelled: Labelled) -> Splits:
+    named = np.array(labelled.splits)
+    parts = {field.name: np.flatnonzero(named == field.name) for field in fields(Splits)}
+    parts["calibration"] = parts["calibration"][~labelled.positive[parts["calibration"]]]
+    return Splits(**parts)
 
 
-def split(labelled: Labelled, seed: int, validation: float, calibration: float) -> Splits:
-    """Deal images at random into three parts, by shares; calibration gets benign images alone.
-
-    Operating points need no positives, and training needs every one. Raises Refused where a part that needs
-    positives or benign images would get none.
-    """
+def _dealt(labelled: Labelled, alike: Index, shares: Shares, seed: int) -> Splits:
     random = np.random.default_rng((seed, 1))
-    parts: list[list[NDArray[np.intp]]] = [[], [], []]
-    for positive, held in ((True, 0.0), (False, calibration)):
-        index = random.permutation(np.flatnonzero(labelled.positive == positive))
-        a, b = round(len(index) * validation), round(len(index) * (validation + held))
-        for part, piece in zip(parts, (index[b:], index[:a], index[a:b]), strict=True):
-            part.append(piece)
-    kinds = {"positive": parts[0][0].size and parts[1][0].size, "benign": all(part[1].size for part in parts)}
-    if lacking := [kind for kind, enough in kinds.items() if not enough]:
-        raise Refused(f"{len(labelled.paths)} images hold too few {' and '.join(lacking)} ones to be split.")
-    return Splits(*(np.sort(np.concatenate(part)) for part in parts))
+    group = group_numbers(labelled.groups, alike)
+    positive = np.zeros(len(group), np.bool_)
+    np.logical_or.at(positive, group, labelled.positive)
+    part = np.zeros(len(group), np.intp)  # of each group: 0 train, 1 validation, 2 calibration, 3 test
+    sizes = np.bincount(group, minlength=len(group))
+    for kind in (True, False):
+        members = random.permutation(np.flatnonzero((positive == kind) & (sizes > 0)))
+        held = np.cumsum([shares.validation, 0.0 if kind else shares.calibration, shares.test])
+        before = np.cumsum(sizes[members]) - sizes[members]
+        bounds = np.round(held * sizes[members].sum())
+        part[members] = (np.searchsorted(bounds, before, "right") + 1) % 4
+    return Splits(*(np.flatnonzero(part[group] == k) for k in range(4)))
 
 
-def load_pixels(
-    labelled: Labelled, size: int, folder: Path, progress: Progress
-) -> tuple[Labelled, NDArray[np.uint8]]:
-    """Decode every image as a scan would; returns those that could be read and their pixels.
+def group_numbers(bags: Sequence[str], alike: Index) -> Index:
+    """Join images by bag and likeness; returns the group of each, named by its first image, [n]."""
+    group = alike.copy()
+    first: dict[str, int] = {}
+    for k, bag in enumerate(bags):
+        if bag:
+            one, other = group[k], group[first.setdefault(bag, k)]
+            group[group == max(one, other)] = min(one, other)
+    return group
 
-    Pixels are uint8 [n, size, size, 3], kept in a file of the run folder and mapped, not held in memory.
-    Raises Refused where more than one image in a hundred cannot be decoded.
-    """
-    decoder = Decoder(size, DecodeLimits())
-    shape = (len(labelled.paths), size, size, 3)
-    pixels = np.lib.format.open_memmap(folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)
-    good: list[int] = []
-    for number, path in enumerate(labelled.paths):
-        image = decoder(Row(uri=str(path)), path.read_bytes())
-        if image is not None:
-            pixels[len(good)] = image
-            good.append(number)
-        progress("decode", number + 1, len(labelled.paths), {})
-    if len(good) < 0.99 * len(labelled.paths):
-        raise Refused(f"{len(labelled.paths) - len(good)} of {len(labelled.paths)} images cannot be decoded.")
-    return labelled.take(np.array(good)), pixels[: len(good)]
+
+def _check(labelled: Labelled, parts: Splits) -> None:
+    needs = {"train": (True, True), "validation": (True, True), "calibration": (False, True)}
+    for name, needed in needs.items():
+        positive = labelled.positive[getattr(parts, name)]
+        for kind, present, wanted in zip(
+            ("positive", "benign"), (positive.any(), not positive.all()), needed, strict=True
+        ):
+            if wanted and not (present and len(positive)):
+                raise Refused(
+                    f"of {len(labelled.paths)} images too few are {kind}: the {name} split gets none; add "
+                    "images, or name each one's split in a column `split` of the labels"
+                )
 
 
 def counts(labels: NDArray[np.bool_]) -> dict[str, int]:
@@ -124,6 +139,6 @@ def counts(labels: NDArray[np.bool_]) -> dict[str, int]:
     return {"images": len(labels), "benign": int((~labels.any(axis=1)).sum()), **by_class}
 
 
-def batches(index: NDArray[np.intp], size: int) -> Sequence[NDArray[np.intp]]:
+def batches(index: Index, size: int) -> Sequence[Index]:
     """Cut positions into whole batches; a shorter rest is left out."""
     return [index[start : start + size] for start in range(0, len(index) - size + 1, size)]

@@ -17,6 +17,7 @@ from ..errors import Stopped
 from ..model.decision import Decision
 from ..model.gbad import GBAD
 from ..row import THREATS, Row
+from .card import card
 from .phase3 import Losses, Phase3Settings, benign_quantiles, operating_points
 
 # an engine whose losses or scores differ by more is refused
@@ -40,11 +41,13 @@ def pack(
     demo: bool,
     outcome: Outcome,
     settings: Phase3Settings,
-    text: str,
+    data: str,
     gate: Sequence[bytes],
 ) -> Path:
-    """Write a bundle with these gate images (JPEG) and this card; returns its folder."""
+    """Write a bundle with these gate images (JPEG), trained on `data` in words; returns its folder."""
     content = manifest(name, demo, outcome, settings)
+    points = content["operating_points"]["fp32"]
+    text = card(name, data, demo, outcome.provenance, points, outcome.default_decision)
     arrays = outcome.model.arrays()
     for decision in outcome.decisions.values():
         arrays |= decision.tensors()

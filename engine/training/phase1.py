@@ -1,20 +1,27 @@
 """Phase I: backbone, FPN and FC1..FC5 by binary cross-entropy on as many benign images as positives."""
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..model.gbad import GBAD
-from ..model.network import Network, normalize
+from .augment import Augmentation, ImageSettings, Index, training_images
 from .average import Average
-from .data import batches
+from .checkpoint import RunFolder, State
+from .data import Labelled, batches
+from .observe import Observed, observe
 from .progress import Progress
+
+NAME = "phase1"
+CHECKPOINT_EVERY_S = 120.0  # when a checkpoint is written changes no weight
 
 
 @dataclass(frozen=True)
@@ -23,100 +30,221 @@ class Phase1Settings:
 
     stages: tuple[tuple[int, int], ...] = ((128, 10), (256, 5))  # pixels a side, epochs
     batch_size: int = 32  # images
+    optimizer: str = "adamw"  # or sgd, with a momentum of 0.9
     learning_rate: float = 2e-3  # at its peak
     weight_decay: float = 0.05
     warm_up: float = 0.05  # share of all steps
     clip_norm: float = 5.0  # of the gradient
     average_decay: float = 0.998
-    flip: float = 0.5  # probability
-    rotation: float = 10.0  # degrees, either way
-    shift: float = 0.05  # of the side, either way
-    scale: float = 0.10  # of the size, either way
-    shear: float = 5.0  # degrees, either way
+    balance_classes: bool = False  # pos_weight: each class's absences by its presences
+    mixed: bool = False  # bfloat16 where that is safe
+    patience: int = 3  # epochs of the last stage without a better validation mAP before it ends
+    watched: int = 1024  # images of training and of validation that figures are taken on, each
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Image size of each epoch."""
+        return [size for size, epochs in self.stages for _ in range(epochs)]
+
+
+@dataclass(frozen=True)
+class Phase1Data:
+    """What phase I is trained and watched on."""
+
+    labelled: Labelled
+    train: Index
+    validation: Index
+
+
+class Classifier:
+    """A network in training: its optimizer, its average, and where it stands."""
+
+    def __init__(self, network: nn.Module, settings: Phase1Settings, positive_weight: Tensor | None):
+        self.network = network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.settings = settings
+        self.positive_weight = positive_weight
+        self.average = Average(self.network, settings.average_decay)
+        self.optimizer = _optimizer(network, settings)
+        self.epoch = self.step = 0  # epochs done, and steps of this one
+        self.smooth = math.log(2)
+        self.best: State | None = None  # averaged weights of the best epoch
+        self.best_map = -1.0
+        self.lines: list[dict[str, Any]] = []  # figures of each epoch
+
+    def learn(self, images: Tensor, labels: Tensor, rate: float) -> float:
+        """Take one step on images [N, 3, S, S] and labels [N, 5]; returns the loss, smoothed over steps."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * rate
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.settings.mixed):
+            logits = self.network(images)[1]
+        loss = classification_loss(logits.float(), labels, self.positive_weight)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_norm)
+        self.optimizer.step()
+        self.average.update(self.network)
+        self.step += 1
+        self.smooth += (loss.item() - self.smooth) * 0.02
+        return self.smooth
+
+    def end_epoch(self, observed: Observed, size: int, seconds: float, images: int) -> None:
+        """Note what the average does on the watched images; the best of the last size is kept."""
+        line = {"epoch": self.epoch + 1, "size": size, "loss": self.smooth, "seconds": round(seconds, 1)}
+        self.lines.append({**line, "images_per_second": round(images / seconds, 1), **observed.line()})
+        # on a few validation images with no positive of a class there is no mAP: the last epoch is then best
+        value = observed.validation_map if math.isfinite(observed.validation_map) else self.best_map
+        if size == self.settings.sizes[-1] and value >= self.best_map:
+            self.best, self.best_map = _copied(self.average.module), value
+        self.epoch, self.step = self.epoch + 1, 0
+
+    @property
+    def done(self) -> bool:
+        """Tell whether all epochs are done, or the last size no longer gets better."""
+        sizes = self.settings.sizes
+        last = [line for line in self.lines if line["size"] == sizes[-1]]
+        best = max(range(len(last)), key=lambda k: (last[k]["validation_map"] or 0, k), default=0)
+        return self.epoch >= len(sizes) or len(last) - 1 - best >= self.settings.patience
+
+    def state(self) -> State:
+        """Return all that a later process needs to go on as if nothing had happened."""
+        return {
+            "network": self.network.state_dict(),
+            "average": self.average.module.state_dict(),
+            "average_steps": self.average.steps,
+            "optimizer": self.optimizer.state_dict(),
+            "random": torch.get_rng_state(),  # of networks that drop paths or units
+            "best": self.best,
+            **{name: getattr(self, name) for name in ("epoch", "step", "smooth", "best_map", "lines")},
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from a state."""
+        self.network.load_state_dict(state["network"])
+        self.average.module.load_state_dict(state["average"])
+        self.average.steps = state["average_steps"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"])
+        self.best = state["best"]
+        for name in ("epoch", "step", "smooth", "best_map", "lines"):
+            setattr(self, name, state[name])
 
 
 def train_network(
     model: GBAD,
-    pixels: NDArray[np.uint8],
-    labels: NDArray[np.bool_],
-    train: NDArray[np.intp],
+    network: nn.Module,
+    data: Phase1Data,
     settings: Phase1Settings,
     seed: int,
+    run: RunFolder,
     progress: Progress,
-) -> None:
-    """Train `model.network` in place on the images at positions `train` of pixels [n, S, S, 3]."""
-    random = np.random.default_rng((seed, 2))
-    generator = torch.Generator().manual_seed(seed)
-    network = model.network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    plan = list(_plan(labels, train, settings, random))
-    optimizer = torch.optim.AdamW(_groups(network, settings.weight_decay), lr=settings.learning_rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, len(plan), settings))
-    average = Average(network, settings.average_decay)
-    smooth = math.log(2)
-    for step, (size, index) in enumerate(plan, start=1):
-        images = normalize(torch.from_numpy(pixels[np.sort(index)]), model.pixel_mean, model.pixel_std)
-        images = augmented(images, size, settings, generator)
-        loss = classification_loss(network(images)[1], torch.from_numpy(labels[np.sort(index)]))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), settings.clip_norm)
-        optimizer.step()
-        schedule.step()
-        average.update(network)
-        smooth += (loss.item() - smooth) * 0.02
-        progress("phase I", step, len(plan), {"loss": smooth, "pixels": size})
-    network.load_state_dict(average.module.state_dict())
+) -> list[dict[str, Any]]:
+    """Train `network` in place, going on from the run's checkpoint; returns the figures of each epoch.
+
+    `network` maps normalized images to (features, logits); the model gives the constants of normalization.
+    """
+    labels = torch.from_numpy(data.labelled.labels)
+    classifier = Classifier(network, settings, _positive_weight(data, settings))
+    if (state := run.load(NAME)) is not None:
+        classifier.restore(state)
+    device = next(network.parameters()).device
+    watch = _Watch(data, settings, seed)
+    while not classifier.done:
+        epoch, size = classifier.epoch, settings.sizes[classifier.epoch]
+        plan = epoch_batches(data, settings, seed, epoch)
+        images = ImageSettings(
+            size=size,
+            mean=tuple(model.pixel_mean.tolist()),
+            std=tuple(model.pixel_std.tolist()),
+            augmentation=settings.augmentation,
+            seed=seed,
+            device=str(device),
+            threads=torch.get_num_threads(),
+        )
+        begun = saved = time.monotonic()
+        first = classifier.step
+        for index, batch in training_images(data.labelled.paths, plan[first:], epoch, images):
+            rate = _rate(epoch * len(plan) + classifier.step, len(settings.sizes) * len(plan), settings)
+            loss = classifier.learn(batch, labels[index].to(device), rate)
+            now = time.monotonic()
+            speed = (classifier.step - first) * len(index) / (now - begun)
+            figures = {"loss": loss, "mAP": classifier.best_map, "pixels": size, "img/s": speed}
+            progress("phase I", epoch * len(plan) + classifier.step, len(settings.sizes) * len(plan), figures)
+            if now - saved > CHECKPOINT_EVERY_S:
+                run.save(NAME, classifier.state())
+                saved = now
+        trained = (len(plan) - first) * settings.batch_size
+        observed = observe(classifier.average.module, model, watch.at(size))
+        classifier.end_epoch(observed, size, time.monotonic() - begun, trained)
+        run.save(NAME, classifier.state())
+        run.record(NAME, classifier.lines)
+    assert classifier.best is not None
+    network.load_state_dict(classifier.best)
     network.eval()
+    return classifier.lines
 
 
-def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """L(p, y) = -(y log p + (1 - y) log(1 - p)), averaged over classes and images; p are sigmoids."""
-    return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+def classification_loss(logits: Tensor, labels: Tensor, positive_weight: Tensor | None = None) -> Tensor:
+    """L(p, y) = -(w y log p + (1 - y) log(1 - p)), averaged over classes and images; p are sigmoids.
+
+    The report has no weights w: `positive_weight` [5] is a departure that must be asked for.
+    """
+    return F.binary_cross_entropy_with_logits(
+        logits, labels.to(logits.dtype), pos_weight=None if positive_weight is None else positive_weight
+    )
 
 
-def augmented(images: Tensor, size: int, settings: Phase1Settings, generator: torch.Generator) -> Tensor:
-    """Shrink images [N, 3, S, S] to `size`, then flip and move each by a random affine map."""
-    if images.shape[-1] != size:
-        images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
-    maps = _random_maps(len(images), settings, generator)  # [N, 2, 3]
-    grid = F.affine_grid(maps, list(images.shape), align_corners=False)
-    # the border, not black, surrounds a bag: scanners leave air around it
-    moved = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-    return moved.contiguous(memory_format=torch.channels_last)
+def epoch_batches(data: Phase1Data, settings: Phase1Settings, seed: int, epoch: int) -> list[Index]:
+    """Positions of each batch of an epoch: every positive, and as many benign images drawn anew."""
+    random = np.random.default_rng((seed, 2, epoch))
+    positive = data.labelled.positive[data.train]
+    threats, benign = data.train[positive], data.train[~positive]
+    drawn = random.permutation(benign)[: len(threats)]
+    order = random.permutation(np.concatenate([threats, drawn]))
+    return list(batches(order, min(settings.batch_size, len(order))))
 
 
-def _random_maps(n: int, settings: Phase1Settings, generator: torch.Generator) -> Tensor:
-    """Affine maps [n, 2, 3] of output to input coordinates, each in [-1, 1]."""
-    uniform = torch.rand((6, n), generator=generator) * 2 - 1
-    angle = torch.deg2rad(uniform[0] * settings.rotation)
-    shear = torch.tan(torch.deg2rad(uniform[1] * settings.shear))
-    scale = 1 + uniform[2] * settings.scale
-    mirror = torch.where((uniform[3] + 1) / 2 < settings.flip, -1.0, 1.0)
-    cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
-    shift = uniform[4:6] * settings.shift * 2
-    rows = [mirror * cos, mirror * (shear * cos - sin), shift[0], sin, shear * sin + cos, shift[1]]
-    return torch.stack(rows, dim=1).reshape(n, 2, 3)
+class _Watch:
+    """The images that figures are taken on: a sample of training images, and of validation images."""
+
+    def __init__(self, data: Phase1Data, settings: Phase1Settings, seed: int):
+        random = np.random.default_rng((seed, 4))
+        self._labelled = data.labelled
+        ideal = np.concatenate(epoch_batches(data, settings, seed, 0))
+        self._samples = [
+            np.sort(random.permutation(each)[: settings.watched]) for each in (ideal, data.validation)
+        ]
+
+    def at(self, size: int) -> list[tuple[Sequence[Any], NDArray[np.bool_], int]]:
+        """Paths, labels and image size of both samples."""
+        taken = [self._labelled.take(index) for index in self._samples]
+        return [(each.paths, each.labels, size) for each in taken]
 
 
-def _plan(
-    labels: NDArray[np.bool_], train: NDArray[np.intp], settings: Phase1Settings, random: np.random.Generator
-) -> Iterator[tuple[int, NDArray[np.intp]]]:
-    """Yield image size and positions of each batch; every epoch draws its benign images anew."""
-    positive = np.any(labels, axis=1)
-    threats, benign = train[positive[train]], train[~positive[train]]
-    for size, epochs in settings.stages:
-        for _ in range(epochs):
-            drawn = random.permutation(benign)[: len(threats)]
-            order = random.permutation(np.concatenate([threats, drawn]))
-            for index in batches(order, min(settings.batch_size, len(order))):
-                yield size, index
+def _positive_weight(data: Phase1Data, settings: Phase1Settings) -> Tensor | None:
+    """Absences by presences of each class [5], in a set of as many benign images as positives."""
+    if not settings.balance_classes:
+        return None
+    labels = data.labelled.labels[data.train]
+    present = np.maximum(labels.sum(axis=0), 1)
+    return torch.from_numpy((2 * labels.any(axis=1).sum() - present) / present).float()
 
 
-def _groups(network: Network, weight_decay: float) -> Sequence[dict[str, object]]:
+def _optimizer(network: nn.Module, settings: Phase1Settings) -> torch.optim.Optimizer:
     """Decay weights of layers, not biases and norms."""
-    decayed = [parameter for parameter in network.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    parameters = list(network.parameters())
+    decayed = {
+        "params": [each for each in parameters if each.ndim > 1],
+        "weight_decay": settings.weight_decay,
+    }
+    others = {"params": [each for each in parameters if each.ndim <= 1], "weight_decay": 0.0}
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD([decayed, others], lr=settings.learning_rate, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW([decayed, others], lr=settings.learning_rate)
+
+
+def _copied(module: nn.Module) -> State:
+    return {key: value.clone() for key, value in module.state_dict().items()}
 
 
 def _rate(step: int, steps: int, settings: Phase1Settings) -> float:

@@ -1,7 +1,9 @@
 """Phase II: the BiGAN on standardized features of benign images."""
 
 import copy
+import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +15,12 @@ from torch.nn.utils import parametrizations, parametrize
 from ..errors import Stopped
 from ..model.bigan import STD_FLOOR, BiGAN, Discriminator
 from .average import Average
+from .checkpoint import RunFolder, State
 from .progress import Progress
+
+NAME = "phase2"
+CHECKPOINT_EVERY_S = 60.0
+RECORDED_EVERY = 100  # steps a line of figures sums up
 
 
 @dataclass(frozen=True)
@@ -26,28 +33,52 @@ class Phase2Settings:
     rate_generator: float = 1e-3  # of E and G
     reconstruction: float = 10.0  # weight of mean |s - G(E(s))| in the loss of E and G
     real_label: float = 0.9  # smoothed
+    adversarial: float = 1.0  # weight of the adversarial term; 0 trains E and G as a plain autoencoder
     average_decay: float = 0.995  # of E and G
     watched: int = 500  # last steps that the collapse check looks at
     enough: int = 5000  # benign images below which a collapse is a warning only
 
 
 def train_bigan(
-    bigan: BiGAN, x: NDArray[np.float32], settings: Phase2Settings, seed: int, progress: Progress
+    bigan: BiGAN,
+    x: NDArray[np.float32],
+    settings: Phase2Settings,
+    seed: int,
+    progress: Progress,
+    run: RunFolder | None = None,
 ) -> dict[str, float]:
-    """Train in place on features x [n, 1024] of benign images; returns figures of the last steps."""
+    """Train in place on features x [n, 1024] of benign images; returns figures of the last steps.
+
+    With a run folder it goes on from the checkpoint there, and ends as it would have without a break.
+    """
     set_standardization(bigan, x)
-    generator = torch.Generator().manual_seed(seed + 1)
     s = bigan.standardize(torch.from_numpy(x))[:, :, None, None]
-    players = _Players(bigan, settings)
-    figures: list[dict[str, float]] = []
-    for step in range(1, settings.steps + 1):
-        batch = s[torch.randint(len(s), (settings.batch_size,), generator=generator)]
-        z = torch.randn((settings.batch_size, bigan.encoder[-1].out_channels, 1, 1), generator=generator)  # type: ignore[arg-type]
-        figures.append(players.step(batch, z))
-        progress("phase II", step, settings.steps, figures[-1])
+    players = _Players(bigan, settings, seed)
+    if run is not None and (state := run.load(NAME)) is not None:
+        players.restore(state)
+    saved = time.monotonic()
+    while len(players.figures) < settings.steps:
+        players.step(*players.draw(s))
+        progress("phase II", len(players.figures), settings.steps, players.figures[-1])
+        if run is not None and time.monotonic() - saved > CHECKPOINT_EVERY_S:
+            run.save(NAME, players.state())
+            saved = time.monotonic()
+    if run is not None:
+        run.save(NAME, players.state())
+        run.record(NAME, _summed(players.figures))
     players.finish()
-    last = figures[-settings.watched :]
-    return {key: float(np.mean([each[key] for each in last])) for key in last[0]}
+    return _mean(players.figures[-settings.watched :])
+
+
+def _mean(figures: list[dict[str, float]]) -> dict[str, float]:
+    return {key: float(np.mean([each[key] for each in figures])) for key in figures[0]}
+
+
+def _summed(figures: list[dict[str, float]]) -> list[dict[str, Any]]:
+    """One line for every so many steps."""
+    starts = range(0, len(figures), RECORDED_EVERY)
+    parts = [figures[start : start + RECORDED_EVERY] for start in starts]
+    return [{"step": start + len(part), **_mean(part)} for start, part in zip(starts, parts, strict=True)]
 
 
 def set_standardization(bigan: BiGAN, x: NDArray[np.float32]) -> None:
@@ -62,8 +93,10 @@ def set_standardization(bigan: BiGAN, x: NDArray[np.float32]) -> None:
 class _Players:
     """E, G and D with their optimizers."""
 
-    def __init__(self, bigan: BiGAN, settings: Phase2Settings):
+    def __init__(self, bigan: BiGAN, settings: Phase2Settings, seed: int):
         self.bigan, self.settings = bigan, settings
+        self.generator = torch.Generator().manual_seed(seed + 1)
+        self.figures: list[dict[str, float]] = []  # of each step
         self.discriminator = copy.deepcopy(bigan.discriminator)
         for layer in self.discriminator.children():
             parametrizations.spectral_norm(layer)
@@ -73,8 +106,15 @@ class _Players:
         self.adam_d = torch.optim.Adam(self.discriminator.parameters(), settings.rate_discriminator, betas)
         self.adam_eg = torch.optim.Adam(self.makers.parameters(), settings.rate_generator, betas)
 
-    def step(self, s: Tensor, z: Tensor) -> dict[str, float]:
-        """Train D once, then E and G once; returns figures of this batch."""
+    def draw(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw a batch of features from s [n, 1024, 1, 1], and as many z from N(0, I)."""
+        size = self.settings.batch_size
+        index = torch.randint(len(s), (size,), generator=self.generator)
+        latent = self.bigan.encoder[-1].out_channels
+        return s[index], torch.randn((size, latent, 1, 1), generator=self.generator)  # type: ignore[arg-type]
+
+    def step(self, s: Tensor, z: Tensor) -> None:
+        """Train D once, then E and G once; notes figures of this batch."""
         encoded, generated = self.bigan.encoder(s), self.bigan.generator(z)
         real = self.discriminator(s, encoded.detach())
         fake = self.discriminator(generated.detach(), z)
@@ -82,15 +122,42 @@ class _Players:
         self.discriminator.requires_grad_(False)
         loss = adversarial_loss(self.discriminator(s, encoded), self.discriminator(generated, z))
         reconstruction = (s - self.bigan.generator(encoded)).abs().mean()
-        _descend(self.adam_eg, loss + self.settings.reconstruction * reconstruction)
+        _descend(
+            self.adam_eg, self.settings.adversarial * loss + self.settings.reconstruction * reconstruction
+        )
         self.discriminator.requires_grad_(True)
         self.average.update(self.makers)
+        self.figures.append(
+            {
+                "reconstruction": reconstruction.item(),
+                "d_real": (real > 0).float().mean().item(),
+                "d_fake": (fake < 0).float().mean().item(),
+                "std_g": _spread(generated),
+                "std_e": _spread(encoded),
+            }
+        )
+
+    def state(self) -> State:
+        """Return all that a later process needs to go on as if nothing had happened."""
+        modules = {name: each.state_dict() for name, each in self._stateful().items()}
+        steps, draws = self.average.steps, self.generator.get_state()
+        return {**modules, "average_steps": steps, "generator_state": draws, "figures": self.figures}
+
+    def restore(self, state: State) -> None:
+        """Go on from a state."""
+        for name, each in self._stateful().items():
+            each.load_state_dict(state[name])
+        self.average.steps = state["average_steps"]
+        self.generator.set_state(state["generator_state"])
+        self.figures = state["figures"]
+
+    def _stateful(self) -> dict[str, Any]:
         return {
-            "reconstruction": reconstruction.item(),
-            "d_real": (real > 0).float().mean().item(),
-            "d_fake": (fake < 0).float().mean().item(),
-            "std_g": _spread(generated),
-            "std_e": _spread(encoded),
+            "makers": self.makers,
+            "discriminator": self.discriminator,
+            "average": self.average.module,
+            "adam_d": self.adam_d,
+            "adam_eg": self.adam_eg,
         }
 
     def finish(self) -> None:

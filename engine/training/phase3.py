@@ -25,6 +25,7 @@ class Phase3Settings:
     largest_pfa: float = 0.05  # the ROC is compared up to here
     pfas: tuple[float, ...] = (0.01, 0.02, 0.05, 0.10)  # operating points
     support_events: int = 100  # benign images over a threshold that make it well known
+    heldout: bool = False  # fit the SVM of `gbad` on images that no phase has seen, not as the report does
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class Losses:
     def positive(self) -> NDArray[np.bool_]:
         """Tell which images hold a threat, [n]."""
         return np.any(self.labels, axis=1)
+
+    @property
+    def probabilities(self) -> Scores:
+        """Sigmoids of the logits, [n, 5]."""
+        return 1 / (1 + np.exp(-self.logits.astype(np.float64)))
 
     def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> "Losses":
         """Return the images at these positions."""
@@ -70,18 +76,29 @@ def fit_decisions(
 ) -> dict[str, Decision]:
     """Fit the three decisions of a bundle.
 
-    `gbad` is the SVM on both losses of the training images, as in the report. `combined` is fitted on
-    validation images, since the class scores of training images are better than those of any other.
+    `gbad` is the SVM on both losses of the training images, as in the report, whose losses are lower than
+    those of any other; with `heldout` it is fitted on one half of the validation images and chosen on the
+    other. `combined` is fitted on validation images, since the class scores of training images are better
+    than those of any other.
     """
     decisions = {"classes": class_maximum()}
     random = np.random.default_rng((seed, 3))
     progress("phase III", 0, 2, {})
-    decisions["gbad"] = fit_svm("gbad", train, validation, settings, random)
+    fitted, judged = halves(validation, seed) if settings.heldout else (train, validation)
+    decisions["gbad"] = fit_svm("gbad", fitted, judged, settings, random)
     progress("phase III", 1, 2, {})
     linear = replace(settings, gammas=())
     decisions["combined"] = fit_svm("combined", validation, validation, linear, random)
     progress("phase III", 2, 2, {})
     return decisions
+
+
+def halves(losses: Losses, seed: int) -> tuple[Losses, Losses]:
+    """Deal images into two halves, each with its share of positives."""
+    random = np.random.default_rng((seed, 5))
+    order = random.permutation(len(losses.labels))
+    order = order[np.argsort(losses.positive[order], kind="stable")]
+    return losses.take(np.sort(order[::2])), losses.take(np.sort(order[1::2]))
 
 
 def class_maximum() -> Decision:
@@ -204,7 +221,7 @@ def _detection(scores: Scores, positive: NDArray[np.bool_], pfa: float) -> float
 def operating_points(decision: Decision, benign: Losses, settings: Phase3Settings) -> list[Point]:
     """Set thresholds on the benign images of the calibration split."""
     scores = benign.scores(decision)
-    probabilities = 1 / (1 + np.exp(-benign.logits.astype(np.float64)))
+    probabilities = benign.probabilities
     points = []
     for pfa in settings.pfas:
         threshold = threshold_at(scores, pfa)

@@ -1,9 +1,8 @@
-"""From labelled images to a bundle: the three phases in order, and what belongs to the weights that ship."""
+"""From labelled images to a bundle: the three phases in order, each going on from where a kill left it."""
 
-import json
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,110 +10,304 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..bundle import check_vacant
+from ..bundle import DEFAULT_PFA, Bundle, check_vacant
+from ..durable import remove
+from ..errors import Refused
+from ..evaluation import Bags, Scored, figures
 from ..machine import usable_cores
-from ..model.architecture import Architecture
-from ..model.backbone import load_backbone_weights
+from ..model.backbone import fetch_backbone_weights, load_backbone_weights
 from ..model.decision import Decision
 from ..model.gbad import GBAD, round_to_half
 from ..synth import gate_images
-from .card import card
-from .data import Labelled, Splits, counts, load_pixels, read_sixray, split
+from . import phase1, phase2
+from .checkpoint import RunFolder
+from .curves import draw_bigan, draw_epochs, draw_samples
+from .data import Labelled, Splits, counts, load_labelled, split
+from .datasets.duplicates import fingerprints, groups_of
+from .features import FEATURES, open_features
+from .observe import probabilities
 from .packing import Outcome, pack
-from .phase1 import Phase1Settings, train_network
-from .phase2 import Phase2Settings, check_collapse, train_bigan
-from .phase3 import Losses, Phase3Settings, auroc, choose_default, fit_decisions, partial_auroc
+from .phase1 import Phase1Data, train_network
+from .phase2 import check_collapse, train_bigan
+from .phase3 import (
+    Losses,
+    auroc,
+    choose_default,
+    fit_decisions,
+    operating_points,
+    partial_auroc,
+)
 from .progress import Progress, silent
+from .reported import REPORTED, ReportedNetwork
+from .settings import HUB, PHASES, TrainSettings
 
-EVALUATED_AT_ONCE = 16  # images
 GATE_SEED = 1 << 32  # its pictures are in no training set
+LEAST_READABLE = 0.99  # share of the images
 
 
-@dataclass(frozen=True)
-class TrainSettings:
-    """What is trained, on what, and where the bundle goes."""
+def train(settings: TrainSettings, progress: Progress = silent) -> Path | None:
+    """Run the phases asked for and write the bundle; returns its folder, None without phase III.
 
-    labels: Path  # a list in SIXray's form
-    images: Path  # the folder below which its images lie
-    out: Path  # the bundle's folder, new
-    run: Path  # the run's own folder: decoded pixels, metrics
-    name: str = "gbad"  # of the bundle
-    seed: int = 0
-    threads: int = 0  # of torch; 0 takes the cores that may be used; another number changes last bits
-    data: str = "images of its owner"  # what it was trained on, for the card
-    demo: bool = False  # those images are synthetic
-    validation: float = 0.10  # share of images
-    calibration: float = 0.20  # share of benign images
-    gate_images: int = 256  # synthetic images that every engine is compared on
-    backbone_weights: Path | None = None  # ImageNet weights of the backbone
-    architecture: Architecture = field(default_factory=Architecture)
-    phase1: Phase1Settings = field(default_factory=Phase1Settings)
-    phase2: Phase2Settings = field(default_factory=Phase2Settings)
-    phase3: Phase3Settings = field(default_factory=Phase3Settings)
-
-
-def train(settings: TrainSettings, progress: Progress = silent) -> Path:
-    """Run the three phases and write the bundle; returns its folder.
-
-    The same settings, images and threads on the same CPU give the same bytes of weights. Raises Refused for a
-    data set that cannot be used and Stopped where the BiGAN collapses.
+    What the run folder holds is gone on with, and left as it is where it is finished; a phase that is asked
+    for by name, with other settings than before, is done again. The same settings, images and threads on the
+    same CPU give the same bytes of weights. Raises Refused for a data set that cannot be used and Stopped
+    where the BiGAN collapses.
     """
-    started = time.time()
-    check_vacant(settings.out)
-    torch.set_num_threads(settings.threads or usable_cores())
-    torch.manual_seed(settings.seed)
-    model = GBAD(settings.architecture)
-    listed = read_sixray(settings.labels, settings.images)
-    settings.run.mkdir(parents=True, exist_ok=True)
-    labelled, pixels = load_pixels(listed, settings.architecture.input_size, settings.run, progress)
-    outcome = _three_phases(settings, model, labelled, pixels, progress)
-    outcome.provenance |= {"seconds": round(time.time() - started), "settings": _plain(asdict(settings))}
-    gate = gate_images(settings.gate_images, GATE_SEED + settings.seed, settings.architecture.input_size)
-    text = card(settings.name, settings.data, settings.demo, outcome.provenance)
-    return pack(settings.out, settings.name, settings.demo, outcome, settings.phase3, text, gate)
+    training = _Training(settings, progress)
+    if 1 in settings.phases:
+        training.phase_one()
+    if 2 in settings.phases:
+        training.phase_two()
+    return training.phase_three() if 3 in settings.phases else None
 
 
-def _three_phases(
-    settings: TrainSettings, model: GBAD, labelled: Labelled, pixels: NDArray[np.uint8], progress: Progress
-) -> Outcome:
-    splits = split(labelled, settings.seed, settings.validation, settings.calibration)
-    if settings.backbone_weights is not None:
-        load_backbone_weights(
-            model.network.backbone, settings.architecture.backbone, settings.backbone_weights
-        )
-    train_network(model, pixels, labelled.labels, splits.train, settings.phase1, settings.seed, progress)
-    # everything from here on belongs to the weights that ship, which are float16
-    round_to_half(model.network)
-    x, logits = extract(model, pixels, progress)
-    benign = splits.train[~labelled.positive[splits.train]]
-    figures = train_bigan(model.bigan, x[benign], settings.phase2, settings.seed, progress)
-    round_to_half(model.bigan)
-    reconstruction, matching = losses_of(model, x)
-    losses = Losses(reconstruction, matching, logits, labelled.labels)
-    validation = losses.take(splits.validation)
-    warning = check_collapse(
-        figures, auroc(validation.reconstruction, validation.positive), len(benign), settings.phase2
+def train_as_reported(settings: TrainSettings, progress: Progress = silent) -> list[dict[str, Any]]:
+    """Run phase I as the report has it; returns the figures of each epoch. There is no bundle of it."""
+    settings = _with_report(settings)
+    training = _Training(settings, progress)
+    network = ReportedNetwork(settings.architecture.backbone).to(settings.device)
+    model = training.model
+    return train_network(
+        model, network, training.phase1_data(), settings.phase1, settings.seed, training.run, progress
     )
-    decisions = fit_decisions(losses.take(splits.train), validation, settings.phase3, settings.seed, progress)
-    default = choose_default(decisions, validation)
-    outcome = Outcome(model, decisions, default, losses.take(splits.calibration))
-    outcome.provenance = _provenance(labelled, splits, losses, decisions, figures, warning)
-    (settings.run / "provenance.json").write_text(json.dumps(outcome.provenance, indent=1))
-    return outcome
 
 
-@torch.no_grad()
-def extract(
-    model: GBAD, pixels: NDArray[np.uint8], progress: Progress
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Features x [n, 1024] and logits [n, 5] of pixels [n, S, S, 3]."""
-    parts = []
-    for start in range(0, len(pixels), EVALUATED_AT_ONCE):
-        batch = torch.from_numpy(np.ascontiguousarray(pixels[start : start + EVALUATED_AT_ONCE]))
-        parts.append([each.numpy() for each in model.features(batch)])
-        progress("features", min(start + EVALUATED_AT_ONCE, len(pixels)), len(pixels), {})
-    x, logits = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return x, logits
+def _with_report(settings: TrainSettings) -> TrainSettings:
+    return replace(settings, phase1=REPORTED, phases=(1,))
+
+
+class _Training:
+    """One data set, its splits, the model, and the run folder that remembers how far they are."""
+
+    def __init__(self, settings: TrainSettings, progress: Progress):
+        if 3 in settings.phases:
+            check_vacant(settings.out)
+        self.settings, self.progress = settings, progress
+        self.started = time.time()
+        threads = settings.threads or usable_cores()
+        torch.set_num_threads(threads)
+        torch.manual_seed(settings.seed)
+        self.model = GBAD(settings.architecture)
+        self.run = RunFolder(settings.run)
+        listed = load_labelled(settings.labels, settings.images, settings.form, settings.class_map)
+        named = set() if settings.phases == PHASES else {f"phase{k}" for k in settings.phases}
+        self._again(self.run.open(_config(settings, listed, threads), may_change=named))
+        self.warnings: list[str] = []
+        self.labelled, self.splits = self._prepared(listed)
+
+    def _again(self, changed: set[str]) -> None:
+        """Forget the phases that are asked for by name with other settings, and what rests on them."""
+        if "phase1" in changed:
+            self.run.drop("network", phase1.NAME)
+            remove(self.run.path / FEATURES)
+        if changed & {"phase1", "phase2"}:
+            self.run.drop("bigan", phase2.NAME)
+        self.run.settle()
+
+    def _prepared(self, listed: Labelled) -> tuple[Labelled, Splits]:
+        """Leave out what cannot be read, and deal the rest into splits, images that look alike into one."""
+        stored = self.run.load("images")
+        if stored is None:
+            prints = fingerprints(listed.paths, self.progress)
+            readable = np.ones(len(listed.paths), np.bool_)
+            readable[list(prints.faults)] = False
+            stored = {"readable": torch.from_numpy(readable), "alike": torch.from_numpy(groups_of(prints))}
+            self.run.save("images", stored)
+        readable, alike = stored["readable"].numpy(), stored["alike"].numpy()
+        whole = np.flatnonzero(readable)
+        if len(whole) < LEAST_READABLE * len(readable):
+            raise Refused(
+                f"{len(readable) - len(whole)} of {len(readable)} images cannot be decoded, and training "
+                "needs 99 in a hundred: `gbad-batch data check` names them"
+            )
+        labelled = listed.take(whole)
+        splits = split(labelled, alike[whole], self.settings.shares, self.settings.seed)
+        self.warnings += _shared_bags(alike[whole], splits)
+        return labelled, splits
+
+    def phase1_data(self) -> Phase1Data:
+        """Return what phase I sees."""
+        return Phase1Data(self.labelled, self.splits.train, self.splits.validation)
+
+    def phase_one(self) -> None:
+        """Train the network, or take the finished one; its weights are then those that ship, float16."""
+        settings, model = self.settings, self.model
+        finished = self.run.load("network")
+        if finished is None:
+            self._start()
+            torch.manual_seed(settings.seed + 1)
+            model.network.to(settings.device)
+            lines = train_network(
+                model,
+                model.network,
+                self.phase1_data(),
+                settings.phase1,
+                settings.seed,
+                self.run,
+                self.progress,
+            )
+            model.network.to("cpu")
+            round_to_half(model.network)
+            self.run.save("network", {"state": model.network.state_dict()})
+            self.run.drop(phase1.NAME)
+            draw_epochs(self.run.path / "plots", lines)
+            self._draw_samples()
+        self._load_network()
+
+    def phase_two(self) -> None:
+        """Extract features once, then train the BiGAN on the benign ones, or take the finished one."""
+        settings, model = self.settings, self.model
+        self._load_network()
+        self.extract()
+        finished = self.run.load("bigan")
+        if finished is None:
+            torch.manual_seed(settings.seed + 2)
+            x = self.features.x[self.benign]
+            figures = train_bigan(model.bigan, x, settings.phase2, settings.seed, self.progress, self.run)
+            round_to_half(model.bigan)
+            self.run.save("bigan", {"state": model.bigan.state_dict(), "figures": figures})
+            self.run.drop(phase2.NAME)
+            draw_bigan(self.run.path / "plots", self.run.figures())
+
+    def phase_three(self) -> Path:
+        """Fit the decisions, set the operating points, judge on the test split, and write the bundle."""
+        settings = self.settings
+        self._load_network()
+        self.extract()
+        outcome = self._decided()
+        outcome.provenance |= {
+            "seconds": round(time.time() - self.started),
+            "settings": _plain(asdict(settings)),
+        }
+        gate = gate_images(settings.gate_images, GATE_SEED + settings.seed, settings.architecture.input_size)
+        return pack(settings.out, settings.name, settings.demo, outcome, settings.phase3, settings.data, gate)
+
+    @property
+    def benign(self) -> NDArray[np.intp]:
+        """Positions of the benign training images."""
+        return self.splits.train[~self.labelled.positive[self.splits.train]]
+
+    def extract(self) -> None:
+        """Open the features of every image, and fill what is missing."""
+        length = self.settings.architecture.features
+        self.features = open_features(self.run.path, len(self.labelled.paths), length)
+        self.model.to(self.settings.device)
+        self.features.extract(self.model, self.labelled.paths, self.progress)
+        self.model.to("cpu")
+
+    def _start(self) -> None:
+        """Give the network the weights that it starts from."""
+        settings, network = self.settings, self.model.network
+        if settings.start is not None:
+            bundle = Bundle.read(settings.start)
+            if bundle.manifest.architecture != settings.architecture:
+                raise Refused(
+                    f"{settings.start} is of another architecture ({bundle.manifest.architecture.backbone}): "
+                    "start from a bundle of the same one"
+                )
+            form = bundle.manifest.preprocessing
+            other = GBAD.from_arrays(settings.architecture, bundle.tensors(), form.mean, form.std)
+            network.load_state_dict(other.network.state_dict())
+        elif settings.backbone_weights == HUB:
+            fetch_backbone_weights(network.backbone, settings.architecture.backbone)
+        elif settings.backbone_weights is not None:
+            backbone = settings.architecture.backbone
+            load_backbone_weights(network.backbone, backbone, settings.backbone_weights)
+
+    def _load_network(self) -> None:
+        finished = self.run.load("network")
+        if finished is None:
+            raise Refused(f"{self.run.path} holds no finished phase I: run it first, with --phase 1")
+        self.model.network.load_state_dict(finished["state"])
+        self.model.eval()
+
+    def _decided(self) -> Outcome:
+        settings, model = self.settings, self.model
+        finished = self.run.load("bigan")
+        if finished is None:
+            raise Refused(f"{self.run.path} holds no finished phase II: run it first, with --phase 2")
+        model.bigan.load_state_dict(finished["state"])
+        losses = Losses(*losses_of(model, self.features.x), self.features.logits, self.labelled.labels)
+        validation = losses.take(self.splits.validation)
+        value = auroc(validation.reconstruction, validation.positive)
+        warning = check_collapse(finished["figures"], value, len(self.benign), settings.phase2)
+        self.warnings += [warning] if warning else []
+        train = losses.take(self.splits.train)
+        decisions = fit_decisions(train, validation, settings.phase3, settings.seed, self.progress)
+        default = choose_default(decisions, validation)
+        outcome = Outcome(model, decisions, default, losses.take(self.splits.calibration))
+        outcome.provenance = self._provenance(losses, decisions, finished["figures"])
+        outcome.provenance["test"] = self._tested(losses.take(self.splits.test), outcome)
+        return outcome
+
+    def _tested(self, test: Losses, outcome: Outcome) -> dict[str, list[float | None]]:
+        """Give the figures of the test split with their intervals; none where it lacks a kind of image."""
+        if not test.positive.any() or test.positive.all():
+            return {}
+        points = {
+            name: operating_points(each, outcome.calibration, self.settings.phase3)
+            for name, each in outcome.decisions.items()
+        }
+        default = next(point for point in points[outcome.default_decision] if point.pfa == DEFAULT_PFA)
+        scored = Scored(
+            labels=test.labels,
+            probabilities=test.probabilities,
+            scores={name: test.scores(each) for name, each in outcome.decisions.items()},
+            decision=outcome.default_decision,
+            threshold=default.threshold,
+            class_thresholds=np.array(default.class_thresholds),
+        )
+        bags = Bags.named([self.labelled.groups[i] for i in self.splits.test])
+        found = figures(scored, bags, points)
+        return {name: [each.value, each.low, each.high] for name, each in found.items()}
+
+    def _provenance(
+        self, losses: Losses, decisions: Mapping[str, Decision], figures: Mapping[str, float]
+    ) -> dict[str, Any]:
+        """Gather counts of the splits, figures of the phases, and how the decisions do on validation."""
+        splits = {name: index for name, index in vars(self.splits).items() if len(index)}
+        return {
+            "epochs": [line for line in self.run.figures() if line["phase"] == phase1.NAME],
+            "images": {name: counts(self.labelled.labels[index]) for name, index in splits.items()},
+            "bigan": dict(figures),
+            "validation": _judged(losses.take(self.splits.validation), decisions),
+            # in-sample figures stand here for the gap alone
+            "training": _judged(losses.take(self.splits.train), decisions),
+            "warnings": self.warnings,
+        }
+
+    def _draw_samples(self) -> None:
+        """Draw validation images with what the network says of them beside the truth."""
+        random = np.random.default_rng((self.settings.seed, 6))
+        chosen = self.labelled.take(np.sort(random.permutation(self.splits.validation)[:16]))
+        size = self.settings.architecture.input_size
+        found = probabilities(self.model.network, self.model, chosen.paths, size)
+        draw_samples(self.run.path / "plots", chosen, found, size)
+
+
+def _shared_bags(alike: NDArray[np.intp], splits: Splits) -> list[str]:
+    """Warn of images in one split that look like images of training: their owner dealt them so."""
+    told = []
+    training = np.unique(alike[splits.train])
+    for name in ("validation", "calibration", "test"):
+        number = int(np.isin(alike[getattr(splits, name)], training).sum())
+        if number:
+            told.append(f"{number} images of the {name} split look like images of the train split.")
+    return told
+
+
+def _judged(losses: Losses, decisions: Mapping[str, Decision]) -> dict[str, dict[str, Any]]:
+    judged: dict[str, dict[str, Any]] = {
+        name: {
+            "auroc": auroc(losses.scores(each), losses.positive),
+            "partial_auroc": partial_auroc(losses.scores(each), losses.positive, 0.05),
+            "kernel": "linear" if each.support is None else "rbf",
+        }
+        for name, each in decisions.items()
+    }
+    judged["reconstruction"] = {"auroc": auroc(losses.reconstruction, losses.positive)}
+    judged["feature_matching"] = {"auroc": auroc(losses.feature_matching, losses.positive)}
+    return judged
 
 
 @torch.no_grad()
@@ -125,31 +318,18 @@ def losses_of(model: GBAD, x: NDArray[np.float32]) -> tuple[NDArray[np.float32],
     return reconstruction, matching
 
 
-def _provenance(
-    labelled: Labelled,
-    splits: Splits,
-    losses: Losses,
-    decisions: Mapping[str, Decision],
-    figures: Mapping[str, float],
-    warning: str | None,
-) -> dict[str, Any]:
-    """Gather counts of the splits, figures of the phases, and how the decisions do on validation."""
-    validation = losses.take(splits.validation)
-    aurocs = {
-        name: {
-            "auroc": auroc(validation.scores(each), validation.positive),
-            "partial_auroc": partial_auroc(validation.scores(each), validation.positive, 0.05),
-            "kernel": "linear" if each.support is None else "rbf",
-        }
-        for name, each in decisions.items()
-    }
+def _config(settings: TrainSettings, listed: Labelled, threads: int) -> dict[str, Any]:
+    """Say what must match for a run folder to be gone on with."""
+    own = _plain(asdict(settings))
+    start = Bundle.read(settings.start).hash if settings.start else None
+    keys: Sequence[str] = ("seed", "device", "architecture", "shares", "phase1", "phase2", "phase3")
+    weights = str(settings.backbone_weights) if settings.backbone_weights else None
     return {
-        "images": {name: counts(labelled.labels[index]) for name, index in asdict(splits).items()},
-        "bigan": dict(figures),
-        "validation": aurocs,
-        "validation_auroc_reconstruction": auroc(validation.reconstruction, validation.positive),
-        "validation_auroc_feature_matching": auroc(validation.feature_matching, validation.positive),
-        "warnings": [warning] if warning else [],
+        "images": listed.digest(),
+        "threads": threads,
+        "start": start,
+        "weights": weights,
+        **{key: own[key] for key in keys},
     }
 
 

@@ -24,8 +24,9 @@ def check_text(findings: Findings) -> str:
     lines += _duplicate_lines("the same bytes, or alike", findings.near)
     if findings.false_match_rate is not None:
         lines.append(
-            f"  false matches: of {findings.unlike_pairs} pairs whose labels differ, {findings.unlike_matched} "
-            f"were taken for one: at most {findings.false_match_rate:.1e} of pairs (95 % certain)"
+            f"  false matches: of {findings.unlike_pairs} pairs whose labels differ, "
+            f"{findings.unlike_matched} were taken for one: at most {findings.false_match_rate:.1e} of pairs "
+            "(95 % certain)"
         )
     return "\n".join(lines)
 

@@ -1,0 +1,101 @@
+"""Features x and logits of every image, extracted once and stored: what phases II and III are trained on."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..durable import write_whole
+from ..errors import Refused, Stopped
+from ..model.gbad import GBAD
+from ..row import THREATS
+from .pixels import decoded
+from .progress import Progress
+
+AT_ONCE = 32  # images; a batch is the same in every run, so that its features are
+FLUSHED_EVERY = 32  # batches
+LEAST_READABLE = 0.99  # share of the images
+FEATURES = "features.json"  # says how far the arrays are filled
+
+
+class Features:
+    """Arrays of one run folder: x float32 [n, 1024], logits float32 [n, 5], and which images were read."""
+
+    def __init__(self, folder: Path, images: int, length: int):
+        self._folder, self._n = folder, images
+        self._done = folder / FEATURES
+        shapes = {"x": (images, length), "logits": (images, len(THREATS))}
+        fresh = not self._done.exists()
+        self.x, self.logits = (
+            np.lib.format.open_memmap(
+                folder / f"{name}.npy", mode="w+" if fresh else "r+", dtype=np.float32, shape=shape
+            )
+            for name, shape in shapes.items()
+        )
+        if fresh:
+            self._note(0)
+
+    @property
+    def done(self) -> int:
+        """Images finished, from the first on."""
+        return json.loads(self._done.read_text())["done"]
+
+    @property
+    def readable(self) -> NDArray[np.bool_]:
+        """Tell which images could be decoded, [n]: the features of the others are NaN."""
+        return np.isfinite(self.x[:, 0])
+
+    def extract(self, model: GBAD, paths: Sequence[Path], progress: Progress) -> None:
+        """Fill what is missing; the network must be in evaluation mode.
+
+        Raises Stopped where more than one image in a hundred cannot be decoded.
+        """
+        start = self.done
+        for number, (index, pixels) in enumerate(_batches(paths, start, model.architecture.input_size), 1):
+            found = [k for k, image in zip(index, pixels, strict=True) if image is not None]
+            self.x[index] = self.logits[index] = np.nan
+            if found:
+                images = np.stack([image for image in pixels if image is not None])
+                self.x[found], self.logits[found] = _features(model, images)
+            if number % FLUSHED_EVERY == 0:
+                self._note(int(index[-1]) + 1)
+            progress("features", int(index[-1]) + 1, self._n, {})
+        self._note(self._n)
+        unread = int((~self.readable).sum())
+        if unread > (1 - LEAST_READABLE) * self._n:
+            raise Stopped(
+                f"{unread} of {self._n} images cannot be decoded, and training needs 99 in a hundred: "
+                "gbad-batch data check names them"
+            )
+
+    def _note(self, done: int) -> None:
+        self.x.flush()
+        self.logits.flush()
+        write_whole(self._done, json.dumps({"done": done}).encode())
+
+
+def open_features(folder: Path, images: int, length: int) -> Features:
+    """Open the stored features of a run; raises Refused where they are of other images."""
+    try:
+        return Features(folder, images, length)
+    except ValueError as error:
+        raise Refused(f"{folder / 'x.npy'} holds features of another data set: remove {folder}") from error
+
+
+@torch.no_grad()
+def _features(model: GBAD, pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+    device = model.pixel_mean.device
+    return [each.cpu().numpy() for each in model.features(torch.from_numpy(pixels).to(device))]
+
+
+def _batches(
+    paths: Sequence[Path], start: int, size: int
+) -> Iterator[tuple[NDArray[np.intp], list[NDArray[np.uint8] | None]]]:
+    """Positions and pixels, a batch at a time, from image `start` on."""
+    images = decoded(paths[start:], size)
+    for first in range(start, len(paths), AT_ONCE):
+        index = np.arange(first, min(first + AT_ONCE, len(paths)))
+        yield index, [next(images) for _ in index]
