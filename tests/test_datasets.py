@@ -133,12 +133,10 @@ def test_coco(tmp_path: Path) -> None:
 
 
 def test_folders_named_by_class(tmp_path: Path) -> None:
-    touch_images(tmp_path, "Gun/a.png", "benign/a.png", "deep/scissors/c.png", ".hidden/d.png")
-    assert held(read_labels(tmp_path)) == {
-        "Gun/a.png": "gun",
-        "benign/a.png": "",
-        "deep/scissors/c.png": "scissors",
-    }
+    paths = touch_images(tmp_path, "Gun/a.png", "benign/a.png", "deep/Gun/a.png", ".hidden/d.png")
+    labels = read_labels(tmp_path)
+    assert held(labels) == {"Gun/a.png": "gun", "benign/a.png": "", "deep/Gun/a.png": "gun"}
+    assert join(labels, paths).tolist() == [0, 1, 2]
 
 
 def test_both_lists_of_a_synthetic_archive_agree(tmp_path: Path) -> None:
@@ -211,7 +209,7 @@ MALFORMED: list[tuple[str, str | bytes, str]] = [
     ("a.csv", "name,Knife,Wrench,Pliers,Scissors\na,1", "line 1: a table of labels needs the columns gun"),
     ("a.csv", "file,gun,knife,wrench,pliers,scissors\na,1,1,1,1,1", "needs the columns path (or name),"),
     ("a.csv", f"{TABLE},gun\na,1,1,1,1,1,1", "line 1: the column gun stands twice"),
-    ("a.csv", f"{HEADER}\na,1,-1,-1,-1,-1\nb,1,1,1,1,1,-1", "line 3: a name and five labels are expected, not"),
+    ("a.csv", f"{HEADER}\na,1,-1,-1,-1,-1\nb,1,1,1,1,1,-1", "line 3: a name and five labels are expected"),
     ("a.csv", f"{HEADER}\na,1,-1,-1,-1", "line 2: a name and five labels are expected, not 5"),
     ("a.csv", f"{TABLE}\na,1,0", "line 2: 6 values are expected, not 3"),
     ("a.csv", f"{HEADER}\na,1,-1,x,-1,-1", "line 2: the label 'x' of wrench is none of 1, -1, 0"),
@@ -250,6 +248,8 @@ MALFORMED: list[tuple[str, str | bytes, str]] = [
     ("a.json", annotation(image_id=9), "annotations 1: there is no image of the id 9"),
     ("a.json", annotation(category_id=7), "there is no category of the id 7"),
     ("a.json", annotation(bbox=[1, 2, 0, 4]), "bbox must be x, y, width and height"),
+    ("a.json", annotation(bbox=[1, 2, 10**400, 3]), "bbox must be x, y, width and height"),
+    ("a.json", '{"images": ' + "9" * 5000 + "}", "a number too long"),
     ("a.json", annotation(bbox=[1, 2, 3]), "bbox must be x, y, width and height"),
     ("a.json", coco(categories=[{"id": 1, "name": "Sword"}]), "categories 1: the class 'Sword' is unknown"),
 ]  # fmt: skip
@@ -305,6 +305,8 @@ def named(*names: str) -> Labels:
         ("y/a", ["/x/a.jpg", "/y/a.jpg", "/xy/a.jpg"], 1),
         ("/x/y/a.jpg", ["/y/a.jpg", "/x/y/a.jpg", "/v/x/z/a.jpg"], 1),
         ("./a.jpg", ["/x/a.jpg"], 0),
+        ("../y/a.jpg", ["/x/a.jpg", "/x/y/a.jpg"], 1),
+        ("y/a.jpg", ["/x/z/y/a.jpg", "/x/y/a.jpg"], 1),
         ("y/a.jpg", ["/s.tar!x/a.jpg", "/s.tar!y/a.jpg"], 1),
         ("a", ["/s.tar.gz!a.jpg"], 0),
         ("b", ["/x/a!b.jpg", "/y/b.jpg"], 1),
@@ -325,12 +327,13 @@ def test_a_name_finds_its_image(name: str, uris: Sequence[str], position: int) -
         (("a", "a.jpg"), "1 name an image that is already named; the first is 'a.jpg' (labels.csv, line 3)"),
         (("a", "a.jpg"), "leave one out, for 'a' (labels.csv, line 2) is the same image"),
         (("y/a",), "1 have no image"),
+        (("w/c",), "fits /x/v/w/c.jpg and /x/u/w/c.jpg"),
         (("no", "b", "a", "a.png"), "Of 4 names, 1 have no image, 1 fit several images, 1 name an image"),
     ],
 )  # fmt: skip
 def test_names_that_do_not_join_are_one_sentence_with_counts(names: Sequence[str], sentence: str) -> None:
     with pytest.raises(Refused) as error:
-        join(named(*names), ["/x/a.jpg", "/x/b.jpg", "/y/b.jpg"])
+        join(named(*names), ["/x/a.jpg", "/x/b.jpg", "/y/b.jpg", "/x/v/w/c.jpg", "/x/u/w/c.jpg"])
     assert sentence in str(error.value)
 
 
