@@ -73,7 +73,7 @@ def data_check(as_json: bool, picture: Path | None, **given: Any) -> None:
     \b
     [classes]
     Dagger = "knife"
-    Baton = "ignore"       none of the five: the image keeps its other labels
+    Baton = "ignore"       none of the five; an image with no other label counts as benign
 
     \b
     gbad-batch data check bags/

@@ -1,7 +1,6 @@
 """COCO's JSON (PIDray, CLCXray, our own boxes.json): images, annotations with boxes, categories."""
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ from .classes import ClassMap
 from .files import read_text
 from .labels import Box, Gathered, Labels
 
+LARGEST = 1e9  # pixels; infinities and NaN are not below it
 _PARTS = ("images", "annotations", "categories")
 T = TypeVar("T")
 
@@ -46,8 +46,8 @@ def _parts(path: Path) -> list[list[Any]]:
         content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise Refused(f"{path}, line {error.lineno}: this is not JSON: {error.msg}.") from error
-    except RecursionError as error:
-        raise Refused(f"{path} is not COCO: its JSON is nested too deep.") from error
+    except (RecursionError, ValueError) as error:
+        raise Refused(f"{path} is not COCO: its JSON is nested too deep, or a number too long.") from error
     parts = [content.get(part) if isinstance(content, dict) else None for part in _PARTS]
     for name, part in zip(_PARTS, parts, strict=True):
         if not isinstance(part, list):
@@ -103,8 +103,8 @@ def _by_image(
 
 def _numbers(values: Any, place: str) -> tuple[float, float, float, float]:
     numbers = values if isinstance(values, list) else []
-    plain = [float(v) for v in numbers if isinstance(v, int | float) and not isinstance(v, bool)]
-    if len(numbers) != 4 or len(plain) != 4 or not all(map(math.isfinite, plain)) or min(plain[2:]) <= 0:
+    plain = [float(v) for v in numbers if isinstance(v, int | float) and abs(v) < LARGEST]
+    if len(numbers) != 4 or len(plain) != 4 or min(plain[2:]) <= 0:
         raise Refused(f"{place}: bbox must be x, y, width and height, the last two above 0.")
     return plain[0], plain[1], plain[2], plain[3]
 
@@ -125,7 +125,7 @@ def write_coco(labels: Labels, size: Callable[[int], tuple[int, int]] | None = N
     numbered = [{"id": number, **entry} for number, entry in enumerate(annotations, start=1)]
     categories = [{"id": k, "name": name, "supercategory": "threat"} for k, name in enumerate(THREATS, 1)]
     content = {"images": images, "annotations": numbered, "categories": categories}
-    return json.dumps(content, ensure_ascii=False, indent=1).encode()
+    return json.dumps(content, indent=1).encode()
 
 
 def _annotations(labels: Labels, k: int) -> list[dict[str, Any]]:

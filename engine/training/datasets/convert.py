@@ -56,13 +56,24 @@ def convert(
 
 
 def write_sixray(labels: Labels) -> bytes:
-    """Return a list in SIXray's form: a line an image, 1 for a threat and -1 for none."""
+    """Return a list in SIXray's form: a line an image, 1 for a threat and -1 for none.
+
+    Raises Refused for a name that is not UTF-8, as files may have.
+    """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(SIXRAY_HEADER)
     values = np.where(labels.labels, 1, -1).tolist()
     writer.writerows([name, *row] for name, row in zip(labels.names, values, strict=True))
-    return file.getvalue().encode()
+    try:
+        return file.getvalue().encode()
+    except UnicodeEncodeError as error:
+        name = next(name for name in labels.names if not _is_utf8(name))
+        raise Refused(f"The name {name!r} is not UTF-8, which a CSV must be; write a .json.") from error
+
+
+def _is_utf8(name: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _sizes(paths: list[Path] | None) -> Callable[[int], tuple[int, int]] | None:

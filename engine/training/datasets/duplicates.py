@@ -54,11 +54,14 @@ def fingerprints(paths: Sequence[Path], progress: Progress = silent) -> Prints:
     decoder = Decoder(SIZE, DecodeLimits())
     rows: list[Row] = []
     hashes = np.zeros((len(paths), 5), np.uint64)
-    with ThreadPoolExecutor(usable_cores()) as pool:
+    pool = ThreadPoolExecutor(usable_cores())
+    try:
         for k, (row, found) in enumerate(pool.map(lambda path: _fingerprint(decoder, path), paths)):
             rows.append(row)
             hashes[k] = found
             progress("look at images", k + 1, len(paths), {})
+    finally:
+        pool.shutdown(cancel_futures=True)  # an interrupt waits for no image that is not begun
     faults = {k: row for k, row in enumerate(rows) if row.status != "ok"}
     return Prints(tuple(row.sha256 for row in rows), hashes, faults)
 
@@ -90,8 +93,9 @@ def _fingerprint(decoder: Decoder, path: Path) -> tuple[Row, NDArray[np.uint64]]
 def look_alikes(prints: Prints) -> Iterator[Pairs]:
     """Yield every pair of distinct images that look alike, i < j, some at a time; each pair is compared.
 
-    A hundred thousand images are five thousand million pairs: some ten seconds on one core. An index of the
-    hashes would be no quicker: at 10 of 64 bits it meets most of them, and bags on white air crowd together.
+    A hundred thousand images are five thousand million pairs, some ten seconds of one core: decoding them
+    takes longer. An index by bands of the hash would visit as many, for at 10 of 64 bits its bands are short,
+    and bags on white air crowd into few of them.
     """
     images = prints.distinct()
     coarse, fine = prints.hashes[images, 0], prints.hashes[images, 1:]

@@ -17,7 +17,9 @@ def read_folders(path: Path, classes: ClassMap) -> Labels:
     for image in find_images(path):
         name = image.relative_to(path)
         if len(name.parts) == 1:
-            raise Refused(f"{image} lies in no folder named by its class; move it into one.")
+            raise Refused(
+                f"{image} lies in no folder named by its class; move it into one, or name a label file."
+            )
         threat = classes(name.parts[-2], f"folder {image.parent}")
         gathered.add(name.as_posix(), {threat} if threat else (), str(image))
     return gathered.labels(path)

@@ -1,6 +1,7 @@
 """Which image on disk a label speaks of: by path where the name holds a slash, else by the file's stem."""
 
 import os
+import posixpath
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,9 +49,10 @@ def join(labels: Labels, uris: Sequence[str]) -> NDArray[np.intp]:
 
     A uri is a path, or what a scan writes (percent-encoded, `archive.tar!folder/bag.jpg`). A name with a
     slash must be the end of a path, in whole components; any other is compared by stem, case and all. An
-    image's extension may be left out, or be another; where several images fit, the one with the very
-    extension is meant. Raises Refused, with counts and the first example, where a name has no image,
-    several images, or another label's image.
+    image's extension may be left out, or be another. Where several images fit, the one with the very
+    extension is meant, and of paths the one that is whole from a folder above all images on. Raises
+    Refused, with counts and the first example, where a name has no image, several images, or another
+    label's image.
     """
     found = match(labels, uris)
     missing, ambiguous = found.where(MISSING), found.where(AMBIGUOUS)
@@ -87,20 +89,30 @@ def match(labels: Labels, uris: Sequence[str]) -> Matches:
     """Find each label's image as `join` does; faults are returned, not raised."""
     by_stem: dict[str, list[int]] = {}
     names = [_split_uri(uri) for uri in uris]
+    above = _folders_above(names)
     for k, name in enumerate(names):
         by_stem.setdefault(name.stem, []).append(k)
     position = np.empty(len(labels.names), np.intp)
     for k, text in enumerate(labels.names):
         name = _split_name(text)
-        position[k] = _choose(name, by_stem.get(name.stem, []), names)
+        position[k] = _choose(name, by_stem.get(name.stem, []), names, above)
     return Matches(position, _repeated(position))
 
 
-def _choose(name: _Name, candidates: list[int], names: list[_Name]) -> int:
+def _choose(name: _Name, candidates: list[int], names: list[_Name], above: int) -> int:
     fitting = [k for k in candidates if name.fits(names[k])]
     if len(fitting) > 1:
         fitting = [k for k in fitting if names[k].file == name.file] or fitting
+    if len(fitting) > 1 and name.folders:
+        fitting = [k for k in fitting if len(names[k].folders) - len(name.folders) <= above] or fitting
     return fitting[0] if len(fitting) == 1 else AMBIGUOUS if fitting else MISSING
+
+
+def _folders_above(names: list[_Name]) -> int:
+    """Count the folders that all images lie below."""
+    folders = [name.folders for name in names]
+    pairs = zip(min(folders, default=()), max(folders, default=()), strict=False)
+    return next((k for k, (a, b) in enumerate(pairs) if a != b), min(map(len, folders), default=0))
 
 
 def _fits(name: _Name, other: _Name) -> bool:
@@ -125,8 +137,10 @@ def _split_uri(uri: str) -> _Name:
 def _split_name(name: str) -> _Name:
     *folders, file = name.split("/")
     stem, dot, extension = file.rpartition(".")
-    known = dot and stem and extension.lower().encode(errors="surrogateescape") in IMAGE_EXTENSIONS
-    return _Name(stem if known else file, file, tuple(f for f in folders if f not in ("", ".")))
+    known = dot and stem and extension.lower().encode(errors="replace") in IMAGE_EXTENSIONS
+    if ".." in folders:
+        folders = posixpath.normpath("/".join(folders)).split("/")
+    return _Name(stem if known else file, file, tuple(f for f in folders if f not in ("", ".", "..")))
 
 
 def find_images(folder: Path) -> list[Path]:

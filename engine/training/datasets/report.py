@@ -24,9 +24,8 @@ def check_text(findings: Findings) -> str:
     lines += _duplicate_lines("the same bytes, or alike", findings.near)
     if findings.false_match_rate is not None:
         lines.append(
-            f"  false matches: of {findings.unlike_pairs} pairs whose labels differ, "
-            f"{findings.unlike_matched} were taken for one: at most {findings.false_match_rate:.1e} of pairs "
-            "(95 % certain)"
+            f"  false matches: {findings.unlike_matched} of {findings.unlike_pairs} pairs whose labels "
+            f"differ, so at most {findings.false_match_rate:.1e} of pairs (95 % certain)"
         )
     return "\n".join(lines)
 
@@ -92,22 +91,23 @@ def plot(findings: Findings, path: Path) -> None:
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    combinations = list(findings.lists[0].combinations)[:COMBINATIONS]
+    combinations = [name for name in findings.lists[0].combinations if name != "benign"][:COMBINATIONS]
     width = 0.8 / len(findings.lists)
     for k, one in enumerate(findings.lists):
-        classes = {"benign": one.images - one.positives, **one.labels}
-        at = [x + width * (k - (len(findings.lists) - 1) / 2) for x in range(len(classes))]
-        left.bar_label(left.bar(at, list(classes.values()), width, label=one.name), fontsize=8)
-        at = [y + width * (k - (len(findings.lists) - 1) / 2) for y in range(len(combinations))]
-        shares = [100 * one.combinations.get(name, 0) / one.images for name in combinations]
-        right.barh(at, shares, width, label=one.name)
-    left.set_xticks(range(1 + len(THREATS)), ["benign", *THREATS])
-    left.set(ylabel="images", title="Images of each class")
+        shift = width * (k - (len(findings.lists) - 1) / 2)
+        told = f"{one.name}: {one.positives} with a threat, {one.images - one.positives} benign"
+        at = [x + shift for x in range(len(THREATS))]
+        bars = left.bar(at, list(one.labels.values()), width, label=told)
+        left.bar_label(bars, fontsize=8)
+        shares = [100 * one.combinations.get(name, 0) / max(one.positives, 1) for name in combinations]
+        right.barh([y + shift for y in range(len(combinations))], shares, width)
+    left.set_xticks(range(len(THREATS)), THREATS)
+    left.set(ylabel="images", title="Images that hold each threat")
+    left.margins(y=0.25)  # room for the legend
+    left.legend(loc="upper left", fontsize=8)
     right.set_yticks(range(len(combinations)), combinations)
     right.invert_yaxis()
-    right.set(xlabel="share of images (%)", title="Classes held together")
-    if len(findings.lists) > 1:
-        left.legend()
+    right.set(xlabel="share of images with a threat (%)", title="Threats held together")
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:

@@ -56,7 +56,9 @@ def read_table(path: Path) -> Labels:
 
 def _positions(place: str, columns: list[str]) -> tuple[int, list[int], int | None, int | None]:
     """Find the columns of the name, the threats, the split and the group."""
-    if twice := sorted({c for c in columns if columns.count(c) > 1 and c in (*_NAMES, *THREATS)}):
+    if twice := sorted(
+        {c for c in columns if columns.count(c) > 1 and c in (*_NAMES, *THREATS, "split", "group")}
+    ):
         raise Refused(f"{place}: the column {twice[0]} stands twice; keep one.")
     name = next((column for column in _NAMES if column in columns), None)
     lacking = [threat for threat in THREATS if threat not in columns]
@@ -102,12 +104,14 @@ def _parquet_rows(path: Path) -> tuple[list[str], Iterator[tuple[str, list[str]]
 
     try:
         table = pq.read_table(pa.BufferReader(read_bytes(path)))
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise Refused(f"{path} is not a Parquet file: {' '.join(str(error).split())}.") from error
-    wanted = [c for c in table.column_names if c.strip().lower() in (*_NAMES, *THREATS, "split", "group")]
-    columns = table.select(wanted).to_pydict().values()
+    known = (*_NAMES, *THREATS, "split", "group")
+    wanted = [k for k, column in enumerate(table.column_names) if column.strip().lower() in known]
+    columns = [table.column(k).to_pylist() for k in wanted]
     rows = enumerate(zip(*columns, strict=True), start=1)
-    return wanted, ((f"{path}, row {number}", [_as_text(v) for v in row]) for number, row in rows)
+    header = [table.column_names[k] for k in wanted]
+    return header, ((f"{path}, row {number}", [_as_text(v) for v in row]) for number, row in rows)
 
 
 def _as_text(value: Any) -> str:
