@@ -10,7 +10,7 @@ import pytest
 import gbad_batch.engine
 from gbad_batch.engine.bundle import Bundle
 
-TRAINING = {"nncf", "onnx", "onnxscript", "pandas", "ray", "scipy", "sklearn", "timm", "torch", "torchvision"}
+TRAINING = {"matplotlib", "nncf", "onnx", "onnxscript", "pandas", "ray", "scipy", "sklearn", "timm", "torch", "torchvision"}
 HEAVY = TRAINING | {
     *("cykooz", "numpy", "nvidia", "openvino", "PIL", "pyarrow", "rich", "safetensors", "simplejpeg"),
     *("tensorrt", "triton"),
@@ -51,6 +51,7 @@ def _loaded_by(code: str) -> set[str]:
         HELP.format(words=["--version"]),
         HELP.format(words=["scan", "--help"]),
         HELP.format(words=["synth", "--help"]),
+        HELP.format(words=["evaluate", "--help"]),
         HELP.format(words=["doctor", "--help"]),
     ],
 )
