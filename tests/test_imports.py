@@ -10,8 +10,9 @@ import pytest
 import gbad_batch.engine
 from gbad_batch.engine.bundle import Bundle
 
-TRAINING = {"matplotlib", "nncf", "onnx", "onnxscript", "pandas", "ray", "scipy", "sklearn", "timm", "torch", "torchvision"}
+TRAINING = {"nncf", "onnx", "onnxscript", "pandas", "ray", "scipy", "sklearn", "timm", "torch", "torchvision"}
 HEAVY = TRAINING | {
+    "matplotlib",
     *("cykooz", "numpy", "nvidia", "openvino", "PIL", "pyarrow", "rich", "safetensors", "simplejpeg"),
     *("tensorrt", "triton"),
 }
