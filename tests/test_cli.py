@@ -37,6 +37,10 @@ def run(*arguments: str, cwd: Path, **options: Any) -> "subprocess.CompletedProc
         (["train", "absent", "--out", "bundle"], 2),
         (["train", "full", "--out", "bundle", "--backbone", "hf-hub:someone/else"], 2),
         (["train", "full", "--out", "full"], 2),
+        (["evaluate", "absent", "--labels", "file"], 2),
+        (["evaluate", "file", "--labels", "file"], 2),
+        (["evaluate", "full", "--labels", "file", "--out", "file"], 2),
+        (["evaluate", "/", "--labels", "file"], 2),
     ],
 )
 def test_what_cannot_be_is_a_sentence(tmp_path: Path, arguments: list[str], code: int) -> None:

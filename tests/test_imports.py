@@ -12,6 +12,7 @@ from gbad_batch.engine.bundle import Bundle
 
 TRAINING = {"nncf", "onnx", "onnxscript", "pandas", "ray", "scipy", "sklearn", "timm", "torch", "torchvision"}
 HEAVY = TRAINING | {
+    "matplotlib",
     *("cykooz", "numpy", "nvidia", "openvino", "PIL", "pyarrow", "rich", "safetensors", "simplejpeg"),
     *("tensorrt", "triton"),
 }
@@ -51,6 +52,7 @@ def _loaded_by(code: str) -> set[str]:
         HELP.format(words=["--version"]),
         HELP.format(words=["scan", "--help"]),
         HELP.format(words=["synth", "--help"]),
+        HELP.format(words=["evaluate", "--help"]),
         HELP.format(words=["doctor", "--help"]),
         HELP.format(words=["data", "--help"]),
         HELP.format(words=["data", "check", "--help"]),

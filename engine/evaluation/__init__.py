@@ -103,7 +103,8 @@ def _check_folder(out: Path | None) -> None:
 
 def _class_thresholds(settings: EvaluateSettings, rows: Results) -> Floats:
     """Give the class thresholds [5]: the scan's own, or those with the best F1 on validation images."""
-    thresholds = np.array(rows.footer["operating_point"]["class_thresholds"], dtype=np.float64)
+    stored = np.array(rows.footer["operating_point"]["class_thresholds"], dtype=np.float32)
+    thresholds = stored.astype(np.float64)  # what the scan compared with, to the last bit
     if settings.validation is None:
         return thresholds
     validation = read_results(settings.validation)

@@ -79,7 +79,7 @@ def with_intervals(
         for name, measure in defined.items():
             drawn[name].append(measure.weighted(weights))
     samples = {name: np.concatenate(parts) for name, parts in drawn.items()}
-    figures = dict.fromkeys([*measures, *means], Figure(None, None, None))
+    figures = dict.fromkeys([*means, *measures], Figure(None, None, None))
     figures |= {name: _figure(measure, values[name], samples[name]) for name, measure in defined.items()}
     for name, parts in means.items():
         if held := [part for part in parts if part in defined]:

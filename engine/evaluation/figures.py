@@ -181,12 +181,12 @@ def _agreements(scored: Scored) -> dict[str, Measure]:
     occurring = np.flatnonzero(labels.any(axis=0))
     for suffix, predicted in (("", scored.predicted), ("_gated", scored.predicted & scored.alarm[:, None])):
         for figure in AGREEMENTS:
-            measures[f"micro_{figure}{suffix}"] = Agreement(labels, predicted, figure, "micro")
+            measures[f"micro_{figure}{suffix}"] = Agreement(labels, predicted, figure)
             macro = Agreement(labels[:, occurring], predicted[:, occurring], figure, "macro")
             measures[f"macro_{figure}{suffix}"] = macro
             for k, name in enumerate(THREATS):
                 one = slice(k, k + 1)
-                of_class = Agreement(labels[:, one], predicted[:, one], figure, "binary")
+                of_class = Agreement(labels[:, one], predicted[:, one], figure)
                 measures[f"{figure}{suffix}.{name}"] = of_class
     return measures
 

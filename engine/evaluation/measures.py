@@ -173,18 +173,19 @@ class Share:
 class Agreement:
     """Precision, recall or F1 of predicted labels."""
 
-    labels: Flags  # [n, k]; k is 1 where the average is binary
+    labels: Flags  # [n, k]
     predicted: Flags  # [n, k]
     figure: str  # one of AGREEMENTS
-    average: str  # binary; micro: over all k n decisions; macro: the mean over the k classes
+    average: str = "micro"  # micro: over all k n decisions; macro: the mean over the k classes
 
     def value(self) -> float:
         """Give it by scikit-learn; NaN where no image has a label."""
         if not self.labels.any():
             return np.nan
-        shape = -1 if self.average == "binary" else self.labels.shape
-        labels, predicted = self.labels.reshape(shape), self.predicted.reshape(shape)
         options: dict[str, Any] = {"average": self.average, "zero_division": 0}
+        labels, predicted = self.labels, self.predicted
+        if labels.shape[1] == 1:  # scikit-learn would average over the class and its absence
+            labels, predicted, options["average"] = labels[:, 0], predicted[:, 0], "binary"
         return float(AGREEMENTS[self.figure](labels, predicted, **options))
 
     def weighted(self, weights: Floats) -> Floats:

@@ -1,7 +1,6 @@
 """From a results file and labels to what is judged: the rows of labelled images, in the labels' order."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +40,8 @@ class Results:
     path: Path
     footer: dict[str, Any]
     containers: int  # rows of folders and archives that could not be read to their end
-    uris: Sequence[str]
-    statuses: Sequence[str]
+    uris: list[str]
+    statuses: list[str]
     numbers: Floats  # [n, 8] in the order of NUMBERS
 
     @property
@@ -61,8 +60,7 @@ class Results:
 
     def take(self, index: NDArray[np.intp]) -> "Results":
         """Return the images at these positions."""
-        uris = [self.uris[i] for i in index]
-        statuses = [self.statuses[i] for i in index]
+        uris, statuses = ([column[i] for i in index.tolist()] for column in (self.uris, self.statuses))
         return Results(self.path, self.footer, self.containers, uris, statuses, self.numbers[index])
 
 
@@ -74,7 +72,7 @@ def read_results(path: Path) -> Results:
     schema = pa.schema([results_schema().field(name) for name in (*TEXTS, *NUMBERS)])
     batches = (batch for file in files_of(path) for batch in read_parquet(file, schema.names))
     table = pa.Table.from_batches(batches, schema)
-    images = table.filter(pc.equal(table["kind"], "image"))
+    images = table.filter(pc.field("kind") == "image")
     uris, statuses = (images[name].to_pylist() for name in ("uri", "status"))
     numbers = np.stack([images[name].to_numpy().astype(np.float64) for name in NUMBERS], axis=1)
     return Results(path, footer, table.num_rows - len(uris), uris, statuses, numbers)

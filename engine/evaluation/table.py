@@ -68,7 +68,7 @@ def _ranking(evaluation: Evaluation) -> Cells:
         + [_bounded(found[f"ap{suffix}.{name}"]) for suffix in suffixes]
         for name in THREATS
     ]
-    mean = ["mean", str(evaluation.counts["positive"]), _plain(found["prevalence"])]
+    mean = ["any; mean", str(evaluation.counts["positive"]), _plain(found["prevalence"])]
     return [head, *rows, mean + [_bounded(found[f"map{suffix}"]) for suffix in suffixes]]
 
 
