@@ -54,12 +54,16 @@ def _dumped(what: str, file: str) -> str:
 
 def _read(usage: str, sass: str) -> MachineCode:
     """Read cuobjdump's two listings; a figure that is absent is an error, never a zero."""
-    numbers = [int(re.findall(rf"\b{name}:(\d+)", usage)[0]) for name in ("REG", "STACK", "SHARED")]
+    registers, stack, shared = (
+        int(re.findall(rf"\b{name}:(\d+)", usage)[0]) for name in ("REG", "STACK", "SHARED")
+    )
     loads = re.findall(r"\bLDG\.E((?:\.\w+)*)", sass)
     if not loads:
         raise ValueError("no load of global memory was found in the disassembly")
     widths = [_bits(suffix) for suffix in loads]
-    return MachineCode(*numbers, {width: widths.count(width) for width in sorted(set(widths))})
+    return MachineCode(
+        registers, stack, shared, {width: widths.count(width) for width in sorted(set(widths))}
+    )
 
 
 def _bits(suffix: str) -> int:

@@ -1,7 +1,7 @@
-"""The two losses that the BiGAN gives an image, from its half precision outputs, in one pass.
+"""The two losses that the BiGAN gives an image, from its outputs, in one pass.
 
-R = ||s - G(E(s))||_1 as the mean over dimensions; FM = ||f_D(s, E(s)) - f_D(G(E(s)), E(s))||_2. Zenati et al.,
-Efficient GAN-Based Anomaly Detection, 2018, takes both as anomaly scores of a BiGAN.
+R = ||s - G(E(s))||_1 as the mean over dimensions; FM = ||f_D(s, E(s)) - f_D(G(E(s)), E(s))||_2. Source:
+Zenati et al., Efficient GAN-Based Anomaly Detection, 2018, which scores by both.
 """
 
 import torch
@@ -41,6 +41,7 @@ def empty_losses(s: Tensor, again: Tensor, f_s: Tensor, f_again: Tensor) -> tupl
     """Allocate both losses [N]; raises ValueError for shapes that do not belong together."""
     shapes = [list(each.shape) for each in (s, again, f_s, f_again)]
     pairs = shapes[0] == shapes[1] and shapes[2] == shapes[3]
-    if not pairs or s.ndim != 2 or f_s.ndim != 2 or len(s) != len(f_s):
+    if not pairs or s.ndim != 2 or f_s.ndim != 2 or s.shape[0] != f_s.shape[0]:
         raise ValueError(f"two_losses takes two pairs [N, features] and [N, f_d], not {shapes}")
-    return s.new_empty(len(s), dtype=torch.float32), s.new_empty(len(s), dtype=torch.float32)
+    count = s.shape[0]  # not len(s), which would fix a compiled graph's batch
+    return s.new_empty(count, dtype=torch.float32), s.new_empty(count, dtype=torch.float32)

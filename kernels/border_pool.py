@@ -44,6 +44,4 @@ def empty_means(features: Tensor) -> Tensor:
     if features.ndim != 4 or min(features.shape[2:]) < 2:
         raise ValueError(f"border_means takes [N, C, H, W] with H, W >= 2, not {list(features.shape)}")
     size = (features.shape[0], features.shape[1], 3, 3)
-    return torch.empty(
-        size, dtype=torch.float32, device=features.device, memory_format=torch.channels_last
-    )
+    return torch.empty(size, dtype=torch.float32, device=features.device, memory_format=torch.channels_last)

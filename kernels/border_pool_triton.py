@@ -1,9 +1,9 @@
-"""The border pool on an NVIDIA GPU, in Triton: each element is read once, 16 bytes a load, summed in float32.
+"""The border pool on an NVIDIA GPU, in Triton: each element is read once, 16 bytes a load, into float32.
 
-A program is one warp: it takes a tile of one image's positions and a block of channels. It adds rows up column
-by column, one addition an element, the map's first and last row apart; only the last step adds columns, nine
-ways. Windows are summed, never got by subtracting borders from a total: nothing cancels, and an infinity stays
-where it is.
+A program is one warp: it takes a tile of one image's positions and a block of channels. It adds rows up
+column by column, one addition an element, the map's first and last row apart; only the last step adds
+columns, nine ways. Windows are summed, never got by subtracting borders from a total: nothing cancels, and
+an infinity stays where it is.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 
 READ = 2048  # elements that a warp reads at a time: in half eight loads of 16 bytes for each thread
 COLUMNS, ROWS = 32, 32  # the largest tile: small enough that a batch of 64 still fills most of a GPU
-BLOCK = 1024  # sums that a program of `add_tiles` gives
+ADDED = 1024  # sums that a program of `add_tiles` gives
 # Triton 3.10 changes what fusion defaults to
 OPTIONS = {"num_warps": 1, "enable_fp_fusion": False}
 
@@ -24,16 +24,15 @@ def launch(features: Tensor, means: Tensor) -> None:
     """Fill means, float32 [N, C, 3, 3], from features [N, C, H, W], both dense in channels_last."""
     images = len(features)
     shape = shape_of(*features.shape[1:])
-    size = 9 * shape["CHANNELS"]
-    tiles = tiles_of(shape)
+    tiles, size = tiles_of(shape), 9 * shape["CHANNELS"]
     # shares lie as [N, tiles, 3, 3, C]; those of a map of one tile are its means
     shares = means if tiles == 1 else torch.empty(images * tiles * size, device=means.device)
     programs = images * tiles * triton.cdiv(shape["CHANNELS"], shape["BLOCK"])
     if programs:
         sum_tiles[(programs,)](features, shares, **shape, **OPTIONS)
     if programs and tiles > 1:
-        grid = (images, triton.cdiv(size, BLOCK))
-        add_tiles[grid](shares, means, TILES=tiles, SIZE=size, BLOCK=BLOCK, **OPTIONS)
+        grid = (images, triton.cdiv(size, ADDED))
+        add_tiles[grid](shares, means, **sizes_of(shape), **OPTIONS)
 
 
 def shape_of(channels: int, height: int, width: int) -> dict[str, Any]:
@@ -52,6 +51,11 @@ def shape_of(channels: int, height: int, width: int) -> dict[str, Any]:
 def tiles_of(shape: dict[str, Any]) -> int:
     """Count the tiles of a map."""
     return triton.cdiv(shape["HEIGHT"], shape["ROWS"]) * triton.cdiv(shape["WIDTH"], shape["COLUMNS"])
+
+
+def sizes_of(shape: dict[str, Any]) -> dict[str, Any]:
+    """Give the constants of `add_tiles`."""
+    return {"TILES": tiles_of(shape), "SIZE": 9 * shape["CHANNELS"], "BLOCK": ADDED}
 
 
 @triton.jit
@@ -87,7 +91,7 @@ def sum_tiles(
     bottom = tl.load(row + (HEIGHT - 1) * step, mask=inside & (y + ROWS >= HEIGHT), other=0)
     b = _windows(bottom.to(tl.float32), x, WIDTH)
     share = shares + tile * (9 * CHANNELS) + c
-    for j in tl.static_range(3):
+    for j in tl.static_range(3):  # pyright: ignore[reportGeneralTypeIssues]
         above = t[j] + m[j]
         tl.store(share + j * CHANNELS, above / (HEIGHT * WIDTH), mask=c < CHANNELS)
         tl.store(share + (3 + j) * CHANNELS, (above + b[j]) / (HEIGHT * WIDTH), mask=c < CHANNELS)
@@ -96,7 +100,7 @@ def sum_tiles(
 
 @triton.jit
 def _windows(columns, x, WIDTH: tl.constexpr):
-    """Sums of columns [COLUMNS, BLOCK] without the map's last one, of all, and without the first."""
+    """Sum columns [COLUMNS, BLOCK] without the map's last one, of all, and without the first."""
     left = tl.sum(tl.where((x < WIDTH - 1)[:, None], columns, 0.0), axis=0)
     right = tl.sum(tl.where((x > 0)[:, None], columns, 0.0), axis=0)
     return left, tl.sum(columns, axis=0), right

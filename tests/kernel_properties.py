@@ -19,7 +19,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # float32's rounding, 6e-8, in each of the 60 or so additions that an element goes through at most
 TOLERANCE = 4e-6
 DTYPES = st.sampled_from([torch.float16, torch.bfloat16, torch.float32])
-REPEATABLE = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+REPEATABLE = settings(max_examples=20, deadline=None, derandomize=True, database=None)
 
 pytestmark = pytest.mark.skipif(
     not (INTERPRETED or torch.cuda.is_available()), reason="neither Triton's interpreter nor a GPU"
@@ -34,13 +34,13 @@ def pooled(features: Tensor) -> Tensor:
     return means
 
 
-def lost(*rows: Tensor) -> tuple[Tensor, Tensor]:
+def lost(s: Tensor, again: Tensor, f_s: Tensor, f_again: Tensor) -> tuple[Tensor, Tensor]:
     if not INTERPRETED:
-        reconstruction, matching = two_losses(*(each.cuda() for each in rows))
+        reconstruction, matching = two_losses(s.cuda(), again.cuda(), f_s.cuda(), f_again.cuda())
         return reconstruction.cpu(), matching.cpu()
-    losses = empty_losses(*rows)
-    bigan_losses_triton.launch(*rows, losses[0].fill_(torch.nan), losses[1].fill_(torch.nan))
-    return losses
+    reconstruction, matching = (each.fill_(torch.nan) for each in empty_losses(s, again, f_s, f_again))
+    bigan_losses_triton.launch(s, again, f_s, f_again, reconstruction, matching)
+    return reconstruction, matching
 
 
 def window_by_window(features: Tensor) -> Tensor:
@@ -54,11 +54,11 @@ def window_by_window(features: Tensor) -> Tensor:
 @st.composite
 def maps(draw: st.DrawFn) -> Tensor:
     """Draw a map that need not be square, even, dense in channels or wide: values around an offset."""
-    size = (draw(st.integers(1, 3)), draw(st.integers(1, 72)), draw(st.integers(2, 70)), draw(st.integers(2, 70)))
+    count, channels = draw(st.integers(1, 2)), draw(st.integers(1, 72))
+    height, width = draw(st.integers(2, 70)), draw(st.integers(2, 70))
     random = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
-    values = torch.randn(size, generator=random) * draw(st.sampled_from([1e-3, 1, 50])) + draw(
-        st.sampled_from([0, 1, -300])
-    )
+    values = torch.randn((count, channels, height, width), generator=random)
+    values = values * draw(st.sampled_from([1e-3, 1, 50])) + draw(st.sampled_from([0, 1, -300]))
     layout = draw(st.sampled_from([torch.contiguous_format, torch.channels_last]))
     return values.to(draw(DTYPES)).contiguous(memory_format=layout)
 
@@ -96,11 +96,11 @@ def test_an_infinity_stays_in_the_windows_that_see_it() -> None:
     assert pooled(features)[..., 2, 2].eq(39 * 39 / 1600).all()
 
 
-@pytest.mark.parametrize("side", [8, 64])
+@pytest.mark.parametrize("side", [8, 40])
 def test_border_means_of_an_image_do_not_depend_on_its_batch(side: int) -> None:
-    features = torch.randn(5, 24, side, side, generator=torch.Generator().manual_seed(1)).half()
+    features = torch.randn(3, 24, side, side, generator=torch.Generator().manual_seed(1)).half()
     together = pooled(features)
-    assert all(torch.equal(together[k : k + 1], pooled(features[k : k + 1])) for k in range(5))
+    assert all(torch.equal(together[k : k + 1], pooled(features[k : k + 1])) for k in range(3))
     assert torch.equal(together, pooled(features))
 
 

@@ -1,4 +1,4 @@
-"""The kernels: their arithmetic by Triton's interpreter, their machine code by its assembler, their operators."""
+"""The kernels: arithmetic by Triton's interpreter, machine code by its assembler, operators by torch."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.machine_code import compiled
 from torch import Tensor
 
 from gbad_batch.engine.model.architecture import Architecture
@@ -16,6 +17,7 @@ from gbad_batch.engine.model.bigan import BiGAN
 from gbad_batch.engine.model.fpn import window_means
 from gbad_batch.kernels.bigan_losses import two_losses
 from gbad_batch.kernels.border_pool import border_means
+from gbad_batch.kernels.border_pool_triton import OPTIONS, shape_of, sum_tiles
 
 ROOT = Path(__file__).parents[1]
 
@@ -59,23 +61,20 @@ def figures(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.parametrize("name", ["border_c2", "border_c3", "border_c4", "border_c5", "losses"])
 def test_the_machine_code_spills_nothing_and_loads_wide(figures: dict[str, Any], name: str) -> None:
     assert figures[f"{name}_spills"] == 0
-    assert 0 < figures[f"{name}_registers"] <= 128
+    assert 0 < figures[f"{name}_registers"] <= 160
     assert figures[f"{name}_load_bits"] == (64 if name == "losses" else 128)
 
 
 def test_the_tools_see_narrow_loads_and_spills_where_they_are(environment: dict[str, str]) -> None:
-    """Squeeze a kernel into few registers and odd channels: the check of the machine code can fail."""
-    code = """
-from benchmarks.machine_code import compiled
-from gbad_batch.kernels.border_pool_triton import OPTIONS, shape_of, sum_tiles
-pointers = {"features": "*fp16", "shares": "*fp32"}
-narrow = compiled(sum_tiles, pointers, shape_of(255, 64, 64), OPTIONS, 90)
-tight = compiled(sum_tiles, pointers, shape_of(256, 64, 64), OPTIONS | {"maxnreg": 32}, 90)
-assert min(narrow.load_bits) == 16, narrow
-assert tight.spills > 0, tight
-"""
-    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
+    """Give a kernel odd channels, then few registers: the check of the machine code can fail."""
+    pointers = {"features": "*fp16", "shares": "*fp32"}
+    odd, even = shape_of(255, 64, 64), shape_of(256, 64, 64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", environment["TRITON_CACHE_DIR"])
+        narrow = compiled(sum_tiles, pointers, odd, OPTIONS, 90)
+        tight = compiled(sum_tiles, pointers, even, OPTIONS | {"maxnreg": 32}, 90)
+    assert min(narrow.load_bits) == 16
+    assert tight.spills > 0
 
 
 def test_no_speed_is_given_without_a_gpu(figures: dict[str, Any]) -> None:
