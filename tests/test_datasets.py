@@ -377,14 +377,13 @@ def test_altered_copies_of_a_bag_are_found(bags: list[Path], tmp_path: Path) -> 
 
 def test_an_image_that_cannot_be_decoded_is_a_group_of_its_own(tmp_path: Path, bags: list[Path]) -> None:
     broken = [write(tmp_path / f"{name}.jpg", b"no image") for name in "ab"]
-    paths = [bags[0], *broken, tmp_path / "gone.jpg", bags[0]]
-    prints = fingerprints(paths)
-    assert {k: row.status for k, row in prints.faults.items()} == {
-        1: "not_an_image",
-        2: "not_an_image",
-        3: "vanished",
-    }
-    assert groups_of(prints).tolist() == [0, 1, 2, 3, 0]
+    os.mkfifo(tmp_path / "pipe.jpg")
+    write(tmp_path / "empty.jpg", "")
+    odd = [tmp_path / f"{name}.jpg" for name in ("gone", "pipe", "empty")]
+    prints = fingerprints([bags[0], *broken, *odd, bags[0]])
+    faults = ["not_an_image", "not_an_image", "vanished", "unreadable", "empty"]
+    assert [row.status for row in prints.faults.values()] == faults
+    assert groups_of(prints).tolist() == [0, 1, 2, 3, 4, 5, 0]
 
 
 def test_the_search_in_tiles_finds_what_comparing_each_pair_does() -> None:

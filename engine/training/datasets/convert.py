@@ -85,7 +85,7 @@ def _sizes(paths: list[Path] | None) -> Callable[[int], tuple[int, int]] | None:
         try:
             with Image.open(paths[k]) as image:
                 return image.size
-        except OSError as error:
+        except (OSError, Image.DecompressionBombError) as error:
             raise Refused(f"{paths[k]} is not an image whose size can be read: {error}.") from error
 
     return None if paths is None else size

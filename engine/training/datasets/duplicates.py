@@ -7,6 +7,7 @@ thousand pairs of synthetic images, for a bag on white air is much like another 
 both are wrong, and what they find. Mirrored and turned copies are not looked for.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 from ...decode import DecodeLimits, Decoder
 from ...machine import usable_cores
 from ...row import ImageFault, Row
-from ...sources.faults import patiently, reason_of, status_of
+from ...sources import MAX_FILE_SIZE
+from ...sources.places import Folder
 from ..progress import Progress, silent
 
 COARSE_BITS, FINE_BITS = 10, 68  # at most so far apart: of 64 in the dHash, of 256 in the pHash
@@ -67,27 +69,27 @@ def fingerprints(paths: Sequence[Path], progress: Progress = silent) -> Prints:
 
 
 def _fingerprint(decoder: Decoder, path: Path) -> tuple[Row, NDArray[np.uint64]]:
-    """Return the row of one image, and its two hashes, uint64 [5]; zeros where it cannot be decoded.
-
-    Raises OSError where the machine is at fault, not the file.
-    """
+    """Return the row of one image, and its two hashes, uint64 [5]; zeros where it cannot be decoded."""
     from imagehash import dhash, phash
     from PIL import Image
 
     row = Row(uri=str(path))
     try:
-        pixels = decoder(row, patiently(path.read_bytes))
-    except OSError as error:
-        status = status_of(error)
-        if status is None:
-            raise
-        row.fail(ImageFault(status, reason_of(error)))
-        return row, np.zeros(5, np.uint64)
+        pixels = decoder(row, _read(path, row))
+    except ImageFault as fault:
+        row.fail(fault)
+        pixels = None
     if pixels is None:
         return row, np.zeros(5, np.uint64)
     image = Image.fromarray(pixels)
     bits = np.concatenate([dhash(image, 8).hash.ravel(), phash(image, 16).hash.ravel()])  # 64 + 256
     return row, np.packbits(bits).view(np.uint64)
+
+
+def _read(path: Path, row: Row) -> bytes:
+    """Read a file as a scan does; raises ImageFault for its faults, Stopped or OSError for the machine's."""
+    folder = Folder.of(os.fsencode(path.parent), None, follow=True)
+    return folder.read(os.fsencode(path), row, MAX_FILE_SIZE)
 
 
 def look_alikes(prints: Prints) -> Iterator[Pairs]:
