@@ -448,6 +448,119 @@ def train(dataset: Path, out: Path, labels: Path | None, run: Path | None, **giv
     click.echo(f"{bundle}: scan with --model {bundle}; its README.md says what it was trained on")
 
 
+_WHAT_LABELS = _options(
+    click.option(
+        "--form",
+        type=click.Choice(["auto", "sixray", "table", "voc", "boxes", "coco", "folders"]),
+        default="auto",
+        show_default=True,
+        help="Of the labels; auto goes by what they are.",
+    ),
+    click.option(
+        "--class-map",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="TOML: [classes], then lines such as Dagger = 'knife' or Baton = 'ignore'.",
+    ),
+)
+
+
+@main.group(epilog=DEMO)
+def data() -> None:
+    """Look at labelled data sets before training, and convert their labels.
+
+    \b
+    gbad-batch data check bags/
+    gbad-batch data convert labels.csv labels.json
+    """
+
+
+@data.command("check", epilog=DEMO)
+@click.argument("dataset", type=click.Path(path_type=Path), metavar="DATASET")
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Of the images below DATASET.  [default: DATASET/labels.csv, or what DATASET is]",
+)
+@_WHAT_LABELS
+@click.option(
+    "--test",
+    "tests",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="DATASET|FILE",
+    help="Also look for duplicates between this set, or list of images below DATASET, and the rest.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as one JSON object.")
+@click.option(
+    "--plot", "picture", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the labels."
+)
+def data_check(as_json: bool, picture: Path | None, **given: Any) -> None:
+    """Tell what a data set holds, what of it is missing, and what stands in it twice.
+
+    Counts images, labels, combinations and the true rate of positives; names what a list names but the
+    disk lacks; decodes every image as a scan would; and looks for duplicates and near-duplicates inside
+    and between the lists and their splits, for a bag that is trained on tests nothing. Findings are no
+    errors: the exit code is 0. Needs the train extra.
+
+    DATASET is the folder of the images, or a label file beside them. Labels are SIXray's CSV, a CSV or
+    Parquet table (path or name, gun, knife, wrench, pliers, scissors, perhaps split and group), Pascal VOC
+    XML, OPIXray's text boxes, COCO JSON, or folders named by class. Classes of other names need a class
+    map:
+
+    \b
+    [classes]
+    Dagger = "knife"
+    Baton = "ignore"       none of the five: the image keeps its other labels
+
+    \b
+    gbad-batch data check bags/
+    gbad-batch data check SIXray/images --labels train.csv --test test.csv --plot labels.png
+    gbad-batch data check PIDray/train.json --class-map pidray.toml
+    """
+    _need_extra("train", "imagehash", "matplotlib", "scipy")
+    from .console import training_shown
+    from .training.datasets.check import CheckSettings, check
+    from .training.datasets.report import check_text, plot
+
+    with training_shown() as progress:
+        findings = check(CheckSettings(**given), progress)
+    if picture is not None:
+        plot(findings, picture)
+    click.echo(json.dumps(asdict(findings), indent=2) if as_json else check_text(findings))
+
+
+@data.command("convert", epilog=DEMO)
+@click.argument("source", type=click.Path(path_type=Path), metavar="IN")
+@click.argument("out", type=click.Path(path_type=Path), metavar="OUT")
+@_WHAT_LABELS
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Write the paths of the images below DIR, and in JSON their sizes.",
+)
+def data_convert(source: Path, out: Path, **given: Any) -> None:
+    """Write the labels of IN, in any form that can be read, to OUT: .csv is SIXray's form, .json COCO's.
+
+    A label without a box becomes an annotation without `bbox`. SIXray's form has no place for boxes,
+    splits and groups; what is dropped is said.
+
+    \b
+    gbad-batch data convert train.csv train.json
+    gbad-batch data convert train.json again.csv               the same lines
+    gbad-batch data convert OPIXray/train/annotation cutters.json --images OPIXray/train/image
+    gbad-batch data convert PIDray/train.json pidray.csv --class-map pidray.toml
+    """
+    from .training.datasets.convert import convert
+
+    done = convert(source, out, **given)
+    boxes = f", {done.boxes} boxes" if done.boxes else ""
+    dropped = f"; a CSV has no place for {' and '.join(done.dropped)}" if done.dropped else ""
+    click.echo(f"{out}: {done.images} images, {done.positives} with a threat{boxes}{dropped}")
+
+
 @main.command()
 @click.argument("results", type=click.Path(path_type=Path), metavar="RESULTS")
 @click.option(
@@ -457,19 +570,7 @@ def train(dataset: Path, out: Path, labels: Path | None, run: Path | None, **giv
     metavar="LABELS",
     help="What the images hold: a list, or a folder of annotations.",
 )
-@click.option(
-    "--form",
-    type=click.Choice(["auto", "sixray", "table", "voc", "boxes", "coco", "folders"]),
-    default="auto",
-    show_default=True,
-    help="Of LABELS; auto: what it is.",
-)
-@click.option(
-    "--class-map",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="A TOML file that says which of LABELS' classes is which of ours.",
-)
+@_WHAT_LABELS
 @click.option(
     "--model",
     type=click.Path(path_type=Path),

@@ -54,10 +54,18 @@ def _loaded_by(code: str) -> set[str]:
         HELP.format(words=["synth", "--help"]),
         HELP.format(words=["evaluate", "--help"]),
         HELP.format(words=["doctor", "--help"]),
+        HELP.format(words=["data", "--help"]),
+        HELP.format(words=["data", "check", "--help"]),
+        HELP.format(words=["data", "convert", "--help"]),
     ],
 )
 def test_nothing_heavy_is_loaded(code: str) -> None:
     assert _loaded_by(code) & HEAVY == set()
+
+
+def test_reading_labels_loads_no_training_package() -> None:
+    loaded = _loaded_by("import gbad_batch.engine.training.datasets.check")
+    assert loaded & (TRAINING | {"imagehash", "matplotlib", "nvidia", "openvino"}) == set()
 
 
 def test_a_scan_on_the_cpu_loads_no_training_package(tmp_path: Path, tiny_bundle: Bundle) -> None:
