@@ -10,7 +10,7 @@ from ..training.phase3 import wilson
 from .measures import Flags, Floats, Measure, Share
 
 RESAMPLES = 500
-AT_ONCE = 1 << 20  # weights held at a time
+AT_ONCE = 1 << 18  # weights held at a time
 LEVELS = (0.025, 0.975)
 
 
