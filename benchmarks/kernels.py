@@ -69,7 +69,7 @@ def _border_launches(channels: int, side: int) -> Iterator[Launch]:
     own = border_pool_triton
     shape = own.shape_of(channels, side, side)
     yield Launch(own.sum_tiles, {"features": HALF, "shares": FLOAT}, shape, own.OPTIONS)
-    if own.tiles_of(shape) > 1:
+    if shape["TILES"] > 1:
         yield Launch(own.add_tiles, {"shares": FLOAT, "means": FLOAT}, own.sizes_of(shape), own.OPTIONS)
 
 
@@ -82,7 +82,7 @@ def _losses_launch() -> Launch:
 
 def _border_bytes(channels: int, side: int) -> tuple[int, int]:
     """Bytes that any border pool must move (half map, float32 means), and those that ours adds for tiles."""
-    tiles = border_pool_triton.tiles_of(border_pool_triton.shape_of(channels, side, side))
+    tiles = border_pool_triton.shape_of(channels, side, side)["TILES"]
     means = BATCH * channels * 9 * 4
     return BATCH * channels * side * side * 2 + means, 2 * means * tiles if tiles > 1 else 0
 

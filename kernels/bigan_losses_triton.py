@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 # one warp an image: its sums need no shared memory; Triton 3.10 changes what fusion defaults to
-OPTIONS = {"num_warps": 1, "enable_fp_fusion": False}
+OPTIONS: dict[str, Any] = {"num_warps": 1, "enable_fp_fusion": False}
 
 
 def launch(

@@ -17,68 +17,72 @@ READ = 2048  # elements that a warp reads at a time: in half eight loads of 16 b
 COLUMNS, ROWS = 32, 32  # the largest tile: small enough that a batch of 64 still fills most of a GPU
 ADDED = 1024  # sums that a program of `add_tiles` gives
 # Triton 3.10 changes what fusion defaults to
-OPTIONS = {"num_warps": 1, "enable_fp_fusion": False}
+OPTIONS: dict[str, Any] = {"num_warps": 1, "enable_fp_fusion": False}
 
 
 def launch(features: Tensor, means: Tensor) -> None:
     """Fill means, float32 [N, C, 3, 3], from features [N, C, H, W], both dense in channels_last."""
-    images = len(features)
-    shape = shape_of(*features.shape[1:])
-    tiles, size = tiles_of(shape), 9 * shape["CHANNELS"]
-    # shares lie as [N, tiles, 3, 3, C]; those of a map of one tile are its means
-    shares = means if tiles == 1 else torch.empty(images * tiles * size, device=means.device)
-    programs = images * tiles * triton.cdiv(shape["CHANNELS"], shape["BLOCK"])
-    if programs:
-        sum_tiles[(programs,)](features, shares, **shape, **OPTIONS)
-    if programs and tiles > 1:
-        grid = (images, triton.cdiv(size, ADDED))
+    images, channels, height, width = features.shape
+    shape = shape_of(channels, height, width)
+    tiles = images * shape["TILES"]
+    # shares lie as [N, TILES, 3, 3, C]; those of a map of one tile are its means
+    several = shape["TILES"] > 1
+    shares = torch.empty(tiles * 9 * channels, device=means.device) if several else means
+    if tiles:
+        sum_tiles[(tiles * shape["BLOCKS"],)](features, shares, **shape, **OPTIONS)
+    if tiles and several:
+        grid = (images, triton.cdiv(9 * channels, ADDED))
         add_tiles[grid](shares, means, **sizes_of(shape), **OPTIONS)
 
 
 def shape_of(channels: int, height: int, width: int) -> dict[str, Any]:
-    """Choose how a map is cut into programs: by its own size alone, so that no batch changes a bit."""
+    """Cut a map into programs, the constants of `sum_tiles`.
+
+    By the map's own size alone, never by the batch's: an image's sums keep their order, so their bits.
+    """
     columns = min(triton.next_power_of_2(width), COLUMNS)
+    rows = triton.cdiv(height, triton.cdiv(height, ROWS))
+    block = min(READ // columns, triton.next_power_of_2(channels))
+    across = triton.cdiv(width, columns)
     return {
         "HEIGHT": height,
         "WIDTH": width,
         "CHANNELS": channels,
-        "ROWS": triton.cdiv(height, triton.cdiv(height, ROWS)),
+        "ROWS": rows,
         "COLUMNS": columns,
-        "BLOCK": min(READ // columns, triton.next_power_of_2(channels)),
+        "BLOCK": block,
+        "ACROSS": across,
+        "TILES": across * triton.cdiv(height, rows),
+        "BLOCKS": triton.cdiv(channels, block),
     }
 
 
-def tiles_of(shape: dict[str, Any]) -> int:
-    """Count the tiles of a map."""
-    return triton.cdiv(shape["HEIGHT"], shape["ROWS"]) * triton.cdiv(shape["WIDTH"], shape["COLUMNS"])
-
-
 def sizes_of(shape: dict[str, Any]) -> dict[str, Any]:
-    """Give the constants of `add_tiles`."""
-    return {"TILES": tiles_of(shape), "SIZE": 9 * shape["CHANNELS"], "BLOCK": ADDED}
+    """Give the constants of `add_tiles`, from those of `sum_tiles`."""
+    return {"TILES": shape["TILES"], "SIZE": 9 * shape["CHANNELS"], "BLOCK": ADDED}
 
 
 @triton.jit
 def sum_tiles(
     features,  # [N, HEIGHT, WIDTH, CHANNELS]
-    shares,  # float32 [N, tiles, 3, 3, CHANNELS]
+    shares,  # float32 [N, TILES, 3, 3, CHANNELS]
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
     CHANNELS: tl.constexpr,
     ROWS: tl.constexpr,  # of a tile
     COLUMNS: tl.constexpr,  # of a tile
     BLOCK: tl.constexpr,  # channels of a program
+    ACROSS: tl.constexpr,  # tiles side by side
+    TILES: tl.constexpr,  # of a map
+    BLOCKS: tl.constexpr,  # of channels
 ):
     """Sum one tile's share of the nine windows, divided by the size of the map."""
-    blocks: tl.constexpr = tl.cdiv(CHANNELS, BLOCK)
-    across: tl.constexpr = tl.cdiv(WIDTH, COLUMNS)
-    down: tl.constexpr = tl.cdiv(HEIGHT, ROWS)
     program = tl.program_id(0)  # neighbours read neighbouring channels of the same positions
-    tile = (program // blocks).to(tl.int64)  # of the whole batch, which may hold more than 2^31 elements
-    image = tile // (across * down)
-    y = (tile // across % down * ROWS).to(tl.int32)
-    x = (tile % across * COLUMNS).to(tl.int32) + tl.arange(0, COLUMNS)
-    c = program % blocks * BLOCK + tl.arange(0, BLOCK)
+    image = (program // (BLOCKS * TILES)).to(tl.int64)  # a batch may hold more than 2^31 elements
+    tile = program // BLOCKS % TILES
+    y = tile // ACROSS * ROWS
+    x = tile % ACROSS * COLUMNS + tl.arange(0, COLUMNS)
+    c = program % BLOCKS * BLOCK + tl.arange(0, BLOCK)
     row = features + image * (HEIGHT * WIDTH * CHANNELS) + x[:, None] * CHANNELS + c[None, :]
     inside = (x < WIDTH)[:, None] & (c < CHANNELS)[None, :]
     step: tl.constexpr = WIDTH * CHANNELS
@@ -90,7 +94,7 @@ def sum_tiles(
     t = _windows(top.to(tl.float32), x, WIDTH)
     bottom = tl.load(row + (HEIGHT - 1) * step, mask=inside & (y + ROWS >= HEIGHT), other=0)
     b = _windows(bottom.to(tl.float32), x, WIDTH)
-    share = shares + tile * (9 * CHANNELS) + c
+    share = shares + (image * TILES + tile) * (9 * CHANNELS) + c
     for j in tl.static_range(3):  # pyright: ignore[reportGeneralTypeIssues]
         above = t[j] + m[j]
         tl.store(share + j * CHANNELS, above / (HEIGHT * WIDTH), mask=c < CHANNELS)

@@ -48,6 +48,15 @@ def test_the_arithmetic_on_a_gpu(environment: dict[str, str]) -> None:
     _properties(environment)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_batch_on_a_gpu_may_hold_more_elements_than_32_bits_count() -> None:
+    images = 2**31 // (64 * 64 * 256) + 1
+    features = torch.zeros(images, 64, 64, 256, dtype=torch.float16, device="cuda").permute(0, 3, 1, 2)
+    features[-1].normal_()
+    assert torch.equal(border_means(features)[-1:], border_means(features[-1:]))
+
+
 @pytest.fixture(scope="module")
 def figures(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Compile every kernel for sm_80, sm_90 and sm_100 as the benchmark does."""
