@@ -439,13 +439,14 @@ def test_the_key_holds_all_that_an_engine_depends_on(filled: Path) -> None:
 @pytest.mark.parametrize(
     ("device", "engine", "precision", "error", "reason"),
     [
-        ("cuda", "auto", "auto", Refused, "no GPU backend yet"),
+        ("cuda", "auto", "auto", Refused, "--device cuda cannot be used"),
+        ("cuda", "inductor", "fp16", Refused, "--device cuda cannot be used"),
         ("cuda:1", "auto", "auto", Refused, "--device cuda:1 cannot be used"),
         ("cuda", "openvino", "auto", Refused, "runs on the CPU"),
         ("tpu", "auto", "auto", Refused, "none of auto, cpu, cuda"),
         ("cpu", "tensorrt", "auto", Refused, "runs on an NVIDIA GPU"),
         ("auto", "tensorrt", "auto", MissingExtra, r"pip install 'gbad-batch\[tensorrt\]'"),
-        ("auto", "inductor", "auto", Refused, "inductor"),
+        ("cpu", "inductor", "fp16", Refused, "for GPU backends"),
         ("auto", "abacus", "auto", Refused, "none of auto, openvino"),
         ("auto", "auto", "int8", Refused, "needs an INT8 form"),
         ("auto", "auto", "fp16", Refused, "for GPU backends"),
@@ -467,6 +468,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(
 def test_the_cpu_is_resolved_to_openvino_fp32(tiny_bundle: Bundle, device: str) -> None:
     assert resolve(tiny_bundle, device, "auto", "auto") == ("cpu", "openvino", "fp32")
     assert resolve(tiny_bundle, device, "openvino", "fp32") == ("cpu", "openvino", "fp32")
+    assert resolve(tiny_bundle, device, "inductor", "auto") == ("cpu", "inductor", "fp32")
 
 
 def test_nvidia_hardware_is_seen_without_its_driver(tmp_path: Path) -> None:

@@ -38,16 +38,15 @@ class BiGAN(nn.Module):
         return ((x - self.mean) / self.std).clamp(-CLIP, CLIP)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return reconstruction_loss [N] and feature_matching_loss [N] of features x [N, 1024].
+        """Return reconstruction_loss [N] and feature_matching_loss [N] of features x [N, 1024]."""
+        return losses(*self.pairs(x))
 
-        R = ||s - G(E(s))||_1 as the mean over dimensions; FM = ||f_D(s, E(s)) - f_D(G(E(s)), E(s))||_2.
-        """
+    def pairs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return what the losses compare: s and G(E(s)) [N, 1024, 1, 1], and f_D of both [N, 128, 1, 1]."""
         s = self.standardize(x)[:, :, None, None]
         z = self.encoder(s)  # [N, 64, 1, 1]
-        again = self.generator(z)  # [N, 1024, 1, 1]
-        reconstruction = (s - again).abs().mean((1, 2, 3))
-        difference = self.discriminator.f_d(s, z) - self.discriminator.f_d(again, z)
-        return reconstruction, difference.square().sum((1, 2, 3)).sqrt()
+        again = self.generator(z)
+        return s, again, self.discriminator.f_d(s, z), self.discriminator.f_d(again, z)
 
 
 class Discriminator(nn.Module):
@@ -68,6 +67,15 @@ class Discriminator(nn.Module):
     def forward(self, s: Tensor, z: Tensor) -> Tensor:
         """Logits [N] of the pairs being (s, E(s)) rather than (G(z), z)."""
         return self.last(self.f_d(s, z)).flatten()
+
+
+def losses(s: Tensor, again: Tensor, f_d: Tensor, f_d_again: Tensor) -> tuple[Tensor, Tensor]:
+    """Return reconstruction_loss [N] and feature_matching_loss [N] of what `BiGAN.pairs` gives.
+
+    R = ||s - G(E(s))||_1 as the mean over dimensions; FM = ||f_D(s, E(s)) - f_D(G(E(s)), E(s))||_2.
+    """
+    difference = f_d - f_d_again
+    return (s - again).abs().mean((1, 2, 3)), difference.square().sum((1, 2, 3)).sqrt()
 
 
 def multilayer(*widths: int) -> nn.Sequential:

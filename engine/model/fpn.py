@@ -25,7 +25,11 @@ class PooledPyramid(nn.Module):
             nn.init.zeros_(_bias(convolution))
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Pool first where that is exact, which needs each map to be twice as large as the next."""
+        """Pool first where that is exact, which needs each map to be twice as large as the next.
+
+        Maps in half precision are taken in that of the weights before anything is added up.
+        """
+        maps = [each.to(self.lateral[0].weight.dtype) for each in maps]
         return self.collapsed(maps) if doubles(maps) else self.plain(maps)
 
     def plain(self, maps: Sequence[Tensor]) -> list[Tensor]:

@@ -1,5 +1,7 @@
 """The classifier of phase I: backbone, pooled FPN, FC1..FC4 to the feature vector x, FC5 to the logits."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,7 +26,10 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return x (after ReLU) and the logits of gun, knife, wrench, pliers, scissors."""
-        maps = self.backbone(images)  # C2..C5: [N, Ci, S/4, S/4] .. [N, Ci, S/32, S/32]
+        return self.heads(self.backbone(images))
+
+    def heads(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return x and the logits of the backbone's C2..C5: [N, Ci, S/4, S/4] .. [N, Ci, S/32, S/32]."""
         pooled = self.fpn(maps)  # 4 x [N, 256, 1, 1]
         x = torch.cat(
             [F.relu(fc(p)) for fc, p in zip(self.fc, pooled, strict=True)], dim=1

@@ -1,5 +1,7 @@
 """Opens and runs an engine that exists: open, call, close; one file for each backend."""
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -10,6 +12,8 @@ from ..row import THREATS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
 
 OUTPUTS = ("x", "logits", "reconstruction_loss", "feature_matching_loss")
 
@@ -116,7 +120,40 @@ def open_engine(engine: Engine, threads: int | None = None) -> Runner:
         from .runtime_openvino import OpenVINORunner
 
         return OpenVINORunner(engine, threads)
+    if engine.backend == "inductor":
+        from .runtime_inductor import InductorRunner
+
+        return InductorRunner(engine, threads)
     raise Refused(f"no backend {engine.backend!r} is in this version: use --engine openvino")
+
+
+def scored_twice(
+    engine: Engine, infer: "Callable[[NDArray[np.uint8]], Outputs]", pixels: "NDArray[np.uint8]"
+) -> Outputs:
+    """Run a batch, and once more where that fails; raises EngineFailed where it fails again.
+
+    What does not return was the machine's fault, and the score that stays is the image's own.
+    """
+    try:
+        return _scored(engine, infer, pixels)
+    except EngineFailed as error:
+        log.warning("%s; the batch is run again", error.what)
+    return _scored(engine, infer, pixels)
+
+
+def _scored(
+    engine: Engine, infer: "Callable[[NDArray[np.uint8]], Outputs]", pixels: "NDArray[np.uint8]"
+) -> Outputs:
+    try:
+        outputs = infer(pixels)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        what = f"{engine.description} failed on a batch of {len(pixels)} ({reason})"
+        raise EngineFailed(what, tuple(range(len(pixels)))) from error
+    bad = not_finite(outputs)
+    if bad.size:
+        raise NotFinite(tuple(bad.tolist()), engine)
+    return outputs
 
 
 def check_pixels(engine: Engine, pixels: "NDArray[np.uint8]") -> None:

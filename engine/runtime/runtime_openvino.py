@@ -5,7 +5,6 @@ One such model, compiled once, gives an image the same bits whatever its batch, 
 """
 
 import io
-import logging
 import math
 import sys
 from typing import TYPE_CHECKING, Any
@@ -14,14 +13,13 @@ import numpy as np
 
 from ..errors import BundleError, Refused, Stopped
 from ..machine import usable_cores
-from . import OUTPUTS, Engine, EngineFailed, NotFinite, Outputs, check_pixels, not_finite, output_shapes
+from . import OUTPUTS, Engine, Outputs, check_pixels, output_shapes, scored_twice
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-log = logging.getLogger(__name__)
-
 DEVICE = "CPU"
+BATCH = "free"  # of the engine, as in a cache key
 LARGEST_ACTIVATION = 1 << 26  # elements of one image's largest map
 _CONVERTER = "openvino.tools.ovc"
 
@@ -129,23 +127,11 @@ class OpenVINORunner:
     def __call__(self, pixels: "NDArray[np.uint8]") -> Outputs:
         """Score pixels uint8 [n, S, S, 3]."""
         check_pixels(self.engine, pixels)
-        try:
-            return self._scored(pixels)
-        except EngineFailed as error:
-            # once more: what does not return was the machine's, and the score that stays is the image's own
-            log.warning("%s; the batch is run again", error.what)
-        return self._scored(pixels)
+        return scored_twice(self.engine, self._infer, pixels)
 
     def close(self) -> None:
         """Free the model's memory."""
         self._request = None
-
-    def _scored(self, pixels: "NDArray[np.uint8]") -> Outputs:
-        outputs = self._infer(pixels)
-        bad = not_finite(outputs)
-        if bad.size:
-            raise NotFinite(tuple(bad.tolist()), self.engine)
-        return outputs
 
     def _infer(self, pixels: "NDArray[np.uint8]") -> Outputs:
         if self._request is None:
@@ -154,8 +140,7 @@ class OpenVINORunner:
             self._request.infer({"pixels": np.ascontiguousarray(pixels)}, share_inputs=True)
         except RuntimeError as error:
             self._request = self._open_again()  # one that has failed gives stale values the next time
-            what = f"{self.engine.description} failed on a batch of {len(pixels)} ({_reason(error)})"
-            raise EngineFailed(what, tuple(range(len(pixels)))) from error
+            raise RuntimeError(_reason(error)) from error
         return Outputs(**{name: self._request.get_tensor(name).data.copy() for name in OUTPUTS})
 
 

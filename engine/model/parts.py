@@ -1,0 +1,29 @@
+"""The model in the pieces that a GPU runs: a trunk in half precision, all that follows in float32."""
+
+from torch import Tensor, channels_last, float16, float32, nn
+
+from .bigan import losses
+from .gbad import GBAD
+from .network import normalize
+
+DTYPES = {"fp32": float32, "fp16": float16}
+
+
+class Parts(nn.Module):
+    """GBAD with its backbone in the precision asked for, kernels in channels_last; takes the model over."""
+
+    def __init__(self, model: GBAD, precision: str):
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.dtype = DTYPES[precision]
+        model.network.backbone.to(self.dtype).to(memory_format=channels_last)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Score uint8 pixels [N, S, S, 3]: x, logits, reconstruction_loss and feature_matching_loss."""
+        x, logits = self.model.network.heads(self.trunk(pixels))
+        return x, logits, *losses(*self.model.bigan.pairs(x))
+
+    def trunk(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """C2..C5 [N, Ci, Hi, Wi] of uint8 pixels, normalized in float32, in the trunk's own precision."""
+        images = normalize(pixels, self.model.pixel_mean, self.model.pixel_std)
+        return tuple(self.model.network.backbone(images.to(self.dtype)))

@@ -1,0 +1,67 @@
+"""A small bundle whose weights are those of the model itself, for engines that are made from weights."""
+
+from typing import Any
+
+import numpy as np
+import simplejpeg
+import tiny_bundle as tiny
+import torch
+from safetensors.numpy import save
+
+from gbad_batch.engine.bundle import pack_gate
+from gbad_batch.engine.model.architecture import Architecture
+from gbad_batch.engine.model.gbad import GBAD, round_to_half
+from gbad_batch.export.to_onnx import export_graphs
+
+ARCHITECTURE = Architecture(
+    backbone="test_resnet", fpn_channels=16, head_features=8, features=32, input_size=64, latent=4, f_d=8
+)
+
+
+def model() -> GBAD:
+    """Make a model of random weights and statistics of its own, as training leaves them."""
+    torch.manual_seed(3)
+    model = GBAD(ARCHITECTURE).eval().requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+    x, _ = model.features(torch.from_numpy(tiny.pictures(16, seed=3)))
+    model.bigan.mean.copy_(x.mean(0))
+    model.bigan.std.copy_(x.std(0).clamp_min(0.1 * float(x.std(0).median())))
+    round_to_half(model)
+    return model
+
+
+def files() -> dict[str, bytes]:
+    """Every file of the bundle but bundle.json."""
+    made = model()
+    images = [simplejpeg.encode_jpeg(image, quality=95) for image in tiny.pictures(tiny.GATE_IMAGES)]
+    found = made(torch.from_numpy(np.stack([simplejpeg.decode_jpeg(image) for image in images])))
+    arrays = made.arrays()
+    for decision in tiny.decisions().values():
+        arrays |= decision.tensors()
+    network, bigan = export_graphs(made)
+    return {
+        "weights.safetensors": save(arrays),
+        "network.onnx": network,
+        "bigan.onnx": bigan,
+        "gate.tar": pack_gate(images, found.reconstruction_loss, found.feature_matching_loss, found.logits),
+        "README.md": b"# small\n\nRandom weights, for tests.\n",
+    }
+
+
+def manifest() -> dict[str, Any]:
+    """Give the content of bundle.json, without format and files."""
+    from dataclasses import asdict
+
+    made = model()
+    preprocessing = {"mean": made.pixel_mean.tolist(), "std": made.pixel_std.tolist()}
+    return tiny.manifest() | {
+        "name": "small",
+        "architecture": asdict(ARCHITECTURE),
+        "preprocessing": preprocessing,
+        "provenance": {"made": "by tests/torch_bundle.py"},
+    }
