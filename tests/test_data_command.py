@@ -10,7 +10,8 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from gbad_batch.engine.cli import data_check, main
+from gbad_batch.engine.cli import main
+from gbad_batch.engine.cli_training import data_check
 from gbad_batch.engine.synth import SynthSettings, write_archive
 from gbad_batch.engine.training.datasets import FORMS, read_labels
 

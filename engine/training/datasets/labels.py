@@ -41,6 +41,17 @@ class Labels:
         """Tell which images hold a threat, [n]."""
         return np.any(self.labels, axis=1)
 
+    def take(self, index: Sequence[int]) -> "Labels":
+        """Return the images at these positions."""
+        return Labels(
+            tuple(self.names[i] for i in index),
+            self.labels[list(index)],
+            tuple(self.places[i] for i in index),
+            tuple(self.groups[i] for i in index),
+            tuple(self.splits[i] for i in index),
+            tuple(self.boxes[i] for i in index),
+        )
+
 
 class _Entry(NamedTuple):
     name: str
