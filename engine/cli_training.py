@@ -282,7 +282,8 @@ def train(dataset: Path, run: Path | None, report_exact: bool, **given: Any) -> 
     "--validation",
     type=click.Path(path_type=Path),
     metavar="RESULTS2",
-    help="A scan of other images by the same model: class thresholds are those with its best F1.",
+    help="A scan of other images by the same model, which sets the class thresholds: those with the best F1 "
+    "on it; a class that it lacks keeps the scan's own.",
 )
 @click.option(
     "--validation-labels",

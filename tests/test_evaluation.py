@@ -166,6 +166,15 @@ def test_views_of_one_bag_count_once():
     assert width(4, single(800)) == pytest.approx(once / 2, rel=0.2)
 
 
+def test_a_rate_of_all_or_none_has_wilsons_interval_of_its_bags():
+    """No resample can tell how far from certain 50 detected bags of 4 views are."""
+    positive = np.arange(400) < 200
+    found = figures(a_model(positive, positive * 1.0), Bags(np.arange(400) // 4, resamples=20), {})
+    assert found["pd"] == Figure(1.0, *wilson(50, 50))
+    assert found["pfa"] == Figure(0.0, *wilson(0, 50))
+    assert found["auroc"] == Figure(1.0, None, None)
+
+
 def test_intervals_follow_the_seed():
     random = np.random.default_rng(0)
     labels = random.random((300, 5)) < 0.2
@@ -469,18 +478,24 @@ def test_labels_that_do_not_fit_are_refused(results: Path, tmp_path: Path, label
     assert "names no image of the split 'test'" in refusal(results, "--labels", trained)
 
 
-def test_a_list_to_ignore_that_cannot_be_meant_is_refused(results: Path, listed: Path, tmp_path: Path):
+def test_a_list_to_ignore_that_cannot_be_meant_is_refused(
+    results: Path, listed: Path, tmp_path: Path, labels: Labels
+):
     (tmp_path / "other.txt").write_text("X1\nX2\n")
     (tmp_path / "empty.txt").write_text("\n")
     for name in ("other.txt", "empty.txt"):
         sentence = refusal(results, "--labels", listed, "--ignore", tmp_path / name)
         assert f"{name} names none of the 80 images" in sentence
+    (tmp_path / "all.txt").write_text("\n".join(labels))
+    assert "names all 80 images" in refusal(results, "--labels", listed, "--ignore", tmp_path / "all.txt")
     assert "absent.txt" in refusal(results, "--labels", listed, "--ignore", tmp_path / "absent.txt")
 
 
 def test_thresholds_come_from_other_images_of_the_same_model(
     results: Path, archive: Path, listed: Path, tmp_path: Path
 ):
+    sentence = refusal(results, "--labels", listed, "--validation-labels", listed)
+    assert "give its results with --validation" in sentence
     sentence = refusal(results, "--labels", listed, "--validation", results)
     assert "80 images are both judged and in the validation" in sentence
     other = write_bundle(tmp_path / "other", {**tiny.manifest(), "name": "other"}, tiny.files())

@@ -102,10 +102,15 @@ def _check_folder(out: Path | None) -> None:
 
 
 def _class_thresholds(settings: EvaluateSettings, rows: Results) -> Floats:
-    """Give the class thresholds [5]: the scan's own, or those with the best F1 on validation images."""
+    """Give the class thresholds [5]: the scan's own, or those with the best F1 on validation images.
+
+    A class that no validation image holds keeps the scan's.
+    """
     stored = np.array(rows.footer["operating_point"]["class_thresholds"], dtype=np.float32)
     thresholds = stored.astype(np.float64)  # what the scan compared with, to the last bit
     if settings.validation is None:
+        if settings.validation_labels:
+            raise Refused("--validation-labels speaks of a second scan: give its results with --validation")
         return thresholds
     validation = read_results(settings.validation)
     if validation.footer["bundle_hash"] != rows.footer["bundle_hash"]:

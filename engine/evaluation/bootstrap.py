@@ -26,7 +26,7 @@ class Figure:
 Figures = dict[str, Figure]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bags:
     """Which images belong together, and how often to draw; the same seed gives the same intervals."""
 
@@ -46,14 +46,17 @@ class Bags:
         A bag is drawn whole. Bags with a positive image and bags without are drawn apart, so that no
         resample lacks one kind and their shares stay.
         """
-        random = np.random.default_rng((self.seed, 5))
         count = int(self.of.max()) + 1
         suspicious = np.bincount(self.of, positive, count) > 0
-        kinds = [np.flatnonzero(suspicious == kind) for kind in (True, False)]
+        # a generator for each kind: what is drawn does not depend on how many are drawn at once
+        kinds = [
+            (np.flatnonzero(suspicious == kind), np.random.default_rng((self.seed, 5, kind)))
+            for kind in (0, 1)
+        ]
         at_once = max(1, AT_ONCE // len(self.of))
         for start in range(0, self.resamples, at_once):
             times = np.zeros((min(at_once, self.resamples - start), count))
-            for kind in kinds:
+            for kind, random in kinds:
                 if len(kind):
                     times[:, kind] = _draws(random, len(times), len(kind))
             yield times[:, self.of]
@@ -80,7 +83,9 @@ def with_intervals(
             drawn[name].append(measure.weighted(weights))
     samples = {name: np.concatenate(parts) for name, parts in drawn.items()}
     figures = dict.fromkeys([*means, *measures], Figure(None, None, None))
-    figures |= {name: _figure(measure, values[name], samples[name]) for name, measure in defined.items()}
+    figures |= {
+        name: _figure(measure, values[name], samples[name], bags) for name, measure in defined.items()
+    }
     for name, parts in means.items():
         if held := [part for part in parts if part in defined]:
             mean = float(np.mean([values[part] for part in held]))
@@ -88,9 +93,9 @@ def with_intervals(
     return figures
 
 
-def _figure(measure: Measure, value: float, sample: Floats) -> Figure:
+def _figure(measure: Measure, value: float, sample: Floats, bags: Bags) -> Figure:
     if isinstance(measure, Share) and value in (0, 1):  # no resample says anything else
-        among = int(measure.among.sum())
+        among = len(np.unique(bags.of[measure.among]))
         return Figure(value, *wilson(round(value * among), among))
     return _bounded(value, sample)
 

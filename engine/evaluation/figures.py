@@ -1,7 +1,7 @@
 """All figures of a model on labelled images, by name: what is asked of a detector, in one place."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -73,13 +73,8 @@ class Scored:
     def take(self, index: Flags) -> "Scored":
         """Return these images alone."""
         scores = {name: score[index] for name, score in self.scores.items()}
-        return Scored(
-            self.labels[index],
-            self.probabilities[index],
-            scores,
-            self.decision,
-            self.threshold,
-            self.class_thresholds,
+        return replace(
+            self, labels=self.labels[index], probabilities=self.probabilities[index], scores=scores
         )
 
 

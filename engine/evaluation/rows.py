@@ -146,7 +146,7 @@ def stored_points(results: Results, bundle: Bundle | None) -> dict[str, tuple[St
 def named(results: Results, path: Path) -> Flags:
     """Tell which images [n] a list of names speaks of, one a line, each found as a label's name would be.
 
-    Raises Refused where the list cannot be read, names none of the images, or several with one name.
+    Raises Refused where the list cannot be read, names none or all of the images, or several with one name.
     """
     lines = dict.fromkeys(line.strip() for line in read_text(path).splitlines() if line.strip())
     gathered = Gathered()
@@ -160,4 +160,6 @@ def named(results: Results, path: Path) -> Flags:
         raise Refused(f"{path} names none of the {len(results.uris)} images: is it a list for another set?")
     found = np.zeros(len(results.uris), dtype=np.bool_)
     found[position[position >= 0]] = True
+    if found.all():
+        raise Refused(f"{path} names all {len(found)} images: nothing would be left to judge")
     return found
