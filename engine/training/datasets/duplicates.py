@@ -4,8 +4,8 @@ Two perceptual hashes of imagehash must agree, both of the pixels that a scan se
 (dHash, 64 bits) finds the candidates: 10 bits or fewer apart. Alone it is wrong about two in a thousand
 pairs of unlike bags, for one bag on white air is much like another at 9 x 8 pixels. The DCT hash (pHash,
 256 bits) then confirms: 68 bits or fewer apart. Both together took none of 519,690 pairs of synthetic bags
-for one, so at most 6 of a million; `python -m benchmarks duplicates` measures that, and which altered copies are found.
-Mirrored and turned copies are not looked for.
+for one, so at most 6 of a million; `python -m benchmarks duplicates` measures that, and which altered copies
+are found. Mirrored and turned copies are not looked for.
 """
 
 import os
