@@ -1,10 +1,11 @@
 """Images that are one bag: the same bytes, or so alike that one part of a split would give the other away.
 
 Two perceptual hashes of imagehash must agree, both of the pixels that a scan sees. The difference hash
-(dHash, 64 bits) finds the candidates: 10 bits or fewer apart. Alone it takes unlike bags for one in two of a
-thousand pairs of synthetic images, for a bag on white air is much like another at 9 x 8 pixels. The DCT hash
-(pHash, 256 bits) then confirms: 68 bits or fewer apart. `python -m benchmarks duplicates` measures how often
-both are wrong, and what they find. Mirrored and turned copies are not looked for.
+(dHash, 64 bits) finds the candidates: 10 bits or fewer apart. Alone it is wrong about two in a thousand
+pairs of unlike bags, for one bag on white air is much like another at 9 x 8 pixels. The DCT hash (pHash,
+256 bits) then confirms: 68 bits or fewer apart. Both together took none of 519,690 pairs of synthetic bags
+for one, so at most 6 of a million; `python -m benchmarks duplicates` measures that, and which altered copies
+are found. Mirrored and turned copies are not looked for.
 """
 
 import os
