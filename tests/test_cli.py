@@ -67,7 +67,15 @@ def test_an_output_that_takes_nothing_is_told(tmp_path: Path, arguments: list[st
 @pytest.mark.parametrize("command", ["synth", "demo"])
 def test_an_interrupt_is_its_code(tmp_path: Path, command: str) -> None:
     line = [PROGRAM, command, "new", "--count", "100000"]
-    process = subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        line,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # a shell starts its background jobs with SIGINT ignored, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while not list(tmp_path.rglob("*.jpg")) and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
