@@ -108,7 +108,8 @@ def test_a_child_that_is_killed_is_asked_again_and_then_stops_the_scan() -> None
             while not twice.done() and (not children() or children() == decoding):
                 time.sleep(0.01)
             decoding = children()
-        with pytest.raises(Stopped, match="killed twice"):
+        # on a slow machine the second kill meets a child that still starts
+        with pytest.raises(Stopped, match=r"killed twice|does not start \(ended by signal SIGKILL\)"):
             twice.result(60)
         assert row.status is None
 

@@ -98,9 +98,10 @@ def _pipeline(paths: Sequence[Path], batches: Sequence[Index], epoch: int, setti
     )
     def define() -> Any:
         kind, linear = types.DALIDataType, types.DALIInterpType.INTERP_LINEAR
-        fed_kinds = [kind.UINT8, kind.FLOAT, kind.INT32, kind.INT64]
-        encoded, affine, mirror, index = cast(
-            "Sequence[Any]", fn.external_source(feed, num_outputs=4, batch=True, dtype=fed_kinds)
+        fed_kinds = [kind.UINT8, kind.INT32, kind.INT64, *([kind.FLOAT] if settings.augmentation else [])]
+        encoded, mirror, index, *affine = cast(
+            "Sequence[Any]",
+            fn.external_source(feed, num_outputs=len(fed_kinds), batch=True, dtype=fed_kinds),
         )
         images = fn.decoders.image(
             encoded,
@@ -110,8 +111,8 @@ def _pipeline(paths: Sequence[Path], batches: Sequence[Index], epoch: int, setti
             jpeg_fancy_upsampling=True,  # as the CPU decoders do
         )
         images: Any = fn.resize(images, size=(settings.size,) * 2, interp_type=linear, antialias=True)
-        if settings.augmentation is not None:
-            images = fn.warp_affine(images, matrix=affine, interp_type=linear, inverse_map=True)
+        if affine:
+            images = fn.warp_affine(images, matrix=affine[0], interp_type=linear, inverse_map=True)
         images = fn.crop_mirror_normalize(
             images,
             mirror=mirror,
@@ -128,13 +129,12 @@ def _pipeline(paths: Sequence[Path], batches: Sequence[Index], epoch: int, setti
 
 
 def _fed(paths: Sequence[Path], batch: Index, epoch: int, settings: ImageSettings) -> tuple[list[Any], ...]:
-    """Bytes, maps, mirrors and positions of a batch."""
-    still = Augmentation(0, 0, 0, 0, 0)
-    augmentation = settings.augmentation or still
+    """Bytes, mirrors, positions and, for images that are moved, maps of a batch."""
+    augmentation = settings.augmentation or Augmentation(0, 0, 0, 0, 0)
     drawn = [draw(augmentation, settings.size, (settings.seed, epoch, int(i))) for i in batch]
     return (
         [np.frombuffer(paths[i].read_bytes(), np.uint8) for i in batch],
-        [each.affine for each in drawn],
         [np.array([each.mirror], np.int32) for each in drawn],
         [np.array([i], np.int64) for i in batch],
+        *([[each.affine for each in drawn]] if settings.augmentation else []),
     )
