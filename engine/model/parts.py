@@ -25,5 +25,6 @@ class Parts(nn.Module):
 
     def trunk(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """C2..C5 [N, Ci, Hi, Wi] of uint8 pixels, normalized in float32, in the trunk's own precision."""
-        images = normalize(pixels, self.model.pixel_mean, self.model.pixel_std)
+        # to float first: TensorRT's parser takes uint8 in a cast alone
+        images = normalize(pixels.float(), self.model.pixel_mean, self.model.pixel_std)
         return tuple(self.model.network.backbone(images.to(self.dtype)))
