@@ -22,6 +22,7 @@ PACKAGES = (
     "pyarrow",
     "simplejpeg",
     "torch",
+    "triton",
 )
 
 
