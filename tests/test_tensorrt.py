@@ -18,11 +18,12 @@ from onnx.reference import ReferenceEvaluator
 
 from gbad_batch.engine.bundle import Bundle, write_bundle
 from gbad_batch.engine.errors import Refused
-from gbad_batch.engine.model.bigan import losses
 from gbad_batch.engine.model.gbad import GBAD
+from gbad_batch.engine.model.parts import losses_of
 from gbad_batch.engine.runtime import OUTPUTS, Engine, open_engine
 from gbad_batch.export import engine_for
 from gbad_batch.export.to_tensorrt import MAPS, PAIRS, graphs
+from gbad_batch.kernels.border_pool import border_means
 
 # of the table of operators and types in the documentation of TensorRT's ONNX parser, those met here
 DOCUMENTED = {
@@ -97,9 +98,11 @@ def test_the_batch_is_free_and_ports_are_as_the_runner_expects(half: tuple[bytes
 def scored(graph: tuple[bytes, bytes], model: GBAD, pixels: NDArray[np.uint8]) -> dict[str, NDArray]:
     """Score pixels as the runner does, ONNX's reference evaluator in the place of TensorRT."""
     maps = ReferenceEvaluator(graph[0]).run(list(MAPS), {"pixels": pixels})
-    x, logits = model.network.heads([torch.tensor(np.asarray(each)).permute(0, 3, 1, 2) for each in maps])
+    x, logits = model.network.heads(
+        [torch.tensor(np.asarray(each)).permute(0, 3, 1, 2) for each in maps], border_means
+    )
     pairs = ReferenceEvaluator(graph[1]).run(list(PAIRS), {"x": x.numpy()})
-    found = x, logits, *losses(*(torch.tensor(np.asarray(each)) for each in pairs))
+    found = x, logits, *losses_of(torch.tensor(np.asarray(each)) for each in pairs)
     return {name: each.numpy() for name, each in zip(OUTPUTS, found, strict=True)}
 
 

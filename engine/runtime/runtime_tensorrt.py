@@ -139,12 +139,13 @@ class _Forward:
         self._trunk, self._bigan = _Context(trunk), _Context(bigan)
 
     def __call__(self, pixels: "Tensor") -> "tuple[Tensor, ...]":
-        from ..model.bigan import losses
+        from ...kernels.border_pool import border_means
+        from ..model.parts import losses_of
 
         maps = [each.permute(0, 3, 1, 2) for each in self._trunk(pixels, "c2", "c3", "c4", "c5")]
-        x, logits = self._heads(maps)
-        s, again, f_d, f_d_again = self._bigan(x.contiguous(), "s", "again", "f_d", "f_d_again")
-        return x, logits, *losses(s, again, f_d, f_d_again)
+        x, logits = self._heads(maps, border_means)
+        pairs = self._bigan(x.contiguous(), "s", "again", "f_d", "f_d_again")
+        return x, logits, *losses_of(pairs)
 
 
 class _Context:
