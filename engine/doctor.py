@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ..export import nvidia_gpus
+from ..export.choice import gpu_name, nvidia_gpus, unusable
 from .bundle import DEMO_SENTENCE, Bundle, default_bundle_path
 from .errors import GbadError
 from .machine import cpu_flags, cpu_model, usable_cores
@@ -21,10 +21,11 @@ PACKAGES = {
         "numpy",
     ),
     "train": ("torch", "timm", "scikit-learn", "nncf", "nvidia-dali-cuda130"),
-    "gpu": ("nvidia-dali-cuda130", "torch", "cuml-cu13"),
-    "tensorrt": ("tensorrt", "torch-tensorrt"),
+    "gpu": ("nvidia-dali-cuda130", "torch", "timm", "triton", "cuml-cu13"),
+    "tensorrt": ("tensorrt", "torch", "timm", "onnxscript"),
     "cluster": ("ray",),
 }
+DRIVER = Path("/proc/driver/nvidia/version")
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_bf16")
 
 
@@ -68,6 +69,18 @@ def _machine() -> list[Finding]:
         Finding("machine", "instructions", ", ".join(f for f in FLAGS if f in flags) or "none of note"),
         Finding("machine", "memory", f"{memory:.1f} GiB"),
         Finding("machine", "NVIDIA GPU", f"{len(gpu)} found" if gpu else "none found"),
+        *(_driven() if gpu else []),
+    ]
+
+
+def _driven() -> list[Finding]:
+    """Say of a GPU that is here whether anything can be computed on it, by what driver, and its name."""
+    reason = unusable("cuda:0")
+    driver = DRIVER.read_text().splitlines()[0] if DRIVER.exists() else "none is loaded"
+    found = f"no: {reason}" if reason else gpu_name("cuda:0")
+    return [
+        Finding("machine", "NVIDIA driver", driver),
+        Finding("machine", "usable by a scan", found, ok=not reason),
     ]
 
 

@@ -84,11 +84,16 @@ def _ready(bundle: "Bundle", choice: Choice, kept: "EngineCache | None", threads
 
 def _build(bundle: "Bundle", choice: Choice) -> bytes:
     """Make what the runner of the backend opens."""
-    if choice.backend == "inductor":
-        from .to_inductor import build
-
+    if choice.backend != "openvino":
         log.info("the model is being compiled for %s, once: this takes minutes", choice.device)
-        return build(bundle, choice.device, choice.precision)
+    if choice.backend == "tensorrt":
+        from . import to_tensorrt
+
+        return to_tensorrt.build(bundle, choice.device, choice.precision)
+    if choice.backend == "inductor":
+        from . import to_inductor
+
+        return to_inductor.build(bundle, choice.device, choice.precision)
     from ..engine.runtime import runtime_openvino
 
     return runtime_openvino.build(bundle.network_onnx, bundle.bigan_onnx)

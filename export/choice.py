@@ -18,7 +18,7 @@ NVIDIA_VENDOR = "0x10de"
 DISPLAY_CLASS = "0x03"  # display controllers: VGA (0x0300..) and 3D (0x0302..)
 BACKENDS = ("openvino", "tensorrt", "inductor")
 NEEDS = {  # packages that a backend imports, and the extra that brings them
-    "tensorrt": (("tensorrt", "torch", "timm"), "tensorrt"),
+    "tensorrt": (("tensorrt", "torch", "timm", "onnxscript"), "tensorrt"),
     "inductor": (("torch", "timm"), "gpu"),
 }
 HOW = {  # to install an extra

@@ -32,11 +32,11 @@ def export_graphs(model: GBAD) -> tuple[bytes, bytes]:
     """
     model.eval()
     size, features = model.architecture.input_size, model.architecture.features
-    pixels = _sample_pixels(size)
+    pixels = sample_pixels(size)
     with torch.no_grad():
         x, _ = model.features(pixels)
-        network = _export(_Features(model), pixels, "pixels", ("x", "logits"))
-        bigan = _export(model.bigan, x, "x", ("reconstruction_loss", "feature_matching_loss"))
+        network = export(_Features(model), pixels, "pixels", ("x", "logits"))
+        bigan = export(model.bigan, x, "x", ("reconstruction_loss", "feature_matching_loss"))
         assert x.shape[1] == features
         _check(bigan, model.bigan, x, "bigan.onnx")
         _check(network, _Features(model), pixels[:1], "network.onnx")
@@ -55,7 +55,7 @@ class _Features(nn.Module):
         return self.model.features(pixels)
 
 
-def _sample_pixels(size: int) -> Tensor:
+def sample_pixels(size: int) -> Tensor:
     """Two smooth pictures of uint8 [2, size, size, 3]; tracing and the check need no more."""
     lines = torch.arange(size) / size
     waves = torch.stack(
@@ -64,7 +64,13 @@ def _sample_pixels(size: int) -> Tensor:
     return ((waves + 1) * 127).reshape(2, 3, size, size).permute(0, 2, 3, 1).to(torch.uint8).contiguous()
 
 
-def _export(module: nn.Module, sample: Tensor, name: str, outputs: Sequence[str]) -> bytes:
+def export(
+    module: nn.Module, sample: Tensor, name: str, outputs: Sequence[str], *, folded: bool = False
+) -> bytes:
+    """Return the ONNX graph of a module of one input, its batch free, without traces of this machine.
+
+    `folded` folds batch norms into convolutions and keeps every weight in the type that it has.
+    """
     program = torch.onnx.export(
         module,
         (sample,),
@@ -74,14 +80,16 @@ def _export(module: nn.Module, sample: Tensor, name: str, outputs: Sequence[str]
         output_names=list(outputs),
         opset_version=OPSET,
         # the exporter's own optimization folds batch norms, and a folded weight is no float16 value any more
-        optimize=False,
+        optimize=folded,
         verbose=False,
     )
     assert program is not None
-    onnxscript.optimizer.fold_constants(program.model)
-    onnxscript.optimizer.remove_unused_nodes(program.model)
+    if not folded:
+        onnxscript.optimizer.fold_constants(program.model)
+        onnxscript.optimizer.remove_unused_nodes(program.model)
     proto = program.model_proto
-    _halve(proto)
+    if not folded:
+        _halve(proto)
     _strip(proto)
     onnx.checker.check_model(proto, full_check=True)
     return proto.SerializeToString(deterministic=True)

@@ -44,9 +44,13 @@ class BiGAN(nn.Module):
     def pairs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return what the losses compare: s and G(E(s)) [N, 1024, 1, 1], and f_D of both [N, 128, 1, 1]."""
         s = self.standardize(x)[:, :, None, None]
+        return s, *self.compared(s)
+
+    def compared(self, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return G(E(s)) and f_D of s and of it, for standardized features s [N, 1024, 1, 1]."""
         z = self.encoder(s)  # [N, 64, 1, 1]
         again = self.generator(z)
-        return s, again, self.discriminator.f_d(s, z), self.discriminator.f_d(again, z)
+        return again, self.discriminator.f_d(s, z), self.discriminator.f_d(again, z)
 
 
 class Discriminator(nn.Module):

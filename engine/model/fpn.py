@@ -4,13 +4,15 @@ Lin et al., Feature Pyramid Networks for Object Detection, CVPR 2017: P5 = out(l
 Pi = out(lat(Ci) + up2(P'i+1)), where P' is before the output convolution. Pooling and all of that are linear.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Means = Callable[[Tensor], Tensor]  # [N, C, H, W] -> [N, C, 3, 3], as `window_means`
 
 
 class PooledPyramid(nn.Module):
@@ -24,13 +26,14 @@ class PooledPyramid(nn.Module):
             nn.init.kaiming_uniform_(convolution.weight, a=1)
             nn.init.zeros_(_bias(convolution))
 
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+    def forward(self, maps: Sequence[Tensor], means: Means | None = None) -> list[Tensor]:
         """Pool first where that is exact, which needs each map to be twice as large as the next.
 
-        Maps in half precision are taken in that of the weights before anything is added up.
+        `means` takes the place of `window_means`; maps may be in half precision where it gives float32.
         """
-        maps = [each.to(self.lateral[0].weight.dtype) for each in maps]
-        return self.collapsed(maps) if doubles(maps) else self.plain(maps)
+        if doubles(maps):
+            return self.collapsed(maps, means)
+        return self.plain([each.to(self.lateral[0].weight.dtype) for each in maps])
 
     def plain(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Run the pyramid as the paper writes it, then take means; serves every size of maps."""
@@ -44,14 +47,14 @@ class PooledPyramid(nn.Module):
             above = merged
         return pooled
 
-    def collapsed(self, maps: Sequence[Tensor]) -> list[Tensor]:
+    def collapsed(self, maps: Sequence[Tensor], means: Means | None = None) -> list[Tensor]:
         """Get the same means from nine means a channel of each map; needs `doubles(maps)`."""
         pooled: list[Tensor] = []
         above: Tensor | None = None
         for level in reversed(range(len(maps))):
             lateral, output = self.lateral[level], self.output[level]
             height, width = maps[level].shape[-2:]
-            merged = F.conv2d(window_means(maps[level]), lateral.weight)  # [N, channels, 3, 3]
+            merged = F.conv2d((means or window_means)(maps[level]), lateral.weight)  # [N, channels, 3, 3]
             # the zeros around the map hold no bias: each window gets it by its share of real positions
             merged = merged + _bias(lateral)[:, None, None] * _shares(height, width, merged)
             if above is not None:

@@ -10,7 +10,7 @@ from ..row import THREATS
 from .architecture import Architecture
 from .backbone import LEVELS, channels, create_backbone
 from .dense import Dense
-from .fpn import PooledPyramid
+from .fpn import Means, PooledPyramid
 
 
 class Network(nn.Module):
@@ -28,9 +28,9 @@ class Network(nn.Module):
         """Return x (after ReLU) and the logits of gun, knife, wrench, pliers, scissors."""
         return self.heads(self.backbone(images))
 
-    def heads(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def heads(self, maps: Sequence[Tensor], means: Means | None = None) -> tuple[Tensor, Tensor]:
         """Return x and the logits of the backbone's C2..C5: [N, Ci, S/4, S/4] .. [N, Ci, S/32, S/32]."""
-        pooled = self.fpn(maps)  # 4 x [N, 256, 1, 1]
+        pooled = self.fpn(maps, means)  # 4 x [N, 256, 1, 1]
         x = torch.cat(
             [F.relu(fc(p)) for fc, p in zip(self.fc, pooled, strict=True)], dim=1
         )  # [N, 1024, 1, 1]

@@ -1,8 +1,11 @@
 """The model in the pieces that a GPU runs: a trunk in half precision, all that follows in float32."""
 
+from collections.abc import Iterable
+
 from torch import Tensor, channels_last, float16, float32, nn
 
-from .bigan import losses
+from ...kernels.bigan_losses import two_losses
+from ...kernels.border_pool import border_means
 from .gbad import GBAD
 from .network import normalize
 
@@ -20,10 +23,16 @@ class Parts(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Score uint8 pixels [N, S, S, 3]: x, logits, reconstruction_loss and feature_matching_loss."""
-        x, logits = self.model.network.heads(self.trunk(pixels))
-        return x, logits, *losses(*self.model.bigan.pairs(x))
+        x, logits = self.model.network.heads(self.trunk(pixels), border_means)
+        return x, logits, *losses_of(self.model.bigan.pairs(x))
 
     def trunk(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """C2..C5 [N, Ci, Hi, Wi] of uint8 pixels, normalized in float32, in the trunk's own precision."""
-        images = normalize(pixels, self.model.pixel_mean, self.model.pixel_std)
+        # to float first: TensorRT's parser takes uint8 in a cast alone
+        images = normalize(pixels.float(), self.model.pixel_mean, self.model.pixel_std)
         return tuple(self.model.network.backbone(images.to(self.dtype)))
+
+
+def losses_of(pairs: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return both losses [N] of what `BiGAN.pairs` gives, by the kernel."""
+    return two_losses(*(each.flatten(1) for each in pairs))

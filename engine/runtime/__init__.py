@@ -124,6 +124,10 @@ def open_engine(engine: Engine, threads: int | None = None) -> Runner:
         from .runtime_inductor import InductorRunner
 
         return InductorRunner(engine, threads)
+    if engine.backend == "tensorrt":
+        from .runtime_tensorrt import TensorRTRunner
+
+        return TensorRTRunner(engine)
     raise Refused(f"no backend {engine.backend!r} is in this version: use --engine openvino")
 
 

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from ..model.gbad import GBAD
     from .lanes import Forward
 
-BATCH = "static"  # of the engine, as in a cache key
 SIZES = {"cpu": 8, "cuda": 256}  # images that an engine is compiled for
+BATCH = str(SIZES)  # of the engine, as in a cache key
 LANES = 2  # batches under way at once on a GPU
 COMPILED = "compiled"  # what is stored beside the weights
 FOLDERS = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
