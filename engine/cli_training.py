@@ -161,16 +161,19 @@ _HOW_TO_TRAIN = options(
     click.option("--mixed", is_flag=True, help="Phase I in bfloat16 where that is safe."),
     click.option(
         "--project",
-        type=int,
+        type=click.IntRange(0),
         default=0,
+        show_default=True,
         metavar="N",
-        help="Add N benign training images with threats projected into them.",
+        help="Threat image projection: add copies of N benign training images with threats multiplied into "
+        "them, to the train split alone.",
     ),
     click.option(
         "--project-from",
         type=click.Path(path_type=Path),
-        metavar="DIR",
-        help="Grey pictures of threats in folders named by class.  [default: the boxes of the labels]",
+        metavar="DIR|synth",
+        help="Their threats: grey (single-energy) pictures of single things before an even ground, in folders "
+        "named by class, or rendered ones.  [default: those in the boxes of the labels of training images]",
     ),
     click.option(
         "--bigan-steps", type=click.IntRange(1), default=4000, show_default=True, help="Of phase II."
@@ -239,6 +242,7 @@ def train(dataset: Path, run: Path | None, report_exact: bool, **given: Any) -> 
     gbad-batch synth bags --count 8000 --positive 0.5
     gbad-batch train bags --backbone regnetx_004 --out my-bundle
     gbad-batch train SIXray/images --labels train.csv --weights resnext50.safetensors --out sixray
+    gbad-batch train PIDray --labels PIDray/train.json --project 2000 --out projected
     gbad-batch train bags --out my-bundle --phase 3 --phase3 heldout       the last phase again
     gbad-batch scan /archive --model my-bundle --out results.parquet
     """

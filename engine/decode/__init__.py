@@ -49,17 +49,19 @@ ROOM_BYTES_A_PIXEL = 16  # for each pixel: 16-bit RGBA as stored, and once more 
 class Decoder:
     """Decodes images on the CPU; safe to call from many threads at once."""
 
-    def __init__(self, input_size: int, limits: DecodeLimits):
+    def __init__(self, input_size: int | None, limits: DecodeLimits):
         self.input_size = input_size
         self.limits = limits
         self._budget = PixelBudget(max(PIXELS_IN_FLIGHT, limits.max_pixels))
-        self._resize = Resizer(input_size)
+        self._resize = None if input_size is None else Resizer(input_size)
         self._own = threading.local()
         import_module("simplejpeg")  # a broken installation stops here, not as a row of each image
         _native()
 
     def __call__(self, row: Row, blob: bytes) -> npt.NDArray[np.uint8] | None:
         """Decode one file to RGB pixels [input_size, input_size, 3]; None is a bad image.
+
+        Without an input size the pixels are [height, width, 3], as stored.
 
         Fills sha256, format, width, height, bit_depth, color, status, error and warnings of the row.
         Raises MemoryError, a fault of the machine, after some seconds of trying; every fault of the file
@@ -104,7 +106,8 @@ class Decoder:
             stored = _decode_jpeg(row, stream, width, height)
         else:
             stored = self._decode_other(stream, width, height)
-        resized = self._resize(_flatten(stored, stream))
+        flat = _flatten(stored, stream)
+        resized = flat if self._resize is None else self._resize(flat)
         return np.repeat(_to_8_bits(resized, stream.depth), 3 // resized.shape[2], axis=2)
 
     def _decode_other(self, stream: Stream, width: int, height: int) -> Pixels:

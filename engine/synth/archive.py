@@ -21,7 +21,7 @@ from .picture import Picture, SynthSettings, ThreatBox, render_bag
 
 QUALITY = 95
 CHUNK = 16  # images a task
-NOT_GENERATOR = ("__init__", "archive", "likeness")  # their changes change no picture
+NOT_GENERATOR = ("__init__", "archive", "isolated", "likeness")  # their changes change no picture
 
 
 @dataclass(frozen=True)

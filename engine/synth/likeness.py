@@ -194,7 +194,7 @@ def _measured(path: Path, rng: np.random.Generator) -> Look:
     size = picture.size
     picture.thumbnail((SIDE, SIDE))
     pixels = np.asarray(picture)
-    air = _air(pixels)
+    air = air_of(pixels)
     front = np.abs(pixels.astype(np.int16) - air.astype(np.int16)).max(2) > 10
     light = pixels.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     lab = _lab(pixels)
@@ -215,7 +215,7 @@ def _measured(path: Path, rng: np.random.Generator) -> Look:
     )
 
 
-def _air(pixels: np.ndarray) -> np.ndarray:
+def air_of(pixels: np.ndarray) -> np.ndarray:
     """Return the belt's colour: the commonest of the bright colours, uint8 [3]."""
     flat = pixels[::3, ::3].reshape(-1, 3)
     bright = flat[flat.min(1) > 170]

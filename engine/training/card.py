@@ -16,7 +16,7 @@ Trained on {data}. The splits are disjoint by image and by near-duplicate group;
 split alone, validation stopped phase I and chose the decision, calibration set the operating points.
 
 {counts}
-
+{projected}
 ## Figures
 
 {figures}
@@ -57,6 +57,7 @@ def card(
         demo=DEMO if demo else "",
         data=data,
         counts=_counts(provenance["images"]),
+        projected=_projected(provenance["projected"]["images"]),
         figures=_figures(provenance["test"], provenance["images"]),
         benign=provenance["images"]["calibration"]["benign"],
         default=default,
@@ -78,6 +79,12 @@ def _counts(images: Mapping[str, Mapping[str, int]]) -> str:
     """Count images and labels of each split."""
     head = ["split", "images", "benign", *THREATS]
     return _table(head, [[split, *map(str, row.values())] for split, row in images.items()])
+
+
+def _projected(images: int) -> str:
+    """Say how many training images are made."""
+    made = "of the train split are benign ones into which threats were projected"
+    return f"\n{images} images {made}.\n" if images else ""
 
 
 def _figures(test: Mapping[str, Any], images: Mapping[str, Mapping[str, int]]) -> str:

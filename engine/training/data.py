@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import Refused
 from ..row import THREATS
-from .datasets import find_images, join, read_labels
+from .datasets import Box, find_images, join, read_labels
 
 Index = NDArray[np.intp]
 
@@ -23,6 +23,7 @@ class Labelled:
     labels: NDArray[np.bool_]  # [n, 5] in the order of THREATS; a benign image has none
     groups: tuple[str, ...]  # bag of each image; '' where none is known
     splits: tuple[str, ...]  # where its owner wants each image; '' where he does not say
+    boxes: tuple[tuple[Box, ...], ...] = ()  # of each image's threats; empty where the labels have none
 
     @property
     def positive(self) -> NDArray[np.bool_]:
@@ -36,6 +37,16 @@ class Labelled:
             self.labels[index],
             tuple(self.groups[i] for i in index),
             tuple(self.splits[i] for i in index),
+            tuple(self.boxes[i] for i in index) if self.boxes else (),
+        )
+
+    def joined(self, more: "Labelled") -> "Labelled":
+        """Return these images and, after them, more; boxes are not kept."""
+        return Labelled(
+            self.paths + more.paths,
+            np.concatenate([self.labels, more.labels]),
+            self.groups + more.groups,
+            self.splits + more.splits,
         )
 
     def digest(self) -> str:
@@ -68,7 +79,8 @@ def load_labelled(labels: Path, images: Path, form: str = "auto", class_map: Pat
     found = read_labels(labels, form, class_map)
     paths = find_images(images)
     position = join(found, [str(path) for path in paths])
-    return Labelled(tuple(paths[i] for i in position), found.labels, found.groups, found.splits)
+    boxes = found.boxes if any(found.boxes) else ()
+    return Labelled(tuple(paths[i] for i in position), found.labels, found.groups, found.splits, boxes)
 
 
 def split(labelled: Labelled, alike: Index, shares: Shares, seed: int) -> Splits:

@@ -1,5 +1,6 @@
 """From labelled images to a bundle: the three phases in order, each going on from where a kill left it."""
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -22,7 +23,7 @@ from ..synth import gate_images
 from . import phase1, phase2
 from .checkpoint import RunFolder
 from .curves import draw_bigan, draw_epochs, draw_samples
-from .data import Labelled, Splits, counts, load_labelled, split
+from .data import Index, Labelled, Splits, counts, load_labelled, split
 from .datasets.duplicates import fingerprints, groups_of
 from .features import FEATURES, open_features
 from .observe import probabilities
@@ -38,8 +39,10 @@ from .phase3 import (
     partial_auroc,
 )
 from .progress import Progress, silent
+from .projected import FOLDER, project_threats
 from .reported import REPORTED, ReportedNetwork
 from .settings import HUB, PHASES, TrainSettings
+from .threats import open_threats
 
 GATE_SEED = 1 << 32  # its pictures are in no training set
 LEAST_READABLE = 0.99  # share of the images
@@ -91,16 +94,20 @@ class _Training:
         self.run = RunFolder(settings.run)
         listed = load_labelled(settings.labels, settings.images, settings.form, settings.class_map)
         named = set() if settings.phases == PHASES else {f"phase{k}" for k in settings.phases}
+        named |= {"projected"} if "phase1" in named else set()
         self._again(self.run.open(_config(settings, listed, threads), may_change=named))
         self.warnings: list[str] = []
         self.labelled, self.splits = self._prepared(listed)
+        self.projected = self._project()
 
     def _again(self, changed: set[str]) -> None:
         """Forget the phases that are asked for by name with other settings, and what rests on them."""
-        if "phase1" in changed:
+        if "projected" in changed:
+            remove(self.run.path / FOLDER)
+        if changed & {"phase1", "projected"}:
             self.run.drop("network", phase1.NAME)
             remove(self.run.path / FEATURES)
-        if changed & {"phase1", "phase2"}:
+        if changed & {"phase1", "projected", "phase2"}:
             self.run.drop("bigan", phase2.NAME)
         self.run.settle()
 
@@ -124,6 +131,23 @@ class _Training:
         splits = split(labelled, alike[whole], self.settings.shares, self.settings.seed)
         self.warnings += _shared_bags(alike[whole], splits)
         return labelled, splits
+
+    def _project(self) -> Index:
+        """Add the pictures that projection makes to the train split alone; returns their positions.
+
+        Threats come from training images too, and the hosts keep their own benign selves.
+        """
+        settings, labelled, train = self.settings, self.labelled, self.splits.train
+        if not settings.projected:
+            return np.empty(0, np.intp)
+        threats = open_threats(settings.projected_from, labelled.take(train), settings.class_map)
+        folder, count = self.run.path / FOLDER, settings.projected
+        hosts = labelled.take(self.benign)
+        made = project_threats(folder, hosts, threats, count, settings.seed, self.progress)
+        added = np.arange(len(labelled.paths), len(labelled.paths) + len(made.paths))
+        self.labelled = labelled.joined(made)
+        self.splits = replace(self.splits, train=np.concatenate([train, added]))
+        return added
 
     def phase1_data(self) -> Phase1Data:
         """Return what phase I sees."""
@@ -269,6 +293,7 @@ class _Training:
         return {
             "epochs": [line for line in self.run.figures() if line["phase"] == phase1.NAME],
             "images": {name: counts(self.labelled.labels[index]) for name, index in splits.items()},
+            "projected": counts(self.labelled.labels[self.projected]),
             "bigan": dict(figures),
             "validation": _judged(losses.take(self.splits.validation), decisions),
             # in-sample figures stand here for the gap alone
@@ -329,8 +354,18 @@ def _config(settings: TrainSettings, listed: Labelled, threads: int) -> dict[str
         "threads": threads,
         "start": start,
         "weights": weights,
+        "projected": _projection(settings, listed),
         **{key: own[key] for key in keys},
     }
+
+
+def _projection(settings: TrainSettings, listed: Labelled) -> list[Any] | None:
+    """Name what is projected: how many, and from where; boxes by their SHA-256."""
+    if not settings.projected:
+        return None
+    source = settings.projected_from
+    boxes = hashlib.sha256(repr(listed.boxes).encode()).hexdigest()
+    return [settings.projected, boxes if source is None else str(source)]
 
 
 def _plain(value: Any) -> Any:

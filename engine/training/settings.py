@@ -36,7 +36,7 @@ class TrainSettings:
     gate_images: int = 256  # synthetic images that every engine is compared on
     backbone_weights: Path | None = None  # ImageNet weights of the backbone; HUB: those that timm fetches
     projected: int = 0  # training images to make by projecting threats into benign ones
-    projected_from: Path | None = None  # grey pictures of threats by class; None: the boxes of the labels
+    projected_from: Path | None = None  # grey pictures of threats by class, or SYNTH; None: boxes of the labels
     start: Path | None = None  # a bundle whose network phase I starts from
     architecture: Architecture = field(default_factory=Architecture)
     phase1: Phase1Settings = field(default_factory=Phase1Settings)
@@ -48,6 +48,8 @@ def train_settings(dataset: Path, **given: Any) -> TrainSettings:
     """Make the settings of `gbad-batch train`; raises Refused for values that cannot be."""
     folder = dataset if dataset.is_dir() else dataset.parent
     phases = tuple(sorted(set(given["phases"])))
+    if given["project_from"] is not None and not given["project"]:
+        raise Refused("--project-from says what to project: say into how many images by --project N")
     return TrainSettings(
         labels=given["labels"] or dataset,
         images=folder,
