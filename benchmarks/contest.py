@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from .comparison import Judged, judge
 Scores = NDArray[np.float64]  # [n] in the order of `Contest.judged`
 Named = Mapping[str, Scores]  # by detector
 BIGAN, AUTOENCODER = "bigan", "autoencoder"
+SOURCES = (BIGAN, AUTOENCODER, *rivals.RIVALS)
 RANDOM = (BIGAN, AUTOENCODER, *rivals.RANDOM)
 
 
@@ -47,6 +49,7 @@ class Contest:
     phase2: Phase2Settings
     phase3: Phase3Settings
     digest: str  # of all that sets the features
+    latent: int = Architecture().latent  # length of the BiGAN's z
 
     @property
     def benign(self) -> NDArray[np.intp]:
@@ -58,21 +61,22 @@ class Contest:
         """Positions of the images that are scored: those of the calibration split, then of the test split."""
         return np.concatenate([self.splits.calibration, self.splits.test])
 
-    def scores(self, folder: Path, seeds: int) -> dict[str, list[Scores]]:
+    def scores(self, folder: Path, seeds: int, sources: Sequence[str] = SOURCES) -> dict[str, list[Scores]]:
         """Give the scores by each detector, an array a seed; what `folder` holds is not computed again.
 
-        A detector that draws nothing at random has one array.
+        A detector that draws nothing at random has one array. The BiGAN is the source of several.
         """
         own = folder / self._name()
         own.mkdir(parents=True, exist_ok=True)
         found: dict[str, list[Scores]] = {}
-        for source, detector in _detectors().items():
+        for source in sources:
             for seed in range(seeds if source in RANDOM else 1):
                 print(f"{source}, seed {seed}", file=sys.stderr)
-                part = stored(own / f"{source}-{seed}.npz", partial(detector, self, seed))
+                part = stored(own / f"{source}-{seed}.npz", partial(_scored, self, source, seed))
                 for name, values in part.items():
                     found.setdefault(name, []).append(values)
-        found["class_maximum"] = found.pop("classes")[:1]  # it sees no loss
+        if "classes" in found:
+            found["class_maximum"] = found.pop("classes")[:1]  # it sees no loss
         return found
 
     def judge(self, scores: Sequence[Scores], chosen: NDArray[np.bool_] | None = None) -> dict[str, Judged]:
@@ -88,7 +92,9 @@ class Contest:
 
     def _name(self) -> str:
         """Name the scores by what they come from: features, settings, and the sources of the detectors."""
-        given = json.dumps([self.digest, asdict(self.phase2), asdict(self.phase3)], sort_keys=True)
+        given = json.dumps(
+            [self.digest, self.latent, asdict(self.phase2), asdict(self.phase3)], sort_keys=True
+        )
         sources = [Path(file).read_bytes() for file in (__file__, rivals.__file__)]
         return hashlib.sha256(b"\n".join([given.encode(), *sources])).hexdigest()[:16]
 
@@ -103,7 +109,8 @@ def open_run(run: Path, labels: Path, images: Path) -> Contest:
         raise Refused(f"{run} is no run folder of gbad-batch train: name one with --run")
     config = json.loads(file.read_text())
     listed = load_labelled(labels, images)
-    images, network = RunFolder(run).load("images"), run / "network.pt"
+    images = RunFolder(run).load("images")
+    network = run / "network.pt"
     if listed.digest() != config["images"] or images is None:
         raise Refused(f"{run} was trained on other images than {labels}: name its data set as training did")
     whole = np.flatnonzero(images["readable"].numpy())
@@ -133,9 +140,13 @@ def stored(path: Path, compute: Callable[[], Named]) -> Named:
         return dict(found)
 
 
-def _detectors() -> dict[str, Callable[[Contest, int], Named]]:
-    own = {BIGAN: _bigan, AUTOENCODER: _autoencoder}
-    return own | {name: partial(_rival, name) for name in rivals.RIVALS}
+def _scored(contest: Contest, source: str, seed: int) -> Named:
+    if source == BIGAN:
+        return _bigan(contest, seed)
+    if source == AUTOENCODER:
+        return _autoencoder(contest, seed)
+    score = rivals.fit(source, contest.x[contest.benign], seed)
+    return {source: score(contest.x[contest.judged])}
 
 
 def _bigan(contest: Contest, seed: int) -> Named:
@@ -158,17 +169,12 @@ def _autoencoder(contest: Contest, seed: int) -> Named:
 
 def _losses(contest: Contest, settings: Phase2Settings, seed: int) -> Losses:
     torch.manual_seed(seed)
-    bigan = BiGAN(Architecture(features=contest.x.shape[1]))
+    bigan = BiGAN(Architecture(features=contest.x.shape[1], latent=contest.latent))
     train_bigan(bigan, contest.x[contest.benign], settings, seed, silent)
     round_to_half(bigan)
     return Losses(*losses_of(bigan, contest.x), contest.logits, contest.labelled.labels)
 
 
-def _rival(name: str, contest: Contest, seed: int) -> Named:
-    score = rivals.fit(name, contest.x[contest.benign], seed)
-    return {name: score(contest.x[contest.judged])}
-
-
-def _tuple(value: object) -> object:
+def _tuple(value: Any) -> Any:
     """Undo what JSON does to a tuple."""
     return tuple(value) if isinstance(value, list) else value

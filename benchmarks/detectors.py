@@ -23,7 +23,16 @@ BACKBONE = "regnetx_004"
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """Declare what is compared: a finished run, or a set made here."""
+    """Declare what is compared, and how long GANomaly may learn."""
+    source_options(parser)
+    add = parser.add_argument
+    add("--seeds", type=int, default=5, metavar="N", help="of phases II and III")
+    add("--ganomaly-epochs", type=int, default=8, metavar="N", help="of GANomaly; 0 leaves it out")
+    add("--ganomaly-images", type=int, default=2000, metavar="N", help="benign images at most that it learns")
+
+
+def source_options(parser: argparse.ArgumentParser) -> None:
+    """Declare where features come from: a finished run, or a set made here."""
     add = parser.add_argument
     add(
         "--run",
@@ -33,19 +42,15 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
     add("--data", type=Path, metavar="DATASET", help="the data set of that run, named as training did")
     add("--work", type=Path, default=default_work_dir(), metavar="DIR", help="what is done is kept here")
-    add("--seeds", type=int, default=5, metavar="N", help="of phases II and III")
     add("--images", type=int, default=4000, metavar="N", help="without --run: synthetic images")
     add("--pixels", type=int, default=128, metavar="S", help="without --run: a side")
     add("--epochs", type=int, default=6, metavar="N", help="without --run: of phase I")
     add("--steps", type=int, default=Phase2Settings().steps, metavar="N", help="without --run: of phase II")
-    add("--ganomaly-epochs", type=int, default=8, metavar="N", help="of GANomaly; 0 leaves it out")
-    add("--ganomaly-images", type=int, default=2000, metavar="N", help="benign images at most that it learns")
 
 
 def run(arguments: argparse.Namespace) -> Comparison:
     """Score the calibration and test images with every detector, and judge the scores."""
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    contest, source = _given(arguments) if arguments.run else _own(arguments)
+    contest, source = contest_of(arguments)
     report = Comparison(
         f"Detectors on the same features and splits: {source}; "
         f"{arguments.seeds} seeds of phases II and III on one phase I"
@@ -58,8 +63,13 @@ def run(arguments: argparse.Namespace) -> Comparison:
     return report
 
 
+def contest_of(arguments: argparse.Namespace) -> tuple[Contest, str]:
+    """Give what `source_options` ask for, and say what it is."""
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    return _given(arguments) if arguments.run else _own(arguments)
+
+
 def _given(arguments: argparse.Namespace) -> tuple[Contest, str]:
-    """Open the run that is named, and say what it is."""
     if arguments.data is None:
         raise Refused("--run needs --data: a run folder does not hold the images that it was trained on")
     folder = arguments.data if arguments.data.is_dir() else arguments.data.parent
@@ -92,7 +102,8 @@ def _add_ganomaly(report: Comparison, contest: Contest, arguments: argparse.Name
     """Add GANomaly's row, or say why there is none."""
     benign = contest.benign[: arguments.ganomaly_images]
     paths = contest.labelled.paths
-    work = ganomaly.Work(arguments.work, [paths[i] for i in benign], [paths[i] for i in contest.judged])
+    learned, judged = ([paths[i] for i in index] for index in (benign, contest.judged))
+    work = ganomaly.Work(arguments.work, contest.digest, learned, judged)
     try:
         scores = work.scores(arguments.ganomaly_epochs)
     except ganomaly.Unavailable as reason:

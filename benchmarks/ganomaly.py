@@ -36,6 +36,7 @@ class Work:
     """What GANomaly learns and what it scores."""
 
     folder: Path
+    digest: str  # of the images
     benign: Sequence[Path]
     judged: Sequence[Path]
 

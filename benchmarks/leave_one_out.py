@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 
 from gbad_batch.engine.durable import write_whole
-from gbad_batch.engine.errors import Refused
 from gbad_batch.engine.machine import cpu_model, usable_cores
 from gbad_batch.engine.model.architecture import Architecture
 from gbad_batch.engine.model.gbad import GBAD
@@ -73,7 +73,13 @@ def options(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=int, default=2000, metavar="N", help="of phase II")
     add("--seeds", type=int, default=3, metavar="N", help="of phases II and III")
     add("--work", type=Path, default=default_work_dir(), metavar="DIR", help="what is half done is kept here")
-    add("--results", type=Path, default=RESULTS, metavar="DIR", help="what is done is kept here, a file a class")
+    add(
+        "--results",
+        type=Path,
+        default=RESULTS,
+        metavar="DIR",
+        help="what is done is kept here, a file a class",
+    )
 
 
 def run(arguments: argparse.Namespace) -> Comparison:
@@ -87,8 +93,10 @@ def run(arguments: argparse.Namespace) -> Comparison:
         for name, row in part["rows"].items():
             report.add_row(f"{threat}_{name}", {key: Judged(**value) for key, value in row.items()})
         report.notes.append(
-            f"{threat}: {part['images']['left_out']} images hold it alone, {part['images']['benign']} benign, "
-            f"{part['images']['known']} with known threats in the test; {part['seconds']} s on {part['cpu']}"
+            "{0}: trained on {known_in_training} with known threats; judged on {left_out} that hold it "
+            "alone, {benign} benign, {known} with known threats; {1} s on {2}".format(
+                threat, part["seconds"], part["cpu"], **part["images"]
+            )
         )
     report.notes.append("known_: the same on threats of the other classes, for comparison")
     return report
@@ -103,6 +111,7 @@ def part_of(threat: str, size: Size, file: Path, work: Path) -> dict[str, Any]:
     contest, pooled, left_out = _trained(threat, size, work)
     test = contest.splits.test
     images = {
+        "known_in_training": int(contest.labelled.positive[contest.splits.train].sum()),
         "left_out": int(left_out[test].sum()),
         "benign": int((~contest.labelled.positive[test]).sum()),
         "known": int((contest.labelled.positive & ~left_out)[test].sum()),
@@ -115,10 +124,8 @@ def part_of(threat: str, size: Size, file: Path, work: Path) -> dict[str, Any]:
     return part
 
 
-def _trained(
-    threat: str, size: Size, work: Path
-) -> tuple[Contest, NDArray[np.float32], NDArray[np.bool_]]:
-    """Train without a class; returns what is judged, its pooled C2..C5 [n, d], and what holds the class [n]."""
+def _trained(threat: str, size: Size, work: Path) -> tuple[Contest, NDArray[np.float32], NDArray[np.bool_]]:
+    """Train without a class; returns the contest, pooled C2..C5 [n, d], what holds the class [n]."""
     making = SynthSettings(round(POOL * size.images), SEED, 0.5, workers=usable_cores())
     pool = labelled_set(work, making)
     own = work / f"without-{threat}-{size.images}-{size.pixels}-{size.epochs}-{size.steps}"
@@ -150,7 +157,7 @@ def _write_labels(file: Path, threat: str, pool: Labelled, images: int) -> None:
     for kind, shares in ((~pool.positive, BENIGN), (pool.positive & ~own, KNOWN)):
         members = iter(random.permutation(np.flatnonzero(kind)).tolist())
         for split, share in shares.items():
-            given |= {i: split for i, _ in zip(members, range(round(share * images)), strict=False)}
+            given |= dict.fromkeys(islice(members, round(share * images)), split)
     with file.open("w", newline="") as out:
         writer = csv.writer(out)
         writer.writerow(["path", *THREATS, "split"])
@@ -166,7 +173,7 @@ def _pooled(contest: Contest, run: Path, architecture: Architecture) -> NDArray[
     model.network.load_state_dict(finished["state"])
     model.eval()
     images, parts = decoded(contest.labelled.paths, architecture.input_size), []
-    while batch := [image for image, _ in zip(images, range(AT_ONCE), strict=False)]:
+    while batch := [image for image in islice(images, AT_ONCE) if image is not None]:
         pixels = torch.from_numpy(np.stack(batch))
         maps = model.network.backbone(normalize(pixels, model.pixel_mean, model.pixel_std))
         parts.append(torch.cat([each.mean((2, 3)) for each in maps], dim=1).numpy())
@@ -176,7 +183,7 @@ def _pooled(contest: Contest, run: Path, architecture: Architecture) -> NDArray[
 def _rows(
     contest: Contest, pooled: NDArray[np.float32], left_out: NDArray[np.bool_], seeds: int, folder: Path
 ) -> Iterator[tuple[str, Mapping[str, Judged]]]:
-    """Judge every detector on x and on pooled maps: benign images against the left-out class, and the known."""
+    """Judge every detector on x and on pooled maps: benign images against the class and known ones."""
     spaces = {"x": contest, "pooled": replace(contest, x=pooled, digest=f"{contest.digest} pooled")}
     for space, each in spaces.items():
         for name, scores in each.scores(folder, seeds).items():

@@ -62,7 +62,7 @@ def fit_forest(benign: Features, seed: int) -> Score:
     """How few random cuts set a point apart: Liu, Ting and Zhou, Isolation Forest, ICDM 2008."""
     from sklearn.ensemble import IsolationForest
 
-    model = IsolationForest(TREES, random_state=seed).fit(benign)
+    model = IsolationForest(n_estimators=TREES, random_state=seed).fit(benign)
     return lambda s: -model.score_samples(s).astype(np.float64)
 
 

@@ -59,7 +59,7 @@ def test_neighbours_give_the_mean_of_the_five_nearest_distances():
 
 def test_the_forest_ranks_by_remoteness_and_keeps_to_its_seed():
     benign = features(1000, 4)
-    far = np.array([[0, 0, 0, 0], [3, 3, 3, 3], [8, 8, 8, 8]], np.float32)
+    far = np.array([[0, 0, 0, 0], [1.5, 1.5, 1.5, 1.5], [4, 4, 4, 4]], np.float32)
     found = fit("isolation_forest", benign, 1)(far)
     assert found[0] < found[1] < found[2]
     np.testing.assert_array_equal(found, fit("isolation_forest", benign, 1)(far))
