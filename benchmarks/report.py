@@ -82,16 +82,20 @@ class Report:
         return bool(self.figures) and all(figure.passed for figure in self.figures)
 
     def table(self) -> str:
+        """Write heading, figures and notes as a person reads them."""
+        heading = [self.title, f"{cpu_model()}, {usable_cores()} cores, commit {commit()}", ""]
+        notes = [f"  {note}" for note in self.notes]
+        return "\n".join(heading + self.lines() + notes + ["" if self.figures else "nothing measured"])
+
+    def lines(self) -> list[str]:
         """Write the figures as aligned lines, a failed one marked."""
         wide = max((len(figure.name) for figure in self.figures), default=0)
-        lines = [self.title, f"{cpu_model()}, {usable_cores()} cores, commit {commit()}", ""]
+        lines = []
         for figure in self.figures:
             verdict = f"{'ok' if figure.passed else 'FAILED'}  {figure.bar}" if figure.bar else ""
             line = f"  {figure.name:<{wide}}  {figure.value:>12.6g} {figure.unit:<8} {verdict}"
             lines.append(line.rstrip())
-        return "\n".join(
-            lines + [f"  {note}" for note in self.notes] + ["" if self.figures else "nothing measured"]
-        )
+        return lines
 
 
 def write_json(report: Report, name: str, path: Path) -> None:

@@ -17,6 +17,7 @@ from ..errors import Refused
 from ..evaluation import Bags, Scored, figures
 from ..machine import usable_cores
 from ..model.backbone import fetch_backbone_weights, load_backbone_weights
+from ..model.bigan import BiGAN
 from ..model.decision import Decision
 from ..model.gbad import GBAD, round_to_half
 from ..synth import gate_images
@@ -251,7 +252,9 @@ class _Training:
         if finished is None:
             raise Refused(f"{self.run.path} holds no finished phase II: run it first, with --phase 2")
         model.bigan.load_state_dict(finished["state"])
-        losses = Losses(*losses_of(model, self.features.x), self.features.logits, self.labelled.labels)
+        losses = Losses(
+            *losses_of(model.bigan, self.features.x), self.features.logits, self.labelled.labels
+        )
         validation = losses.take(self.splits.validation)
         value = auroc(validation.reconstruction, validation.positive)
         warning = check_collapse(finished["figures"], value, len(self.benign), settings.phase2)
@@ -336,9 +339,9 @@ def _judged(losses: Losses, decisions: Mapping[str, Decision]) -> dict[str, dict
 
 
 @torch.no_grad()
-def losses_of(model: GBAD, x: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return reconstruction_loss [n] and feature_matching_loss [n] of features x [n, 1024]."""
-    parts = [model.bigan(torch.from_numpy(x[start : start + 1024])) for start in range(0, len(x), 1024)]
+def losses_of(bigan: BiGAN, x: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return reconstruction_loss [n] and feature_matching_loss [n] of features x [n, d]."""
+    parts = [bigan(torch.from_numpy(x[start : start + 1024])) for start in range(0, len(x), 1024)]
     reconstruction, matching = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
     return reconstruction, matching
 

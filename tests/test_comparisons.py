@@ -1,0 +1,163 @@
+"""The comparisons of detectors at tiny sizes: every row is there, and what is done is not done again."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benchmarks.__main__ import main
+from benchmarks.comparison import Comparison, judge
+from benchmarks.contest import open_run
+
+from gbad_batch.engine.errors import Refused
+from gbad_batch.engine.evaluation.bootstrap import Bags
+
+DECISIONS = ("gbad", "combined", "class_maximum", "reconstruction", "feature_matching", "autoencoder")
+RIVALS = ("l1_norm", "pca", "mahalanobis", "neighbours", "isolation_forest")
+
+
+def figures_of(words: list[str], file: Path) -> dict[str, float]:
+    assert main([*words, "--json", str(file)]) == 0
+    return json.loads(file.read_text())
+
+
+def times(folder: Path, pattern: str) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob(pattern)}
+
+
+# --- judging ---
+
+
+def test_a_detector_is_judged_by_thresholds_of_the_calibration_images():
+    positive = np.arange(100) >= 50
+    benign = np.linspace(0, 1, 100)
+    test = np.r_[np.linspace(0, 0.9, 49), 0.96, np.full(25, 0.5), np.full(25, 2.0)]
+    judged = judge(positive, [test], [benign], Bags.named([""] * 100))
+    assert (judged["pd_02"].mean, judged["pfa_02"].mean) == (0.5, 0)
+    assert (judged["pd_05"].mean, judged["pfa_05"].mean) == (0.5, 0.02)
+    low, high = judged["pd_05"].low, judged["pd_05"].high
+    assert low is not None
+    assert high is not None
+    assert low < 0.5 < high
+
+
+def test_seeds_give_a_mean_a_range_and_one_interval():
+    random = np.random.default_rng(0)
+    positive = np.arange(200) >= 100
+    good, bad = positive + random.normal(size=200), random.normal(size=200)
+    benign = random.normal(size=100)
+    bags = Bags.named([""] * 200)
+    both = judge(positive, [good, bad], [benign, benign], bags)["auroc"]
+    alone = [judge(positive, [each], [benign], bags)["auroc"].mean for each in (good, bad)]
+    assert (both.least, both.most) == (min(alone), max(alone))
+    assert both.mean == pytest.approx(np.mean(alone))
+    assert both.low is not None
+    assert both.high is not None
+    assert both.low < both.mean < both.high
+
+
+def test_the_table_has_a_row_for_each_detector_and_all_figures_by_name():
+    random, positive = np.random.default_rng(0), np.arange(60) >= 30
+    report = Comparison("two")
+    for name, seeds in (("steady", 1), ("lucky", 2)):
+        scores = [random.normal(size=60) for _ in range(seeds)]
+        report.add_row(name, judge(positive, scores, scores, Bags.named([""] * 60)))
+    lines = report.table().splitlines()
+    assert [line.split()[0] for line in lines if line.startswith(("steady", "lucky"))] == ["steady", "lucky"]
+    assert sum("over seeds" in line for line in lines) == 1
+    assert {"steady_auroc", "lucky_pd_02", "lucky_auroc_low", "lucky_pfa_05_most"} <= {
+        figure.name for figure in report.figures
+    }
+
+
+# --- detectors ---
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("work")
+
+
+TINY = ["--pixels", "64", "--epochs", "1", "--steps", "30", "--seeds", "2"]
+COMPARED = ["detectors", "--images", "60", *TINY, "--ganomaly-epochs", "0"]
+
+
+@pytest.fixture(scope="module")
+def compared(work: Path) -> dict[str, float]:
+    return figures_of([*COMPARED, "--work", str(work)], work / "first.json")
+
+
+def test_every_detector_has_its_figures(compared: dict[str, float]):
+    for name in (*DECISIONS, *RIVALS):
+        for figure in ("auroc", "ap", "pd_02", "pfa_02", "pd_05", "pfa_05"):
+            assert 0 <= compared[f"{name}_{figure}_least"] <= compared[f"{name}_{figure}"] <= 1
+    assert compared["gbad_auroc_least"] < compared["gbad_auroc_most"]
+    assert compared["pca_auroc_least"] == compared["pca_auroc_most"]
+
+
+def test_what_is_stored_is_not_computed_again(work: Path, compared: dict[str, float]):
+    before = times(work, "*.npz") | times(work, "*.pt") | times(work, "*.jpg")
+    lost = sorted(work.rglob("bigan-1.npz"))[0]
+    del before[lost]
+    lost.unlink()
+    again = figures_of([*COMPARED, "--work", str(work)], work / "again.json")
+    after = times(work, "*.npz") | times(work, "*.pt") | times(work, "*.jpg")
+    assert {path: after[path] for path in before} == before
+    assert [again[name] for name in compared if name.startswith("gbad")] == [
+        compared[name] for name in compared if name.startswith("gbad")
+    ]
+
+
+def test_a_run_of_train_is_compared_with_its_data_set(work: Path, compared: dict[str, float]):
+    (run,), (data,) = work.glob("detectors-*"), work.glob("bags-*")
+    words = ["--run", str(run), "--data", str(data), "--work", str(work)]
+    given = figures_of([*COMPARED, *words], work / "given.json")
+    assert given["gbad_auroc"] == compared["gbad_auroc"]
+
+
+def test_a_run_of_other_images_is_refused(work: Path, compared: dict[str, float], tmp_path: Path):
+    (run,), (data,) = work.glob("detectors-*"), work.glob("bags-*")
+    assert compared
+    lines = (data / "labels.csv").read_text().splitlines()
+    (tmp_path / "labels.csv").write_text("\n".join(lines[:-1]) + "\n")
+    with pytest.raises(Refused, match="other images"):
+        open_run(run, tmp_path / "labels.csv", data)
+    with pytest.raises(Refused, match="no run folder"):
+        open_run(tmp_path, data, data)
+
+
+def test_where_anomalib_cannot_be_had_the_row_says_so(
+    work: Path,
+    compared: dict[str, float],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    assert compared
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    words = [*COMPARED, "--work", str(work), "--ganomaly-epochs", "1"]
+    assert main(words) == 0
+    assert "ganomaly: not run" in capsys.readouterr().out
+
+
+# --- leave one out ---
+
+
+def test_a_class_left_out_is_in_no_training(tmp_path: Path):
+    words = ["leave_one_out", "--class", "gun", "--images", "14", *TINY]
+    words += ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "parts")]
+    found = figures_of(words, tmp_path / "first.json")
+    for space in ("x", "pooled"):
+        for name in (*DECISIONS, *RIVALS):
+            for figure in ("auroc", "pd_02", "pd_05", "known_auroc"):
+                assert 0 <= found[f"gun_{space}_{name}_{figure}"] <= 1
+    (labels,) = (tmp_path / "work").glob("without-gun-*/labels.csv")
+    with_guns = [line for line in labels.read_text().splitlines()[1:] if line.split(",")[1] == "1"]
+    assert with_guns
+    assert all(line.endswith(",1,0,0,0,0,test") for line in with_guns)
+    part = tmp_path / "parts" / "gun.json"
+    before = part.stat().st_mtime_ns
+    assert figures_of(words, tmp_path / "again.json")["gun_x_gbad_auroc"] == found["gun_x_gbad_auroc"]
+    assert part.stat().st_mtime_ns == before
+    part.write_text(part.read_text().replace('"generator": "', '"generator": "another '))
+    figures_of(words, tmp_path / "other.json")
+    assert "another" not in part.read_text()
