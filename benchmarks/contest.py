@@ -109,13 +109,13 @@ def open_run(run: Path, labels: Path, images: Path) -> Contest:
         raise Refused(f"{run} is no run folder of gbad-batch train: name one with --run")
     config = json.loads(file.read_text())
     listed = load_labelled(labels, images)
-    images = RunFolder(run).load("images")
+    looked_at = RunFolder(run).load("images")
     network = run / "network.pt"
-    if listed.digest() != config["images"] or images is None:
+    if listed.digest() != config["images"] or looked_at is None:
         raise Refused(f"{run} was trained on other images than {labels}: name its data set as training did")
-    whole = np.flatnonzero(images["readable"].numpy())
+    whole = np.flatnonzero(looked_at["readable"].numpy())
     labelled = listed.take(whole)
-    splits = split(labelled, images["alike"].numpy()[whole], Shares(**config["shares"]), config["seed"])
+    splits = split(labelled, looked_at["alike"].numpy()[whole], Shares(**config["shares"]), config["seed"])
     features = open_features(run, len(whole), config["architecture"]["features"])
     if not network.exists() or features.done < len(whole):
         raise Refused(f"{run} lacks features: finish phases I and II of its training first")

@@ -1,6 +1,7 @@
 """Which detector tells threats from harmless bags best, all on the same features and the same splits."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from gbad_batch.engine.errors import Refused
@@ -93,6 +94,7 @@ def _own(arguments: argparse.Namespace) -> tuple[Contest, str]:
         phase1=Phase1Settings(stages=((pixels, epochs),)),
         phase2=Phase2Settings(steps=arguments.steps),
     )
+    print(f"training in {settings.run}", file=sys.stderr)
     train(settings)
     said = f"{count} synthetic images, {pixels} pixels, {BACKBONE}, {epochs} epochs, {arguments.steps} steps"
     return open_run(settings.run, bags, bags), said

@@ -1,6 +1,7 @@
 """GANomaly on images, by anomalib in an environment of its own.
 
 anomalib pins packages that this project does not: it is never imported here, `ganomaly_worker.py` runs there.
+The environment takes 6 GB, nearly all of it torch; no weights are fetched.
 """
 
 import hashlib

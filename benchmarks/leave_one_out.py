@@ -3,6 +3,7 @@
 import argparse
 import csv
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -36,9 +37,9 @@ from .report import commit
 
 RESULTS = Path(__file__).parent / "results" / "leave_one_out"
 AT_ONCE = 32  # images
-# images of each split for every one of training, benign and with known threats
-BENIGN = {"train": 1.0, "validation": 0.1, "calibration": 0.5, "test": 0.5}
-KNOWN = {"train": 1.0, "validation": 0.1, "test": 0.1}
+# images of each split for every one of training, benign and with known threats; training takes what is left
+BENIGN = {"validation": 0.1, "calibration": 0.5, "test": 0.5, "train": 1.0}
+KNOWN = {"validation": 0.1, "test": 0.1, "train": 1.0}
 POOL = 4.4  # images, half of them with threats: enough are left without the most frequent class
 SEED = 31  # of the pool
 
@@ -143,6 +144,7 @@ def _trained(threat: str, size: Size, work: Path) -> tuple[Contest, NDArray[np.f
         phase1=Phase1Settings(stages=((size.pixels, size.epochs),)),
         phase2=Phase2Settings(steps=size.steps),
     )
+    print(f"training in {settings.run}", file=sys.stderr)
     train(settings)
     contest = open_run(settings.run, labels, pool)
     holds = contest.labelled.labels[:, THREATS.index(threat)]

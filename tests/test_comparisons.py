@@ -139,6 +139,13 @@ def test_where_anomalib_cannot_be_had_the_row_says_so(
     assert "ganomaly: not run" in capsys.readouterr().out
 
 
+def test_settings_of_the_bigan_are_compared_on_the_same_features(work: Path, compared: dict[str, float]):
+    words = ["bigan", "--images", "60", *TINY, "--work", str(work), "--only", "default", "latent_16"]
+    found = figures_of(words, work / "bigan.json")
+    assert found["default_gbad_auroc"] == compared["gbad_auroc"]
+    assert found["latent_16_reconstruction_auroc"] != found["default_reconstruction_auroc"]
+
+
 # --- leave one out ---
 
 
