@@ -48,6 +48,7 @@ def train_settings(dataset: Path, **given: Any) -> TrainSettings:
     """Make the settings of `gbad-batch train`; raises Refused for values that cannot be."""
     folder = dataset if dataset.is_dir() else dataset.parent
     phases = tuple(sorted(set(given["phases"])))
+    synthetic = (folder / "synth.json").exists()
     if given["project_from"] is not None and not given["project"]:
         raise Refused("--project-from says what to project: say into how many images by --project N")
     return TrainSettings(
@@ -61,7 +62,8 @@ def train_settings(dataset: Path, **given: Any) -> TrainSettings:
         seed=given["seed"],
         threads=given["threads"],
         device=_device(given["device"]),
-        demo=(folder / "synth.json").exists(),
+        demo=synthetic,
+        data="synthetic X-ray images of `gbad-batch synth`" if synthetic else "images of its owner",
         phases=phases or PHASES,
         backbone_weights=given["weights"],
         start=given["start"],
