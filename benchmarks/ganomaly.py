@@ -53,8 +53,8 @@ class Work:
             for name, paths in {"benign": self.benign, "judged": self.judged}.items():
                 _write(own / name, paths)
             _run([python, WORKER, own, str(PIXELS), str(epochs)])
-            remove(own / "benign")
-            remove(own / "judged")
+            for spent in ("benign", "judged", "Ganomaly"):  # the last holds anomalib's checkpoints
+                remove(own / spent)
         return np.load(out).astype(np.float64)
 
 

@@ -252,9 +252,7 @@ class _Training:
         if finished is None:
             raise Refused(f"{self.run.path} holds no finished phase II: run it first, with --phase 2")
         model.bigan.load_state_dict(finished["state"])
-        losses = Losses(
-            *losses_of(model.bigan, self.features.x), self.features.logits, self.labelled.labels
-        )
+        losses = Losses(*losses_of(model.bigan, self.features.x), self.features.logits, self.labelled.labels)
         validation = losses.take(self.splits.validation)
         value = auroc(validation.reconstruction, validation.positive)
         warning = check_collapse(finished["figures"], value, len(self.benign), settings.phase2)
