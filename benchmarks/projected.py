@@ -121,7 +121,7 @@ def _object(kind: str, path: Path) -> Threat | None:
         found = grey_transmission(pixels)
         return None if found is None else Threat(kind, found)
     grey = resized(pixels.astype(np.float32) / 255, min(1.0, GREY_SIDE / max(pixels.shape)))
-    light = np.clip(grey / np.quantile(grey, 0.95), 1 / 255, 1)
+    light = np.clip(grey / np.quantile(grey, 0.95), 1 / 255, 1).astype(np.float32)
     return Threat(kind, (light ** feather(light.shape[:2])[..., None]) ** METAL)
 
 
@@ -141,7 +141,9 @@ def projected_figures(folder: Path, results: Path) -> Figures:
     without, `auroc_p_gun` ranks the guns by their class; all with 95 % intervals, drawn by bag.
     """
     with (folder / OBJECTS).open(newline="") as file:
-        entries = [_Entry(*line[:3], line[3] == "1") for line in list(csv.reader(file))[1:]]
+        entries = [
+            _Entry(name, bag, kind, threat == "1") for name, bag, kind, threat in [*csv.reader(file)][1:]
+        ]
     table = pq.read_table(results, columns=["uri", "anomaly_score", "anomalous", "p_gun"]).to_pydict()
     rows = {Path(uri).stem: k for k, uri in enumerate(table.pop("uri"))}
     order = [rows[entry.name] for entry in entries]

@@ -28,8 +28,9 @@ def options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> Report:
     """Decode the same files both ways, and score both by the default bundle, FP32 on the CPU.
 
-    The bars are what an engine may differ by in the bundle's gate, for the mean, and five times that for the
-    largest: other pixels are no more than another engine.
+    At the rim of a picture DALI's filter repeats the edge, where the scan's, as Pillow's, weighs what is
+    there: that is reported apart. Scores have the bar that the bundle's gate sets for another engine, the
+    means of the losses theirs; the largest difference of a loss has none, for what it does is in the scores.
     """
     bundle = Bundle.read(default_bundle_path())
     tolerance = bundle.manifest.tolerance
@@ -41,8 +42,9 @@ def run(arguments: argparse.Namespace) -> Report:
         ours, theirs = runner(scanned), runner(trained)
     report = Report(f"DALI's pixels against the scan's, {len(paths)} synthetic bags")
     levels = np.abs(scanned.astype(int) - trained)
-    report.add("pixels_max", levels.max(), "levels", at_most=3)
     report.add("pixels_mean", levels.mean(), "levels", at_most=0.3)
+    report.add("pixels_inside_max", levels[:, 1:-1, 1:-1].max(), "levels", at_most=2)
+    report.add("pixels_rim_max", levels.max(), "levels")
     _add_losses(report, ours, theirs, tolerance.loss_rel)
     _add_scores(report, bundle, ours, theirs, tolerance.score)
     return report
@@ -73,7 +75,7 @@ def _add_losses(report: Report, ours: Outputs, theirs: Outputs, tolerance: float
         a, b = getattr(ours, name), getattr(theirs, name)
         difference = np.abs(a - b) / np.abs(a)
         report.add(f"{name}_rel_mean", difference.mean(), at_most=tolerance)
-        report.add(f"{name}_rel_max", difference.max(), at_most=5 * tolerance)
+        report.add(f"{name}_rel_max", difference.max())
 
 
 def _add_scores(report: Report, bundle: Bundle, ours: Outputs, theirs: Outputs, tolerance: float) -> None:
@@ -84,5 +86,5 @@ def _add_scores(report: Report, bundle: Bundle, ours: Outputs, theirs: Outputs, 
             decision.score(o.reconstruction_loss, o.feature_matching_loss, o.logits) for o in (ours, theirs)
         )
         difference = np.abs(a - b) / bundle.manifest.benign_score_std[name]
-        report.add(f"{name}_score_mean", difference.mean(), "std", at_most=tolerance)
-        report.add(f"{name}_score_max", difference.max(), "std", at_most=5 * tolerance)
+        report.add(f"{name}_score_mean", difference.mean(), "std")
+        report.add(f"{name}_score_max", difference.max(), "std", at_most=tolerance)

@@ -114,7 +114,7 @@ def test_an_empty_belt_has_no_bag() -> None:
 
 def test_a_cut_threat_leaves_its_surroundings_behind() -> None:
     picture, thing = bag(), threat()
-    picture = np.where(picture > 0, np.uint8([225, 215, 190]), picture)  # an even ground
+    picture = np.where(picture > 0, np.array([225, 215, 190], np.uint8), picture)  # an even ground
     shown = project(picture, thing, (50, 60))
     found = cut_from_box(shown, Box("gun", 65, 55, 20, 30))
     assert found is not None
@@ -239,7 +239,7 @@ def test_real_grey_objects_are_cut_out(tmp_path: Path) -> None:
     source = GreyThreats(Path(folder, "gdxray-objects"), classes)
     assert source.names == ("gun",)
     for seed in range(5):
-        found = source.draw("gun", np.uint8([255, 255, 255]), np.random.default_rng(seed))
+        found = source.draw("gun", np.full(3, 255, np.uint8), np.random.default_rng(seed))
         assert found is not None
         assert 0.1 < found.outline.mean() < 0.8
         assert np.median(found.transmission[found.outline]) < 0.3

@@ -50,9 +50,7 @@ class Threat:
         """Where it lies, [h, w], holes filled."""
         from scipy.ndimage import binary_fill_holes
 
-        filled = binary_fill_holes(self.transmission.min(axis=2) < SEEN)
-        assert filled is not None
-        return filled
+        return np.asarray(binary_fill_holes(self.transmission.min(axis=2) < SEEN), np.bool_)
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,8 @@ def varied(threat: Threat, bag: Bag, areas: Sequence[float], random: np.random.G
 def _turned(transmission: Transmission, angle: float) -> Transmission:
     planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(transmission, 2, 0)]
     bilinear = Image.Resampling.BILINEAR
-    turned = np.stack([plane.rotate(angle, bilinear, expand=True, fillcolor=1) for plane in planes], axis=2)
+    planes = [plane.rotate(angle, bilinear, expand=True, fillcolor=1) for plane in planes]
+    turned = np.stack([np.asarray(plane) for plane in planes], axis=2)
     seen = turned.min(axis=2) < 1
     rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
     return turned[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else turned

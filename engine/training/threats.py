@@ -99,7 +99,7 @@ class GreyThreats:
 class SynthThreats:
     """Threats of the generator's training pool, rendered alone."""
 
-    names = THREATS
+    names: tuple[str, ...] = THREATS
 
     def draw(self, name: str, air: NDArray[np.uint8], random: np.random.Generator) -> Threat:
         """Render one in a look with such a belt."""
@@ -161,7 +161,7 @@ def cut_out(window: NDArray[np.float32], around: NDArray[np.bool_]) -> Transmiss
     grain = max(FLAT, float(np.quantile(depth[around], 0.9)))
     if grain > UNEVEN:
         return None
-    weight = _connected(np.clip((depth - grain) / grain, 0, 1)) * feather(depth.shape)
+    weight = _connected(np.clip((depth - grain) / grain, 0, 1).astype(np.float32)) * feather(depth.shape)
     body = weight > 0.5
     if not body.any() or np.median(depth[body]) < CLEAR + grain:
         return None
