@@ -113,15 +113,15 @@ def _with_objects(
 
 
 def _object(kind: str, path: Path) -> Threat | None:
-    """Cut an object out of its picture; of clutter, which fills its picture, the edges are feathered."""
+    """Cut an object out of its picture; of clutter, which fills its own, what is darker than its median."""
     pixels = Decoder(None, DecodeLimits())(Row(uri=str(path)), path.read_bytes())
     if pixels is None:
         return None
     if kind != CONTROL:
         found = grey_transmission(pixels)
         return None if found is None else Threat(kind, found)
-    grey = resized(pixels.astype(np.float32) / 255, min(1.0, GREY_SIDE / max(pixels.shape)))
-    light = np.clip(grey / np.quantile(grey, 0.95), 1 / 255, 1).astype(np.float32)
+    grey = resized(np.asarray(pixels / 255, np.float32), min(1.0, GREY_SIDE / max(pixels.shape)))
+    light = np.clip(grey / np.median(grey), 1 / 255, 1).astype(np.float32)
     return Threat(kind, (light ** feather(light.shape[:2])[..., None]) ** METAL)
 
 

@@ -86,7 +86,8 @@ def bags_of(picture: Pixels) -> list[Bag]:
     things = np.abs(difference).max(axis=2) > DARKER
     step = -(-max(things.shape) // GRID)
     grown = binary_dilation(things[::step, ::step], iterations=3)
-    whole = binary_erosion(binary_fill_holes(grown), iterations=3, border_value=1)
+    # one step more than it grew, for the grid's cells reach over the edge
+    whole = binary_erosion(binary_fill_holes(grown), iterations=4, border_value=1)
     region, _ = regions_of(binary_opening(whole, iterations=3))  # type: ignore[misc]
     bags = []
     for number, place in enumerate(find_objects(region), start=1):
