@@ -20,6 +20,7 @@ def main(words: list[str]) -> int:
             print(f"  {name:<14} {idea}")
         return 0
     name, *rest = words
+    name = name.replace("-", "_")
     if name not in known:
         print(f"No benchmark is called {name!r}: choose from {', '.join(known)}.", file=sys.stderr)
         return 2

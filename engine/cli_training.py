@@ -172,8 +172,8 @@ _HOW_TO_TRAIN = options(
         "--project-from",
         type=click.Path(path_type=Path),
         metavar="DIR|synth",
-        help="Their threats: grey (single-energy) pictures of single things before an even ground, in folders "
-        "named by class, or rendered ones.  [default: those in the boxes of the labels of training images]",
+        help="Their threats: grey (single-energy) pictures of single things before an even ground, in "
+        "folders named by class, or rendered ones.  [default: those in the boxes of training images]",
     ),
     click.option(
         "--bigan-steps", type=click.IntRange(1), default=4000, show_default=True, help="Of phase II."

@@ -64,8 +64,9 @@ def training_images(
 ) -> Iterator[tuple[Index, Tensor]]:
     """Yield positions [n] and images float32 [n, 3, S, S] (channels last) of each batch, in order.
 
-    The batches must have one size. DALI resizes with an antialiased triangle filter, as the scan does; at the
-    border of a moved image its edge is repeated, not black: scanners leave air around a bag.
+    The batches must have one size. DALI resizes with an antialiased triangle filter, as the scan does
+    (`python -m benchmarks training-pixels` measures what is left); at the border of a moved image its edge
+    is repeated, not black: scanners leave air around a bag.
     """
     if not len(batches):
         return

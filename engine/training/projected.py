@@ -36,8 +36,8 @@ def project_threats(
     """
     if count > len(benign.paths):
         raise Refused(
-            f"--project {count}: the train split holds {len(benign.paths)} benign images to project into; ask "
-            "for no more, or add benign images"
+            f"--project {count}: the train split holds {len(benign.paths)} benign images to project into; "
+            "ask for no more, or add benign images"
         )
     folder.mkdir(exist_ok=True)
     hosts = np.random.default_rng((seed, 7)).permutation(len(benign.paths))[:count]
@@ -59,8 +59,8 @@ def project_threats(
     made = [number for number, flags in enumerate(held) if flags]
     if not made:
         raise Refused(
-            f"none of {count} threats could be projected: none stands out from its surroundings, or no benign "
-            "image shows a bag with room for it"
+            f"none of {count} threats could be projected: none stands out from its surroundings, or no "
+            "benign image shows a bag with room for it"
         )
     chosen = benign.take(hosts[made])
     paths = tuple(folder / f"{number:06d}.png" for number in made)
@@ -90,9 +90,7 @@ def _png(picture: Pixels, names: list[str]) -> bytes:
     return file.getvalue()
 
 
-def projected(
-    picture: Pixels, threats: Threats, random: np.random.Generator
-) -> tuple[Pixels, list[str]]:
+def projected(picture: Pixels, threats: Threats, random: np.random.Generator) -> tuple[Pixels, list[str]]:
     """Project one to three threats into the bags of a picture; returns it with the names of those in it."""
     air, bags = air_of(picture), bags_of(picture)
     names: list[str] = []

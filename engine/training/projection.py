@@ -34,6 +34,7 @@ LEAST_PIXELS = 60  # of an outline: less is no threat that anyone could see
 TRIES = 60  # of a place
 ON_BAG, ON_THINGS = 0.98, 0.6  # share of the outline that lies on the bag, and on what is darker than air
 DARKER = 6  # levels below air
+PATCHY = 0.4  # share of darker pixels around one that is no speck
 GRID = 256  # pixels on which bags are told from the belt
 SMALLEST_BAG = 0.03  # of the picture
 
@@ -50,9 +51,7 @@ class Threat:
         """Where it lies, [h, w], holes filled."""
         from scipy.ndimage import binary_fill_holes
 
-        filled = binary_fill_holes(self.transmission.min(axis=2) < SEEN)
-        assert filled is not None
-        return filled
+        return np.asarray(binary_fill_holes(self.transmission.min(axis=2) < SEEN), np.bool_)
 
 
 @dataclass(frozen=True)
@@ -81,17 +80,19 @@ def project(bag: Pixels, threat: Threat, at: tuple[int, int]) -> Pixels:
 
 def bags_of(picture: Pixels) -> list[Bag]:
     """Tell the bags in a picture from the belt, the largest first; straps and specks are none."""
-    from scipy.ndimage import binary_dilation, binary_erosion, binary_fill_holes, binary_opening, find_objects
-    from scipy.ndimage import label as regions_of
+    from scipy import ndimage as nd
 
     difference = picture.astype(np.int16) - air_of(picture).astype(np.int16)
     things = np.abs(difference).max(axis=2) > DARKER
     step = -(-max(things.shape) // GRID)
-    grown = binary_dilation(things[::step, ::step], iterations=3)
-    whole = binary_erosion(binary_fill_holes(grown), iterations=3, border_value=1)
-    region, _ = regions_of(binary_opening(whole, iterations=3))  # type: ignore[misc]
+    # the belt has specks that are darker, but no patches
+    dense = nd.uniform_filter(things.astype(np.float32), 2 * step + 3)[::step, ::step] > PATCHY
+    grown = nd.binary_dilation(dense, iterations=3)
+    # one step more than it grew, for the grid's cells reach over the edge
+    whole = nd.binary_erosion(nd.binary_fill_holes(grown), iterations=4, border_value=1)
+    region, _ = nd.label(nd.binary_opening(whole, iterations=3))  # type: ignore[misc]
     bags = []
-    for number, place in enumerate(find_objects(region), start=1):
+    for number, place in enumerate(nd.find_objects(region), start=1):
         mask = region == number
         if mask.mean() >= SMALLEST_BAG:
             fine = mask.repeat(step, axis=0).repeat(step, axis=1)[: things.shape[0], : things.shape[1]]
@@ -121,7 +122,8 @@ def varied(threat: Threat, bag: Bag, areas: Sequence[float], random: np.random.G
 def _turned(transmission: Transmission, angle: float) -> Transmission:
     planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(transmission, 2, 0)]
     bilinear = Image.Resampling.BILINEAR
-    turned = np.stack([plane.rotate(angle, bilinear, expand=True, fillcolor=1) for plane in planes], axis=2)
+    planes = [plane.rotate(angle, bilinear, expand=True, fillcolor=1) for plane in planes]
+    turned = np.stack([np.asarray(plane) for plane in planes], axis=2)
     seen = turned.min(axis=2) < 1
     rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
     return turned[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else turned

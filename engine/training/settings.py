@@ -36,7 +36,7 @@ class TrainSettings:
     gate_images: int = 256  # synthetic images that every engine is compared on
     backbone_weights: Path | None = None  # ImageNet weights of the backbone; HUB: those that timm fetches
     projected: int = 0  # training images to make by projecting threats into benign ones
-    projected_from: Path | None = None  # grey pictures of threats by class, or SYNTH; None: boxes of the labels
+    projected_from: Path | None = None  # grey pictures of threats, or SYNTH; None: the boxes of the labels
     start: Path | None = None  # a bundle whose network phase I starts from
     architecture: Architecture = field(default_factory=Architecture)
     phase1: Phase1Settings = field(default_factory=Phase1Settings)

@@ -62,8 +62,8 @@ class BoxThreats:
         self.names = tuple(name for name in THREATS if name in self._boxes)
         if not self.names:
             raise Refused(
-                "the labels of the training images hold no box to cut threats from: name labels with boxes by "
-                "--labels, or grey pictures of threats by --project-from"
+                "the labels of the training images hold no box to cut threats from: name labels with boxes "
+                "by --labels, or grey pictures of threats by --project-from"
             )
 
     def draw(self, name: str, air: NDArray[np.uint8], random: np.random.Generator) -> Threat | None:  # noqa: ARG002
@@ -99,7 +99,7 @@ class GreyThreats:
 class SynthThreats:
     """Threats of the generator's training pool, rendered alone."""
 
-    names = THREATS
+    names: tuple[str, ...] = THREATS
 
     def draw(self, name: str, air: NDArray[np.uint8], random: np.random.Generator) -> Threat:
         """Render one in a look with such a belt."""
@@ -161,7 +161,7 @@ def cut_out(window: NDArray[np.float32], around: NDArray[np.bool_]) -> Transmiss
     grain = max(FLAT, float(np.quantile(depth[around], 0.9)))
     if grain > UNEVEN:
         return None
-    weight = _connected(np.clip((depth - grain) / grain, 0, 1)) * _feather(depth.shape)
+    weight = _connected(np.clip((depth - grain) / grain, 0, 1).astype(np.float32)) * feather(depth.shape)
     body = weight > 0.5
     if not body.any() or np.median(depth[body]) < CLEAR + grain:
         return None
@@ -181,7 +181,7 @@ def _connected(weight: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.where(kept, weight, 0).astype(np.float32)
 
 
-def _feather(shape: tuple[int, ...]) -> NDArray[np.float32]:
+def feather(shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Rise from 0 at the edges of a window to 1 a few pixels within, float32 [h, w]."""
     sides = []
     for n in shape:
@@ -202,7 +202,8 @@ def _grey_pictures(
             found.setdefault(name, []).append(paths[k])
     if not found:
         raise Refused(
-            f"{folder} holds no picture of a threat: put grey pictures into folders named {', '.join(THREATS)}"
+            f"{folder} holds no picture of a threat: put grey pictures into folders named "
+            f"{', '.join(THREATS)}"
         )
     return tuple(name for name in THREATS if name in found), found
 
