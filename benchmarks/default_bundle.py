@@ -28,6 +28,7 @@ from gbad_batch.engine.training.pipeline import train
 from gbad_batch.engine.training.settings import TrainSettings
 
 from .guards import guard_auroc
+from .projected import IMAGES, projected_figures, write_projected
 from .report import ROOT, Report
 
 SEEN = ("white", "grey")  # looks; the third, vivid, is in T3 alone
@@ -57,6 +58,7 @@ TESTS = {
 ARCHITECTURE = Architecture(backbone="regnetx_004")
 PHASE1 = Phase1Settings(stages=((128, 7), (256, 2)))
 PHASE2 = Phase2Settings(steps=6000)
+T5 = (500, 205)  # bags and seed
 DECISIONS = ("gbad", "classes", "combined")
 
 
@@ -88,6 +90,7 @@ def run(arguments: argparse.Namespace) -> Report:
     _add_bars(report, found)
     for name in TESTS:
         _add_figures(report, name, found[name])
+    _add_real_objects(report, work, bundle)
     guards = guard_auroc(work / "phase1", work / "t1")
     report.add("guard_auroc", guards, "", at_most=0.60)
     for name, what in TESTS.items():
@@ -155,12 +158,29 @@ def _told(phase: str, done: int, total: int, figures: Mapping[str, float]) -> No
         print(f"  {phase}: {done} of {total} {said}", flush=True)
 
 
+def _scan(images: Path, results: Path, bundle: Path) -> None:
+    Scan(ScanSettings(sources=(str(images),), out=results, model=bundle, overwrite=True)).run()
+
+
 def _judge(work: Path, bundle: Path, name: str) -> Evaluation:
     results = work / f"{name}.parquet"
-    Scan(
-        ScanSettings(sources=(str(work / name / "images"),), out=results, model=bundle, overwrite=True)
-    ).run()
+    _scan(work / name / "images", results, bundle)
     return evaluate(EvaluateSettings(results, work / name, model=bundle, out=work / f"{name}.figures"))
+
+
+def _add_real_objects(report: Report, work: Path, bundle: Path) -> None:
+    """Add T5, real objects in unseen synthetic bags, where there are such objects."""
+    real = os.environ.get("GBAD_REAL_DATA")
+    if not real:
+        report.notes.append("t5: not run, for GBAD_REAL_DATA names no folder of real objects")
+        return
+    folder, results = work / "t5", work / "t5.parquet"
+    if not folder.exists():
+        write_projected(folder, Path(real, "gdxray-objects"), *T5)
+    _scan(folder / IMAGES, results, bundle)
+    for name, figure in projected_figures(folder, results).items():
+        if figure.value is not None:
+            report.add(f"t5.{name}", figure.value)
 
 
 def _add_bars(report: Report, found: Mapping[str, Evaluation]) -> None:
