@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gbad_batch.engine.decode import DecodeLimits, Decoder
+from gbad_batch.engine.decode import DecodeLimits, Decoder, isolated
 from gbad_batch.engine.decode.isolated import IsolatedDecoder
 from gbad_batch.engine.errors import Stopped
 from gbad_batch.engine.row import Row
@@ -39,11 +39,19 @@ def slow_image() -> bytes:
 
 
 def children() -> list[int]:
+    """Process ids of the decoders; other tests may have left workers of compilers here."""
     found: list[int] = []
     for task in Path("/proc/self/task").iterdir():
         with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended since it was named
             found += map(int, (task / "children").read_text().split())
-    return found
+    return [pid for pid in found if _is_decoder(pid)]
+
+
+def _is_decoder(pid: int) -> bool:
+    try:
+        return isolated.__name__.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except FileNotFoundError:
+        return False
 
 
 def started(decode: IsolatedDecoder) -> int:
