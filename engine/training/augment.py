@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Index = NDArray[np.intp]
+from .data import Index
 
 
 @dataclass(frozen=True)

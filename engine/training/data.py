@@ -90,9 +90,7 @@ def split(labelled: Labelled, alike: Index, shares: Shares, seed: int) -> Splits
     Where the labels say the split of any image, theirs holds, and images without one are left out. Raises
     Refused where a part lacks positives or benign images that it needs.
     """
-    given = any(labelled.splits)
-    parts = _given(labelled) if given else _dealt(labelled, alike, shares, seed)
-    parts.calibration.setflags(write=False)
+    parts = _given(labelled) if any(labelled.splits) else _dealt(labelled, alike, shares, seed)
     _check(labelled, parts)
     return parts
 

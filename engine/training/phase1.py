@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..model.gbad import GBAD
-from .augment import Augmentation, ImageSettings, Index, training_images
+from .augment import Augmentation, ImageSettings, training_images
 from .average import Average
 from .checkpoint import RunFolder, State
-from .data import Labelled, batches
+from .data import Index, Labelled, batches
 from .observe import Observed, observe
 from .progress import Progress
 
@@ -189,9 +189,7 @@ def classification_loss(logits: Tensor, labels: Tensor, positive_weight: Tensor 
 
     The report has no weights w: `positive_weight` [5] is a departure that must be asked for.
     """
-    return F.binary_cross_entropy_with_logits(
-        logits, labels.to(logits.dtype), pos_weight=None if positive_weight is None else positive_weight
-    )
+    return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), pos_weight=positive_weight)
 
 
 def epoch_batches(data: Phase1Data, settings: Phase1Settings, seed: int, epoch: int) -> list[Index]:

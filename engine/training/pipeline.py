@@ -26,7 +26,7 @@ from .checkpoint import RunFolder
 from .curves import draw_bigan, draw_epochs, draw_samples
 from .data import Index, Labelled, Splits, counts, load_labelled, split
 from .datasets.duplicates import fingerprints, groups_of
-from .features import FEATURES, open_features
+from .features import FEATURES, LEAST_READABLE, open_features
 from .observe import probabilities
 from .packing import Outcome, pack
 from .phase1 import Phase1Data, train_network
@@ -46,7 +46,6 @@ from .settings import HUB, PHASES, TrainSettings
 from .threats import open_threats
 
 GATE_SEED = 1 << 32  # its pictures are in no training set
-LEAST_READABLE = 0.99  # share of the images
 
 
 def train(settings: TrainSettings, progress: Progress = silent) -> Path | None:

@@ -1,6 +1,5 @@
 """Phase I as the report has it: the backbone with its final layer changed, and no feature pyramid."""
 
-import torch
 from torch import Tensor, nn
 
 from .augment import Augmentation
@@ -27,10 +26,3 @@ class ReportedNetwork(nn.Module):
         features: Tensor = self.body.forward_head(maps, pre_logits=True)  # type: ignore[operator]
         logits: Tensor = self.body.get_classifier()(features)  # type: ignore[operator]
         return features, logits
-
-
-def load_body(network: ReportedNetwork, state: dict[str, torch.Tensor]) -> None:
-    """Start from a classifier's ImageNet weights, but for its final layer."""
-    own = network.body.state_dict()
-    fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
-    network.body.load_state_dict(own | fitting)
