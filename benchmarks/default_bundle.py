@@ -7,22 +7,27 @@ is kept for T3. T2 shows threats and clutter of families that are in no other se
 """
 
 import argparse
-import csv
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from PIL import Image
+
 from gbad_batch.engine import Scan, ScanSettings
+from gbad_batch.engine.decode import DecodeLimits, Decoder
 from gbad_batch.engine.evaluation import EvaluateSettings, Evaluation, evaluate
 from gbad_batch.engine.model.architecture import Architecture
-from gbad_batch.engine.row import THREATS
+from gbad_batch.engine.row import THREATS, Row
 from gbad_batch.engine.synth import SynthSettings, generator_hash, write_archive
-from gbad_batch.engine.training.datasets import read_labels
-from gbad_batch.engine.training.phase1 import Phase1Settings
+from gbad_batch.engine.training.datasets import Box, Labels, read_labels
+from gbad_batch.engine.training.datasets.coco import write_coco
+from gbad_batch.engine.training.datasets.labels import Gathered
+from gbad_batch.engine.training.phase1 import Phase1Settings, Stage
 from gbad_batch.engine.training.phase2 import Phase2Settings
 from gbad_batch.engine.training.pipeline import train
 from gbad_batch.engine.training.settings import TrainSettings
@@ -56,8 +61,12 @@ TESTS = {
     "t4": "threats half covered, or thinner than 8 pixels",
 }
 ARCHITECTURE = Architecture(backbone="regnetx_004")
-PHASE1 = Phase1Settings(stages=((128, 7), (256, 2)))
+# windows first, at the scale of the whole image of 256 pixels: a threat is a hundredth or two of its bag
+PHASE1 = Phase1Settings(
+    stages=(Stage(96, 4, 0.375), Stage(128, 4, 0.5), Stage(192, 2, 0.75), Stage(256, 2)), watched=512
+)
 PHASE2 = Phase2Settings(steps=6000)
+SMALL = "small"  # folder of the copies that phase I reads
 T5 = (500, 205)  # bags and seed
 DECISIONS = ("gbad", "classes", "combined")
 
@@ -122,14 +131,8 @@ def _make_sets(work: Path, sets: Mapping[str, SynthSettings]) -> None:
 
 
 def _train(work: Path, bundle: Path) -> None:
-    table = work / "training.csv"
-    with table.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", *THREATS, "split"])
-        for name, split in SPLIT_OF.items():
-            labels = read_labels(work / name)
-            for image, held in zip(labels.names, labels.labels.astype(int).tolist(), strict=True):
-                writer.writerow([f"{name}/images/{image}", *held, split])
+    table = work / "training.json"
+    table.write_bytes(write_coco(_training_labels(work)))
     counts = {name: SETS[name].count for name in SPLIT_OF}
     train(
         TrainSettings(
@@ -150,6 +153,46 @@ def _train(work: Path, bundle: Path) -> None:
         ),
         _told,
     )
+
+
+def _training_labels(work: Path) -> Labels:
+    """Join the sets of all splits; of training images, read a dozen times, small copies stand in for them."""
+    gathered = Gathered()
+    for name, split in SPLIT_OF.items():
+        labels = read_labels(work / name / "boxes.json")
+        names, boxes = [f"{name}/images/{image}" for image in labels.names], labels.boxes
+        if split == "train":
+            shapes = _write_small(work, name, labels.names)
+            names = [f"{SMALL}/{name}/{Path(image).stem}.bmp" for image in labels.names]
+            boxes = tuple(map(_shrunk, boxes, shapes))
+        for k, image in enumerate(names):
+            held = [threat for threat, present in zip(THREATS, labels.labels[k], strict=True) if present]
+            gathered.add(image, held, labels.places[k], split=split, boxes=boxes[k])
+    return gathered.labels(work)
+
+
+def _write_small(work: Path, name: str, images: Sequence[str]) -> list[tuple[int, int]]:
+    """Write the pixels that a scan makes of each image, uncompressed; returns widths and heights before."""
+    side = ARCHITECTURE.input_size
+    folder = work / SMALL / name
+    folder.mkdir(parents=True, exist_ok=True)
+    decoder = Decoder(side, DecodeLimits())
+
+    def shrink(image: str) -> tuple[int, int]:
+        row = Row(image)
+        pixels = decoder(row, (work / name / "images" / image).read_bytes())
+        if pixels is None or row.width is None or row.height is None:
+            raise ValueError(f"{name}/{image} is {row.status}: {row.error}")
+        Image.fromarray(pixels).save(folder / f"{Path(image).stem}.bmp")
+        return row.width, row.height
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        return list(pool.map(shrink, images))
+
+
+def _shrunk(boxes: tuple[Box, ...], shape: tuple[int, int]) -> tuple[Box, ...]:
+    x, y = (ARCHITECTURE.input_size / length for length in shape)
+    return tuple(Box(b.threat, b.x * x, b.y * y, b.width * x, b.height * y) for b in boxes)
 
 
 def _told(phase: str, done: int, total: int, figures: Mapping[str, float]) -> None:

@@ -8,7 +8,7 @@ from gbad_batch.engine.errors import Refused
 from gbad_batch.engine.machine import usable_cores
 from gbad_batch.engine.model.architecture import Architecture
 from gbad_batch.engine.synth import SynthSettings
-from gbad_batch.engine.training.phase1 import Phase1Settings
+from gbad_batch.engine.training.phase1 import Phase1Settings, Stage
 from gbad_batch.engine.training.phase2 import Phase2Settings
 from gbad_batch.engine.training.pipeline import train
 from gbad_batch.engine.training.settings import TrainSettings
@@ -91,7 +91,7 @@ def _own(arguments: argparse.Namespace) -> tuple[Contest, str]:
         demo=True,
         phases=(1, 2),
         architecture=Architecture(backbone=BACKBONE, input_size=pixels),
-        phase1=Phase1Settings(stages=((pixels, epochs),)),
+        phase1=Phase1Settings(stages=(Stage(pixels, epochs),)),
         phase2=Phase2Settings(steps=arguments.steps),
     )
     print(f"training in {settings.run}", file=sys.stderr)

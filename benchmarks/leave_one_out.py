@@ -24,7 +24,7 @@ from gbad_batch.engine.row import THREATS
 from gbad_batch.engine.synth import SynthSettings, generator_hash
 from gbad_batch.engine.training.checkpoint import RunFolder
 from gbad_batch.engine.training.data import Labelled, load_labelled
-from gbad_batch.engine.training.phase1 import Phase1Settings
+from gbad_batch.engine.training.phase1 import Phase1Settings, Stage
 from gbad_batch.engine.training.phase2 import Phase2Settings
 from gbad_batch.engine.training.pipeline import train
 from gbad_batch.engine.training.pixels import decoded
@@ -141,7 +141,7 @@ def _trained(threat: str, size: Size, work: Path) -> tuple[Contest, NDArray[np.f
         demo=True,
         phases=(1, 2),
         architecture=Architecture(backbone=size.backbone, input_size=size.pixels),
-        phase1=Phase1Settings(stages=((size.pixels, size.epochs),)),
+        phase1=Phase1Settings(stages=(Stage(size.pixels, size.epochs),)),
         phase2=Phase2Settings(steps=size.steps),
     )
     print(f"training in {settings.run}", file=sys.stderr)

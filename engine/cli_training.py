@@ -143,8 +143,9 @@ _HOW_TO_TRAIN = options(
         "--stages",
         default="128:10,256:5",
         show_default=True,
-        metavar="SIZE:EPOCHS,...",
-        help="Image sizes of phase I, growing, and epochs at each.",
+        metavar="SIZE:EPOCHS[:WINDOW],...",
+        help="Image sizes of phase I, growing, and epochs at each. A window of less than 1 shows only that "
+        "share of each side, around a threat where the labels have boxes: small threats are learned sooner.",
     ),
     click.option("--batch-size", type=click.IntRange(2), default=32, show_default=True, help="Of phase I."),
     click.option(

@@ -17,7 +17,7 @@ from gbad_batch.engine.row import THREATS
 from gbad_batch.engine.synth import SynthSettings, air_of, write_archive
 from gbad_batch.engine.training.data import Labelled, load_labelled
 from gbad_batch.engine.training.datasets import Box
-from gbad_batch.engine.training.phase1 import Phase1Settings
+from gbad_batch.engine.training.phase1 import Phase1Settings, Stage
 from gbad_batch.engine.training.phase2 import Phase2Settings
 from gbad_batch.engine.training.pipeline import train
 from gbad_batch.engine.training.progress import silent
@@ -276,7 +276,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> TrainSettings:
         projected=10,
         projected_from=SYNTH,
         architecture=Architecture(backbone="regnetx_004", input_size=64),
-        phase1=Phase1Settings(stages=((32, 1),), batch_size=8, watched=8),
+        phase1=Phase1Settings(stages=(Stage(32, 1),), batch_size=8, watched=8),
         phase2=Phase2Settings(steps=20),
     )
 

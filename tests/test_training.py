@@ -27,7 +27,7 @@ from gbad_batch.engine.runtime import open_engine
 from gbad_batch.engine.training import features, phase1, phase2, pipeline
 from gbad_batch.engine.training.augment import Augmentation, ImageSettings, draw, training_images
 from gbad_batch.engine.training.data import Labelled, Shares, Splits, split
-from gbad_batch.engine.training.phase1 import Phase1Settings, classification_loss
+from gbad_batch.engine.training.phase1 import Phase1Settings, Stage, classification_loss
 from gbad_batch.engine.training.phase2 import (
     Phase2Settings,
     adversarial_loss,
@@ -92,7 +92,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> TrainSettings:
         threads=1,
         gate_images=2,
         architecture=ARCHITECTURE,
-        phase1=Phase1Settings(stages=((32, 1), (64, 1)), batch_size=16, watched=16),
+        phase1=Phase1Settings(stages=(Stage(32, 1), Stage(64, 1)), batch_size=16, watched=16),
         phase2=Phase2Settings(steps=60),
     )
 
@@ -234,7 +234,7 @@ def test_a_training_starts_from_the_network_of_a_bundle(
 def test_the_reports_phase_one_has_no_pyramid(
     settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    short = replace(pipeline.REPORTED, stages=((32, 1),), batch_size=16)
+    short = replace(pipeline.REPORTED, stages=(Stage(32, 1),), batch_size=16)
     monkeypatch.setattr(pipeline, "REPORTED", short)
     assert pipeline.ReportedNetwork("regnetx_004").body.get_classifier().out_features == 5  # type: ignore
     lines = train_as_reported(replace(settings, run=tmp_path / "run"))

@@ -60,17 +60,22 @@ class ImageSettings:
 
 
 def training_images(
-    paths: Sequence[Path], batches: Sequence[Index], epoch: int, settings: ImageSettings
+    paths: Sequence[Path],
+    batches: Sequence[Index],
+    epoch: int,
+    settings: ImageSettings,
+    parts: NDArray[np.float32] | None = None,
 ) -> Iterator[tuple[Index, Tensor]]:
     """Yield positions [n] and images float32 [n, 3, S, S] (channels last) of each batch, in order.
 
-    The batches must have one size. DALI resizes with an antialiased triangle filter, as the scan does
-    (`python -m benchmarks training-pixels` measures what is left); at the border of a moved image its edge
-    is repeated, not black: scanners leave air around a bag.
+    `parts`: left, top, width and height of what is seen of each path's image, as shares of it, [., 4];
+    None for whole images. The batches must have one size. DALI resizes with an antialiased triangle filter,
+    as the scan does (`python -m benchmarks training-pixels` measures what is left); at the border of a moved
+    image its edge is repeated, not black: scanners leave air around a bag.
     """
     if not len(batches):
         return
-    pipeline = _pipeline(paths, batches, epoch, settings)
+    pipeline = _pipeline(_Source(paths, epoch, settings, parts), batches)
     for expected in batches:
         images, index = pipeline.run()
         # each image brings its own position: results are never joined again by counting
@@ -81,15 +86,43 @@ def training_images(
         yield expected, tensor.permute(0, 3, 1, 2)
 
 
-def _pipeline(paths: Sequence[Path], batches: Sequence[Index], epoch: int, settings: ImageSettings) -> Any:
+@dataclass(frozen=True)
+class _Source:
+    """What is fed to DALI of each image."""
+
+    paths: Sequence[Path]
+    epoch: int
+    settings: ImageSettings
+    parts: NDArray[np.float32] | None
+
+    def batch(self, index: Index) -> tuple[list[Any], ...]:
+        """Bytes, mirrors and positions and, where asked for, parts and maps of a batch."""
+        settings = self.settings
+        augmentation = settings.augmentation or Augmentation(0, 0, 0, 0, 0)
+        drawn = [draw(augmentation, settings.size, (settings.seed, self.epoch, int(i))) for i in index]
+        return (
+            [np.frombuffer(self.paths[i].read_bytes(), np.uint8) for i in index],
+            [np.array([each.mirror], np.int32) for each in drawn],
+            [np.array([i], np.int64) for i in index],
+            *(
+                []
+                if self.parts is None
+                else [[p[:2] for p in self.parts[index]], [p[2:] for p in self.parts[index]]]
+            ),
+            *([[each.affine for each in drawn]] if settings.augmentation else []),
+        )
+
+
+def _pipeline(source: _Source, batches: Sequence[Index]) -> Any:
     from nvidia.dali import fn, types
     from nvidia.dali.pipeline import pipeline_def
 
+    settings = source.settings
     on_gpu = settings.device != "cpu"
     fed = iter(batches)
 
     def feed() -> tuple[list[Any], ...]:
-        return _fed(paths, next(fed), epoch, settings)
+        return source.batch(next(fed))
 
     @pipeline_def(
         batch_size=len(batches[0]),
@@ -99,8 +132,9 @@ def _pipeline(paths: Sequence[Path], batches: Sequence[Index], epoch: int, setti
     )
     def define() -> Any:
         kind, linear = types.DALIDataType, types.DALIInterpType.INTERP_LINEAR
-        fed_kinds = [kind.UINT8, kind.INT32, kind.INT64, *([kind.FLOAT] if settings.augmentation else [])]
-        encoded, mirror, index, *affine = cast(
+        parted, moved = source.parts is not None, settings.augmentation is not None
+        fed_kinds = [kind.UINT8, kind.INT32, kind.INT64, *[kind.FLOAT] * (2 * parted + moved)]
+        encoded, mirror, index, *more = cast(
             "Sequence[Any]",
             fn.external_source(feed, num_outputs=len(fed_kinds), batch=True, dtype=fed_kinds),
         )
@@ -111,9 +145,11 @@ def _pipeline(paths: Sequence[Path], batches: Sequence[Index], epoch: int, setti
             adjust_orientation=False,  # the scan's policy
             jpeg_fancy_upsampling=True,  # as the CPU decoders do
         )
-        images: Any = fn.resize(images, size=(settings.size,) * 2, interp_type=linear, antialias=True)
-        if affine:
-            images = fn.warp_affine(images, matrix=affine[0], interp_type=linear, inverse_map=True)
+        if parted:
+            images: Any = fn.slice(images, more[0], more[1], axis_names="WH")
+        images = fn.resize(images, size=(settings.size,) * 2, interp_type=linear, antialias=True)
+        if moved:
+            images = fn.warp_affine(images, matrix=more[-1], interp_type=linear, inverse_map=True)
         images = fn.crop_mirror_normalize(
             images,
             mirror=mirror,
@@ -127,15 +163,3 @@ def _pipeline(paths: Sequence[Path], batches: Sequence[Index], epoch: int, setti
     pipeline = define()
     pipeline.build()
     return pipeline
-
-
-def _fed(paths: Sequence[Path], batch: Index, epoch: int, settings: ImageSettings) -> tuple[list[Any], ...]:
-    """Bytes, mirrors, positions and, for images that are moved, maps of a batch."""
-    augmentation = settings.augmentation or Augmentation(0, 0, 0, 0, 0)
-    drawn = [draw(augmentation, settings.size, (settings.seed, epoch, int(i))) for i in batch]
-    return (
-        [np.frombuffer(paths[i].read_bytes(), np.uint8) for i in batch],
-        [np.array([each.mirror], np.int32) for each in drawn],
-        [np.array([i], np.int64) for i in batch],
-        *([[each.affine for each in drawn]] if settings.augmentation else []),
-    )

@@ -63,7 +63,7 @@ def card(
         default=default,
         points=_points(points[default]),
         epochs=f"{len(provenance['epochs'])} epochs",
-        sizes=", ".join(str(size) for size, _ in settings["stages"]),
+        sizes=", ".join(_seen(*stage) for stage in settings["stages"]),
         batch=settings["batch_size"],
         optimizer=settings["optimizer"],
         steps=provenance["settings"]["phase2"]["steps"],
@@ -126,3 +126,8 @@ def _points(points: Sequence[Mapping[str, Any]]) -> str:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _seen(size: int, _: int, window: float) -> str:
+    """Say what the images of a stage were."""
+    return str(size) if window == 1 else f"{size} (windows of {window:g} of the sides, around boxes)"

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,16 +19,25 @@ from .checkpoint import RunFolder, State
 from .data import Index, Labelled, batches
 from .observe import Observed, observe
 from .progress import Progress
+from .windows import BoxedThreats
 
 NAME = "phase1"
 CHECKPOINT_EVERY_S = 120.0  # when a checkpoint is written changes no weight
+
+
+class Stage(NamedTuple):
+    """Some epochs at one size."""
+
+    size: int  # pixels a side
+    epochs: int
+    window: float = 1.0  # share of the image's sides that is seen: below 1, the part around a boxed threat
 
 
 @dataclass(frozen=True)
 class Phase1Settings:
     """How the network is trained."""
 
-    stages: tuple[tuple[int, int], ...] = ((128, 10), (256, 5))  # pixels a side, epochs
+    stages: tuple[Stage, ...] = (Stage(128, 10), Stage(256, 5))
     batch_size: int = 32  # images
     optimizer: str = "adamw"  # or sgd, with a momentum of 0.9
     learning_rate: float = 2e-3  # at its peak
@@ -43,9 +52,9 @@ class Phase1Settings:
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     @property
-    def sizes(self) -> list[int]:
-        """Image size of each epoch."""
-        return [size for size, epochs in self.stages for _ in range(epochs)]
+    def by_epoch(self) -> list[Stage]:
+        """Return the stage of each epoch."""
+        return [stage for stage in self.stages for _ in range(stage.epochs)]
 
 
 @dataclass(frozen=True)
@@ -88,23 +97,26 @@ class Classifier:
         self.smooth += (loss.item() - self.smooth) * 0.02
         return self.smooth
 
-    def end_epoch(self, observed: Observed, size: int, seconds: float, images: int) -> None:
-        """Note what the average does on the watched images; the best of the last size is kept."""
-        line = {"epoch": self.epoch + 1, "size": size, "loss": self.smooth, "seconds": round(seconds, 1)}
-        self.lines.append({**line, "images_per_second": round(images / seconds, 1), **observed.line()})
+    def end_epoch(self, observed: Observed, seconds: float, images: int) -> None:
+        """Note what the average does on the watched images; the best of the last stage is kept."""
+        stages = self.settings.by_epoch
+        stage = stages[self.epoch]
+        line = {"epoch": self.epoch + 1, "size": stage.size, "window": stage.window, "loss": self.smooth}
+        speed = {"seconds": round(seconds, 1), "images_per_second": round(images / seconds, 1)}
+        self.lines.append({**line, **speed, **observed.line()})
         # on a few validation images with no positive of a class there is no mAP: the last epoch is then best
         value = observed.validation_map if math.isfinite(observed.validation_map) else self.best_map
-        if size == self.settings.sizes[-1] and value >= self.best_map:
+        if stage == stages[-1] and value >= self.best_map:
             self.best, self.best_map = _copied(self.average.module), value
         self.epoch, self.step = self.epoch + 1, 0
 
     @property
     def done(self) -> bool:
-        """Tell whether all epochs are done, or the last size no longer gets better."""
-        sizes = self.settings.sizes
-        last = [line for line in self.lines if line["size"] == sizes[-1]]
+        """Tell whether all epochs are done, or the last stage no longer gets better."""
+        stages = self.settings.by_epoch
+        last = self.lines[len(stages) - self.settings.stages[-1].epochs :]
         best = max(range(len(last)), key=lambda k: (last[k]["validation_map"] or 0, k), default=0)
-        return self.epoch >= len(sizes) or len(last) - 1 - best >= self.settings.patience
+        return self.epoch >= len(stages) or len(last) - 1 - best >= self.settings.patience
 
     def state(self) -> State:
         """Return all that a later process needs to go on as if nothing had happened."""
@@ -143,17 +155,21 @@ def train_network(
 
     `network` maps normalized images to (features, logits); the model gives the constants of normalization.
     """
-    labels = torch.from_numpy(data.labelled.labels)
+    stages = settings.by_epoch
+    boxed = BoxedThreats(data.labelled, data.train) if any(each.window < 1 for each in stages) else None
     classifier = Classifier(network, settings, _positive_weight(data, settings))
     if (state := run.load(NAME)) is not None:
         classifier.restore(state)
     device = next(network.parameters()).device
     watch = _Watch(data, settings, seed)
     while not classifier.done:
-        epoch, size = classifier.epoch, settings.sizes[classifier.epoch]
+        epoch, stage = classifier.epoch, stages[classifier.epoch]
         plan = epoch_batches(data, settings, seed, epoch)
+        parts, labels = None, data.labelled.labels
+        if boxed is not None and stage.window < 1:
+            parts, labels = boxed.draw(np.concatenate(plan), stage.window, (seed, 7, epoch))
         images = ImageSettings(
-            size=size,
+            size=stage.size,
             mean=tuple(model.pixel_mean.tolist()),
             std=tuple(model.pixel_std.tolist()),
             augmentation=settings.augmentation,
@@ -163,19 +179,20 @@ def train_network(
         )
         begun = saved = time.monotonic()
         first = classifier.step
-        for index, batch in training_images(data.labelled.paths, plan[first:], epoch, images):
-            rate = _rate(epoch * len(plan) + classifier.step, len(settings.sizes) * len(plan), settings)
-            loss = classifier.learn(batch, labels[index].to(device), rate)
+        for index, batch in training_images(data.labelled.paths, plan[first:], epoch, images, parts):
+            rate = _rate(epoch * len(plan) + classifier.step, len(stages) * len(plan), settings)
+            loss = classifier.learn(batch, torch.from_numpy(labels[index]).to(device), rate)
             now = time.monotonic()
             speed = (classifier.step - first) * len(index) / (now - begun)
-            figures = {"loss": loss, "mAP": classifier.best_map, "pixels": size, "img/s": speed}
-            progress("phase I", epoch * len(plan) + classifier.step, len(settings.sizes) * len(plan), figures)
+            figures = {"loss": loss, "mAP": classifier.best_map, "pixels": stage.size, "img/s": speed}
+            progress("phase I", epoch * len(plan) + classifier.step, len(stages) * len(plan), figures)
             if now - saved > CHECKPOINT_EVERY_S:
                 run.save(NAME, classifier.state())
                 saved = now
         trained = (len(plan) - first) * settings.batch_size
-        observed = observe(classifier.average.module, model, watch.at(size))
-        classifier.end_epoch(observed, size, time.monotonic() - begun, trained)
+        # whole images, at the scale at which the windows were seen
+        observed = observe(classifier.average.module, model, watch.at(round(stage.size / stage.window)))
+        classifier.end_epoch(observed, time.monotonic() - begun, trained)
         run.save(NAME, classifier.state())
         run.record(NAME, classifier.lines)
     assert classifier.best is not None

@@ -3,11 +3,11 @@
 from torch import Tensor, nn
 
 from .augment import Augmentation
-from .phase1 import Phase1Settings
+from .phase1 import Phase1Settings, Stage
 
 # 15 epochs at 256 pixels; the report names no optimizer, rate or batch size: those are the project's
 REPORTED = Phase1Settings(
-    stages=((256, 15),), weight_decay=0.0, patience=15, augmentation=Augmentation(), average_decay=0.0
+    stages=(Stage(256, 15),), weight_decay=0.0, patience=15, augmentation=Augmentation(), average_decay=0.0
 )
 
 

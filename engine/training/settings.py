@@ -7,7 +7,7 @@ from typing import Any
 from ..errors import Refused
 from ..model.architecture import Architecture
 from .data import Shares
-from .phase1 import Phase1Settings
+from .phase1 import Phase1Settings, Stage
 from .phase2 import Phase2Settings
 from .phase3 import Phase3Settings
 
@@ -83,14 +83,17 @@ def train_settings(dataset: Path, **given: Any) -> TrainSettings:
     )
 
 
-def _stages(text: str) -> tuple[tuple[int, int], ...]:
-    """Read 128:10,256:5 as ten epochs at 128 pixels and five at 256."""
+def _stages(text: str) -> tuple[Stage, ...]:
+    """Read 128:10:0.5,256:5 as ten epochs at 128 pixels, of half of each side, and five at 256."""
     try:
-        stages = tuple((int(size), int(epochs)) for size, epochs in (e.split(":") for e in text.split(",")))
-    except ValueError:
-        raise Refused(f"--stages {text!r} is not SIZE:EPOCHS,... such as 128:10,256:5") from None
-    if any(size < 32 or epochs < 1 for size, epochs in stages):
-        raise Refused(f"--stages {text!r}: sizes are 32 pixels or more, epochs 1 or more")
+        fields = [each.split(":") for each in text.split(",")]
+        stages = tuple(Stage(int(size), int(epochs), *map(float, window)) for size, epochs, *window in fields)
+    except (TypeError, ValueError):
+        raise Refused(f"--stages {text!r} is not SIZE:EPOCHS[:WINDOW],... such as 128:10,256:5") from None
+    if any(size < 32 or epochs < 1 or not 0 < window <= 1 for size, epochs, window in stages):
+        raise Refused(
+            f"--stages {text!r}: sizes are 32 pixels or more, epochs 1 or more, windows above 0 and at most 1"
+        )
     return stages
 
 
