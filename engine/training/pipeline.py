@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from ..bundle import DEFAULT_PFA, Bundle, check_vacant
 from ..durable import remove
@@ -66,13 +67,26 @@ def train(settings: TrainSettings, progress: Progress = silent) -> Path | None:
 
 def train_as_reported(settings: TrainSettings, progress: Progress = silent) -> list[dict[str, Any]]:
     """Run phase I as the report has it; returns the figures of each epoch. There is no bundle of it."""
+    if settings.start is not None:
+        raise Refused("--report-exact trains another network than bundles hold: --start has no place in it")
     settings = _with_report(settings)
     training = _Training(settings, progress)
-    network = ReportedNetwork(settings.architecture.backbone).to(settings.device)
+    network = ReportedNetwork(settings.architecture.backbone)
+    _load_imagenet(network.body, settings)
+    network.to(settings.device)
     model = training.model
     return train_network(
         model, network, training.phase1_data(), settings.phase1, settings.seed, training.run, progress
     )
+
+
+def _load_imagenet(backbone: nn.Module, settings: TrainSettings) -> None:
+    """Give a backbone the ImageNet weights that were asked for, if any were."""
+    name = settings.architecture.backbone
+    if settings.backbone_weights == HUB:
+        fetch_backbone_weights(backbone, name)
+    elif settings.backbone_weights is not None:
+        load_backbone_weights(backbone, name, settings.backbone_weights)
 
 
 def _with_report(settings: TrainSettings) -> TrainSettings:
@@ -232,11 +246,8 @@ class _Training:
             form = bundle.manifest.preprocessing
             other = GBAD.from_arrays(settings.architecture, bundle.tensors(), form.mean, form.std)
             network.load_state_dict(other.network.state_dict())
-        elif settings.backbone_weights == HUB:
-            fetch_backbone_weights(network.backbone, settings.architecture.backbone)
-        elif settings.backbone_weights is not None:
-            backbone = settings.architecture.backbone
-            load_backbone_weights(network.backbone, backbone, settings.backbone_weights)
+        else:
+            _load_imagenet(network.backbone, settings)
 
     def _load_network(self) -> None:
         finished = self.run.load("network")
