@@ -64,7 +64,7 @@ TESTS = {
 ARCHITECTURE = Architecture(backbone="regnetx_004")
 # windows first, at the scale of the whole image of 256 pixels: a threat is a hundredth or two of its bag
 PHASE1 = Phase1Settings(
-    stages=(Stage(64, 8, 0.25), Stage(96, 3, 0.375), Stage(128, 3, 0.5), Stage(256, 2)), watched=512
+    stages=(Stage(64, 8, 0.25), Stage(96, 3, 0.375), Stage(128, 3, 0.5), Stage(256, 6)), watched=512
 )
 PHASE2 = Phase2Settings(steps=6000)
 SMALL = "small"  # folder of the copies that phase I reads
