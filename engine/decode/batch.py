@@ -25,6 +25,7 @@ from ..errors import Refused
 from ..row import Row
 from ..text import one_line
 from . import Decoder
+from .memory import HostMemory
 from .stream import Stream
 
 if TYPE_CHECKING:
@@ -136,7 +137,10 @@ class BatchDecoder:
         while len(self._marks) > REMEMBERED:
             self._marks.popitem(last=False)
         pixels = self._memory.of(seen.pixels)
-        return [seen.ids[k] for k in good], pixels if len(good) == len(seen.ids) else pixels[good]
+        if len(good) < len(seen.ids):
+            pixels = pixels[good]
+            self._memory.wait()  # for DALI gets its own back
+        return [seen.ids[k] for k in good], pixels
 
     def _joined(self, rows: Sequence[Row], parts: Sequence[tuple[list[int], Any]]) -> tuple[list[Row], Any]:
         """Put parts together in the order of the rows; what is whole already stays where it is."""
@@ -154,10 +158,8 @@ class BatchDecoder:
         return [rows[i] for i in order], pixels
 
 
-def _memory(gpu: int | None) -> Any:
+def _memory(gpu: int | None) -> HostMemory:
     if gpu is None:
-        from .memory import HostMemory
-
         return HostMemory()
     from .memory_cuda import DeviceMemory
 

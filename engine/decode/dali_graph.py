@@ -1,5 +1,7 @@
 """DALI's graphs, one definition for a GPU and for the CPU: JPEG bytes or pixels in, the network's pixels out.
 
+They stay uint8: normalization is the engine's, with constants beside the weights, and less is moved.
+
 What is reported to go wrong in these libraries is kept out here:
 
 - Decoding of a part of an image (crop, slice) crashes on some GPUs: images are decoded whole.

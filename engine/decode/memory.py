@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+ALIGNMENT = 256  # bytes, of an image in a buffer, as CUDA's own allocations have it
+
 
 class HostMemory:
     """Memory of the machine. What it gives are arrays, of numpy or torch, and the same words serve both."""
@@ -39,13 +41,13 @@ class HostMemory:
         memory, which hardware may write to out of turn.
         """
         sizes = [height * width * 3 for height, width in shapes]
-        if len(self._buffer) < sum(sizes):
-            self._buffer = self.empty(sum(sizes))
-        self._buffer[: sum(sizes)] = 0
-        ends = np.cumsum(sizes).tolist()
+        starts = np.cumsum([0, *(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)]).tolist()
+        if len(self._buffer) < starts[-1]:
+            self._buffer = self.empty(starts[-1])
+        self._buffer[: starts[-1]] = 0
         return [
-            self._buffer[end - size : end].reshape(*shape, 3)
-            for end, size, shape in zip(ends, sizes, shapes, strict=True)
+            self._buffer[start : start + size].reshape(*shape, 3)
+            for start, size, shape in zip(starts, sizes, shapes, strict=False)
         ]
 
     def wait(self) -> None:

@@ -35,7 +35,8 @@ class Lane:
         shape = (self._sizes[-1], side, side, 3)
         self._host = torch.zeros(shape, dtype=torch.uint8, pin_memory=True)
         self._pixels = torch.zeros(shape, dtype=torch.uint8, device=device)
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], list[Tensor]]] = {}
+        # all at once, before a decoder uses the GPU: who waits for all of it, as DALI may, breaks a capture
+        self._graphs = {size: self._captured(size) for size in self._sizes}
         self._count = 0
         self._source = self._host  # what is being copied from: its memory must not come free
         self._found: list[Tensor] = []
@@ -45,8 +46,6 @@ class Lane:
         self._count = len(pixels)
         self._source = pixels if isinstance(pixels, Tensor) else self._staged(pixels)
         size = next(size for size in self._sizes if size >= self._count)
-        if size not in self._graphs:
-            self._graphs[size] = self._captured(size)
         graph, outputs, self._found = self._graphs[size]
         with torch.cuda.stream(self._stream):
             self._pixels[: self._count].copy_(self._source, non_blocking=True)
