@@ -182,6 +182,14 @@ _HOW = options(
         "--threads", type=int, metavar="N", help="Default: the cores that affinity and cgroup allow."
     ),
     click.option(
+        "--hardware-share",
+        type=float,
+        default=0.65,
+        show_default=True,
+        metavar="SHARE",
+        help="JPEGs for a GPU's JPEG hardware; the others take cores, too.",
+    ),
+    click.option(
         "--max-pixels",
         type=int,
         default=64_000_000,

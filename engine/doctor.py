@@ -22,7 +22,7 @@ PACKAGES = {
     ),
     "train": ("torch", "timm", "scikit-learn", "nncf", "nvidia-dali-cuda130"),
     "gpu": ("nvidia-dali-cuda130", "torch", "timm", "triton", "cuml-cu13"),
-    "tensorrt": ("tensorrt", "torch", "timm", "onnxscript"),
+    "tensorrt": ("tensorrt", "nvidia-dali-cuda130", "torch", "timm", "onnxscript"),
     "cluster": ("ray",),
 }
 DRIVER = Path("/proc/driver/nvidia/version")

@@ -50,6 +50,7 @@ class ScanSettings:
     max_pixels: int = 64_000_000  # of one image, from its header
     max_file_size: int = 256_000_000  # bytes of one image file or tar member
     decode_timeout: float = 60.0  # seconds for one image
+    hardware_share: float = 0.65  # of JPEGs, for a GPU's JPEG hardware; the others take cores, too
     cache_dir: Path | None = None  # of ready engines; None is the user's cache folder
     features: Path | None = None  # a folder for the features of every image
 
@@ -68,6 +69,8 @@ class ScanSettings:
             raise Refused("--overwrite and --retry exclude each other: give one of them")
         if self.threshold is not None and not math.isfinite(self.threshold):
             raise Refused(f"--threshold {self.threshold} is no number that a score could reach")
+        if not 0 <= self.hardware_share <= 1:
+            raise Refused(f"--hardware-share {self.hardware_share:g} is not a share between 0 and 1")
         for name, most in LARGEST.items():
             value = getattr(self, name)
             if value is not None and not 0 < value <= most:

@@ -147,6 +147,8 @@ def unusable(device: str) -> str | None:
     """Say why nothing can be computed on `cuda:N`, or None where it can; asks the driver, through torch."""
     if not is_installed("torch"):
         return f"torch, which drives it, is not installed ({HOW['gpu']})"
+    if not is_installed("nvidia.dali"):  # the CPU's decoders would do, at a fraction of a GPU's speed
+        return f"DALI, which decodes for it, is not installed ({HOW['gpu']})"
     import torch
 
     if not torch.cuda.is_available():

@@ -464,6 +464,14 @@ def test_what_cannot_be_is_refused_in_a_sentence(
     assert "\n" not in str(caught.value)
 
 
+def test_a_gpu_is_not_used_without_dali(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images would be decoded on the CPU, at a fraction of the speed, and to other bits."""
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)  # as Python marks what cannot be imported
+    with pytest.raises(Refused, match=r"DALI, .* is not installed \(pip install 'gbad-batch\[gpu\]'\)"):
+        resolve(tiny_bundle, "cuda", "auto", "auto")
+    assert resolve(tiny_bundle, "cpu", "auto", "auto").device == "cpu"
+
+
 @pytest.mark.parametrize("device", ["auto", "cpu"])
 def test_the_cpu_is_resolved_to_openvino_fp32(tiny_bundle: Bundle, device: str) -> None:
     assert resolve(tiny_bundle, device, "auto", "auto") == ("cpu", "openvino", "fp32")

@@ -16,7 +16,7 @@ from ..machine import usable_cores
 from . import OUTPUTS, Engine, Outputs, check_pixels, output_shapes, scored_twice
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from . import Pixels
 
 DEVICE = "CPU"
 BATCH = "free"  # of the engine, as in a cache key
@@ -124,7 +124,7 @@ class OpenVINORunner:
                 "the machine's memory, then run the same command again"
             ) from error
 
-    def __call__(self, pixels: "NDArray[np.uint8]") -> Outputs:
+    def __call__(self, pixels: "Pixels") -> Outputs:
         """Score pixels uint8 [n, S, S, 3]."""
         check_pixels(self.engine, pixels)
         return scored_twice(self.engine, self._infer, pixels)
@@ -133,7 +133,7 @@ class OpenVINORunner:
         """Free the model's memory."""
         self._request = None
 
-    def _infer(self, pixels: "NDArray[np.uint8]") -> Outputs:
+    def _infer(self, pixels: "Pixels") -> Outputs:
         if self._request is None:
             raise ValueError("the runner is closed")
         try:

@@ -10,19 +10,17 @@ from functools import cache
 from importlib.metadata import version as version_of
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..errors import Refused
 from . import Engine, Outputs, check_pixels, scored_twice
 from .torch_form import unpack
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import Tensor
 
     import tensorrt as trt
 
     from ..model.gbad import GBAD
+    from . import Pixels
 
 log = logging.getLogger(__name__)
 
@@ -80,14 +78,14 @@ class TensorRTRunner:
             with torch.cuda.device(device):
                 opened = [opened_plan(plans[part], part, engine) for part in (TRUNK, BIGAN)]
                 forwards = [_Forward(model.to(device), *opened) for _ in range(LANES)]
-            self._run: Callable[[NDArray[np.uint8]], Outputs] | None
+            self._run: Callable[[Pixels], Outputs] | None
             self._run = Lanes(forwards, SIZES, engine.input_size, device)
         except (RuntimeError, KeyError) as error:
             raise Refused(
                 f"TensorRT cannot open {engine.description} ({error!s:.200}): empty the cache folder"
             ) from error
 
-    def __call__(self, pixels: "NDArray[np.uint8]") -> Outputs:
+    def __call__(self, pixels: "Pixels") -> Outputs:
         """Score pixels uint8 [n, S, S, 3]."""
         check_pixels(self.engine, pixels)
         if self._run is None:
