@@ -1,10 +1,7 @@
 """TensorRT's half: what can be shown without it, graphs and refusals; the rest where it and a GPU are."""
 
-import ast
 import importlib.util
-from collections.abc import Iterator, Sequence
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -15,6 +12,7 @@ import torch_bundle
 from numpy.typing import NDArray
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
+from stubs import unknown_names
 
 from gbad_batch.engine.bundle import Bundle, write_bundle
 from gbad_batch.engine.errors import Refused
@@ -129,24 +127,9 @@ def test_an_engine_is_not_opened_where_no_gpu_is(bundle: Bundle) -> None:
         open_engine(engine)
 
 
-def missing(body: Sequence[ast.stmt], found: object) -> Iterator[str]:
-    """Names that a stub declares and a module, or a class, has not."""
-    for each in body:
-        if isinstance(each, ast.ClassDef | ast.FunctionDef):
-            if not hasattr(found, each.name):
-                yield each.name
-            elif isinstance(each, ast.ClassDef):
-                yield from (f"{each.name}.{name}" for name in missing(each.body, getattr(found, each.name)))
-        elif isinstance(each, ast.Assign | ast.AnnAssign):
-            target = each.targets[0] if isinstance(each, ast.Assign) else each.target
-            if not hasattr(found, ast.unparse(target)):
-                yield ast.unparse(target)
-
-
 def test_what_the_type_checker_knows_of_tensorrt_is_there() -> None:
-    tensorrt = pytest.importorskip("tensorrt")
-    stub = Path(__file__).parents[1] / ".typing" / "tensorrt" / "__init__.pyi"
-    assert list(missing(ast.parse(stub.read_text()).body, tensorrt)) == []
+    pytest.importorskip("tensorrt")
+    assert unknown_names("tensorrt") == []
 
 
 @pytest.mark.gpu
