@@ -69,7 +69,7 @@ class Scan:
         self, ledger: Ledger, journal: Journal | None = None, suspects: frozenset[bytes] = frozenset()
     ) -> Iterator[Batch]:
         """Run the scan: each line is a stage, each stage ahead of the next by a bounded number of items."""
-        size, threads = self.settings.batch_size, self.threads
+        size, threads = self.settings.batch_size_on(self._scorer.engine.device), self.threads
         decode = partial(self._decode, journal, suspects)
         log.info("%s", self._scorer.introduction())
         with self._pipeline as pipeline:
