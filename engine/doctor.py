@@ -34,8 +34,8 @@ PACKAGES = {
 UNNEEDED = {"torch-tensorrt": "missing, and not needed: TensorRT's own builder makes the engines"}
 DRIVER = Path("/proc/driver/nvidia/version")
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_bf16")
-# NVIDIA's architectures whose data centre cards have JPEG engines (A100 and A30, H100 and H200, B100 to B300)
-JPEG_ENGINES = ("sm_80", "sm_90", "sm_100", "sm_103")
+# whose cards have JPEG engines: A100 and A30, H100 and H200, B100 to B300, and RTX 50 as is reported
+JPEG_ENGINES = ("sm_80", "sm_90", "sm_100", "sm_103", "sm_120")
 DAY = 86400  # seconds
 
 
@@ -114,7 +114,7 @@ def driver_cuda() -> str | None:
 def jpeg_engines(capability: str) -> str:
     """Say of an architecture, such as sm_90, whether its cards decode JPEG in hardware."""
     if capability in JPEG_ENGINES:
-        return f"expected, since data centre cards of {capability} have them; the card itself was not asked"
+        return f"expected, since cards of {capability} have them; this one was not asked"
     return f"none known of {capability}: JPEGs are decoded by CUDA kernels and the CPU"
 
 

@@ -26,7 +26,7 @@ def of(kind: str) -> list[str]:
     return [words for name, words in instructions() if name == kind]
 
 
-ENV = dict(word.partition("=")[::2] for line in of("ENV") for word in line.split())
+ENV = {key: value for line in of("ENV") for key, _, value in (word.partition("=") for word in line.split())}
 
 
 def test_addresses_are_given_by_who_builds() -> None:
