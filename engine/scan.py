@@ -70,7 +70,7 @@ class Scan:
         self, ledger: Ledger, journal: Journal | None = None, suspects: frozenset[bytes] = frozenset()
     ) -> Iterator[Batch]:
         """Run the scan: each line is a stage, each stage ahead of the next by a bounded number of items."""
-        size, threads = self.settings.batch_size, self.threads
+        size, threads = self.settings.batch_size_on(self._scorer.engine.device), self.threads
         decode = partial(self._decode, journal, suspects)
         log.info("%s", self._scorer.introduction())
         with self._pipeline as pipeline:
@@ -167,7 +167,8 @@ class Scan:
         device, _, gpu = self._scorer.engine.device.partition(":")
         if device == "cpu":
             return alone
-        return BatchDecoder(alone, int(gpu), settings.batch_size, self.threads, settings.hardware_share)
+        most = settings.batch_size_on(device)
+        return BatchDecoder(alone, int(gpu), most, self.threads, settings.hardware_share)
 
     def _fingerprint(self) -> dict[str, Any]:
         """Say what must match for an unfinished scan to be gone on with."""

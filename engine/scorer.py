@@ -12,7 +12,7 @@ from ..export import engine_for
 from .bundle import DEMO_SENTENCE, Bundle, default_bundle_path, operating_point
 from .decode.batch import Encoded
 from .errors import Refused, Stopped
-from .model.decision import Decision
+from .model.decision import Decision, on_device
 from .progress import Progress
 from .row import THREATS, ImageFault, Row
 from .runtime import EngineFailed, Outputs, Runner, open_engine
@@ -69,7 +69,8 @@ class Scorer:
             self.bundle, self.engine.precision, settings.decision, settings.pfa, settings.threshold
         )
         self.input_size = self.bundle.manifest.architecture.input_size
-        self._decision = Decision.from_tensors(self.point.decision, self.bundle.tensors())
+        decision = Decision.from_tensors(self.point.decision, self.bundle.tensors())
+        self._decision = on_device(decision, self.engine.device)
         self._class_thresholds = np.asarray(self.point.class_thresholds, np.float32)
         self._progress = progress
         self._threads = threads

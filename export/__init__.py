@@ -3,19 +3,19 @@
 import importlib
 import logging
 import os
-from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .choice import Choice, gpu_name, nvidia_gpus, resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from ..engine.bundle import Bundle
     from ..engine.runtime import Engine, Parity
     from .cache import EngineCache
+    from .gate import Built
 
 if __name__ != "gbad_batch.export":
     raise ImportError(f"import this package as gbad_batch.export, not as {__name__}")
@@ -53,9 +53,9 @@ def engine_for(
 
 def _ready(bundle: "Bundle", choice: Choice, kept: "EngineCache | None", threads: int | None) -> "Engine":
     """Take an engine from the cache, or build one, have it pass the gate, and keep it."""
-    from ..engine.runtime import Engine, open_engine
+    from ..engine.runtime import Engine
     from .cache import cache_key
-    from .gate import pass_gate
+    from .gate import Built, first_to_pass
 
     facts = _facts(bundle, choice)
     key = cache_key(facts)
@@ -69,34 +69,38 @@ def _ready(bundle: "Bundle", choice: Choice, kept: "EngineCache | None", threads
         features=bundle.manifest.architecture.features,
         bundle_hash=bundle.hash,
         key=key,
-        blob=entry.blob if entry else _build(bundle, choice),
+        blob=entry.blob if entry else b"",
         parity=_parity(entry.record) if entry else None,
     )
     if engine.parity is not None:
         return engine
-    with closing(open_engine(engine, threads)) as runner:
-        parity = pass_gate(bundle, runner)
-    log.debug("%s: %s", engine.description, parity)
+    built = [Built(entry.blob, entry.record.get("built", {}))] if entry else _build(bundle, engine, kept)
+    engine, passed = first_to_pass(bundle, engine, built, threads)
+    log.debug("%s: %s", engine.description, engine.parity)
     if kept:
-        kept.store(key, engine.blob, {"facts": facts, "parity": asdict(parity)})
-    return replace(engine, parity=parity)
+        parity = asdict(engine.parity) if engine.parity else None
+        kept.store(key, engine.blob, {"facts": facts, "built": dict(passed.how), "parity": parity})
+    return engine
 
 
-def _build(bundle: "Bundle", choice: Choice) -> bytes:
-    """Make what the runner of the backend opens."""
-    if choice.backend != "openvino":
-        log.info("the model is being compiled for %s, once: this takes minutes", choice.device)
-    if choice.backend == "tensorrt":
+def _build(bundle: "Bundle", engine: "Engine", kept: "EngineCache | None") -> "Iterator[Built]":
+    """Make what the runner of the backend opens, the fastest first; none is made before it is asked for."""
+    from .gate import Built
+
+    if engine.backend != "openvino":
+        log.info("the model is being compiled for %s, once: this takes minutes", engine.device)
+    if engine.backend == "tensorrt":
         from . import to_tensorrt
 
-        return to_tensorrt.build(bundle, choice.device, choice.precision)
-    if choice.backend == "inductor":
+        yield from to_tensorrt.build(bundle, engine, gpu_name(engine.device), kept)
+    elif engine.backend == "inductor":
         from . import to_inductor
 
-        return to_inductor.build(bundle, choice.device, choice.precision)
-    from ..engine.runtime import runtime_openvino
+        yield Built(to_inductor.build(bundle, engine.device, engine.precision), {})
+    else:
+        from ..engine.runtime import runtime_openvino
 
-    return runtime_openvino.build(bundle.network_onnx, bundle.bigan_onnx)
+        yield Built(runtime_openvino.build(bundle.network_onnx, bundle.bigan_onnx), {})
 
 
 def _facts(bundle: "Bundle", choice: Choice) -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """The parity gate: an engine is used only where it agrees with FP32 on the images of its bundle."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,13 +14,45 @@ from ..engine.errors import BundleError, Refused
 from ..engine.machine import cpu_flags, cpu_model
 from ..engine.model.decision import Decision
 from ..engine.row import Row
-from ..engine.runtime import Engine, Outputs, Parity, Runner
+from ..engine.runtime import Engine, NotFinite, Outputs, Parity, Runner, open_engine
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+log = logging.getLogger(__name__)
+
 BATCH = 16  # images; no score depends on it
 LOSSES = ("reconstruction_loss", "feature_matching_loss")
+
+
+@dataclass(frozen=True)
+class Built:
+    """What was built for an engine, not yet compared with FP32."""
+
+    blob: bytes  # what its backend opens
+    how: Mapping[str, Any]  # what was chosen on the way, for the record
+
+
+def first_to_pass(
+    bundle: Bundle, engine: Engine, built: Iterable[Built], threads: int | None
+) -> tuple[Engine, Built]:
+    """Open what was built one after the other until the gate lets one pass; returns the engine with it.
+
+    The next is built when the one before has failed, also by values that are no numbers, which half precision
+    overflows to. Raises what `pass_gate` raises of the last.
+    """
+    refused: Refused | NotFinite | None = None
+    for candidate in built:
+        if refused:
+            log.info("%s; another form of it is tried", refused)
+        ready = replace(engine, blob=candidate.blob)
+        try:
+            with closing(open_engine(ready, threads)) as runner:
+                return replace(ready, parity=pass_gate(bundle, runner)), candidate
+        except (Refused, NotFinite) as error:
+            refused = error
+    assert refused is not None
+    raise refused
 
 
 def pass_gate(bundle: Bundle, runner: Runner) -> Parity:

@@ -44,6 +44,7 @@ from .progress import Progress, silent
 from .projected import FOLDER, project_threats
 from .reported import REPORTED, ReportedNetwork
 from .settings import HUB, PHASES, TrainSettings
+from .svm import choose_fitter
 from .threats import open_threats
 
 GATE_SEED = 1 << 32  # its pictures are in no training set
@@ -268,10 +269,11 @@ class _Training:
         warning = check_collapse(finished["figures"], value, len(self.benign), settings.phase2)
         self.warnings += [warning] if warning else []
         train = losses.take(self.splits.train)
-        decisions = fit_decisions(train, validation, settings.phase3, settings.seed, self.progress)
+        library, fitter = choose_fitter(settings.device)
+        decisions = fit_decisions(train, validation, settings.phase3, settings.seed, self.progress, fitter)
         default = choose_default(decisions, validation)
         outcome = Outcome(model, decisions, default, losses.take(self.splits.calibration))
-        outcome.provenance = self._provenance(losses, decisions, finished["figures"])
+        outcome.provenance = self._provenance(losses, decisions, finished["figures"]) | {"svm": library}
         outcome.provenance["test"] = self._tested(losses.take(self.splits.test), outcome)
         return outcome
 
