@@ -6,13 +6,15 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from gbad_batch.engine.errors import GbadError
+
 from .report import write_json
 
 FOLDER = Path(__file__).parent
 
 
 def main(words: list[str]) -> int:
-    """Return the exit code: 0 done, 1 a threshold failed, 2 no such benchmark."""
+    """Return the exit code: 0 done, 1 a threshold failed, 2 no such benchmark, or refused."""
     known = benchmarks()
     if not words or words[0] in ("-h", "--help"):
         print("python -m benchmarks NAME [--json FILE]\n")
@@ -45,7 +47,11 @@ def run_one(name: str, idea: str, words: list[str]) -> int:
     if hasattr(module, "options"):
         module.options(parser)
     arguments = parser.parse_args(words)
-    report = module.run(arguments)
+    try:
+        report = module.run(arguments)
+    except GbadError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
     print(report.table())
     if arguments.json is not None:
         write_json(report, name, arguments.json)
