@@ -6,7 +6,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from gbad_batch.engine.errors import Refused
+from gbad_batch.engine.errors import GbadError
 
 from .report import write_json
 
@@ -49,7 +49,7 @@ def run_one(name: str, idea: str, words: list[str]) -> int:
     arguments = parser.parse_args(words)
     try:
         report = module.run(arguments)
-    except Refused as error:
+    except GbadError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return error.exit_code
     print(report.table())

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
+import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,11 +13,14 @@ import numpy as np
 import simplejpeg
 
 from gbad_batch.engine.durable import remove
+from gbad_batch.engine.machine import usable_cores
 from gbad_batch.engine.synth import SynthSettings, generator_hash, write_archive
 from gbad_batch.export.cache import default_cache_dir
 
 FOLDER_SIZE = 1000  # files
 LINKS = 60_000  # of one file; ext4 allows 65,000
+SIDES = (600, 900)  # pixels, both sides of a bag of `sized_bags`
+DRAWN = 6  # bags drawn for one whose sides lie there; it is about one in four
 
 
 def bags(folder: Path, pictures: int, seed: int = 1) -> list[Path]:
@@ -34,6 +39,38 @@ def thumbnails(folder: Path, count: int) -> list[Path]:
         path.write_bytes(simplejpeg.encode_jpeg(rng.integers(0, 256, (32, 32, 3), np.uint8), quality=80))
         paths.append(path)
     return paths
+
+
+def sized_bags(work: Path, count: int, seed: int = 301) -> list[Path]:
+    """Give the first `count` bags whose sides lie in SIDES, of a larger synthetic set that is kept."""
+    folder = labelled_set(work, SynthSettings(DRAWN * count, seed, 0.1, workers=usable_cores()))
+    least, most = SIDES
+    fitting = [
+        folder / "images" / image["file_name"]
+        for image in json.loads((folder / "boxes.json").read_text())["images"]
+        if least <= min(image["width"], image["height"]) and max(image["width"], image["height"]) <= most
+    ]
+    if len(fitting) < count:
+        raise ValueError(f"of {DRAWN * count} bags {len(fitting)} have sides of {least} to {most} pixels")
+    return fitting[:count]
+
+
+class Passes:
+    """The same pictures once, twice, or more often in a folder, by links; folders are made when asked for."""
+
+    def __init__(self, root: Path, pictures: Sequence[Path]):
+        self._root = root
+        own = root / "pictures"
+        own.mkdir(parents=True)
+        names = [f"{number:04d}{path.suffix}" for number, path in enumerate(pictures)]
+        self.pictures = [
+            Path(shutil.copy(path, own / name)) for path, name in zip(pictures, names, strict=True)
+        ]
+
+    def __call__(self, passes: int) -> Path:
+        """Return the folder that holds every picture `passes` times."""
+        folder = self._root / f"{passes}-passes"
+        return folder if folder.exists() else linked(folder, self.pictures, passes * len(self.pictures))
 
 
 def linked(root: Path, pictures: list[Path], count: int) -> Path:

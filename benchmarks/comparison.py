@@ -11,7 +11,7 @@ from gbad_batch.engine.evaluation.figures import percent, ranked
 from gbad_batch.engine.evaluation.measures import Auroc, AveragePrecision, Measure, Ranking, Share
 from gbad_batch.engine.training.phase3 import threshold_at
 
-from .report import Report
+from .report import Report, aligned
 
 Flags = NDArray[np.bool_]
 Scores = NDArray[np.float64]
@@ -88,7 +88,4 @@ class Comparison(Report):
             table.append([detector, *(mean for mean, _ in cells)])
             if any(each.least < each.most for each in row.values()):
                 table.append(["  over seeds", *(over for _, over in cells)])
-        wide = [max(map(len, column)) for column in zip(*table, strict=True)]
-        return [
-            "  ".join(cell.ljust(w) for cell, w in zip(line, wide, strict=True)).rstrip() for line in table
-        ]
+        return aligned(table)

@@ -13,7 +13,7 @@ from gbad_batch.engine.training.phase2 import Phase2Settings
 from gbad_batch.engine.training.pipeline import train
 from gbad_batch.engine.training.settings import TrainSettings
 
-from . import ganomaly
+from . import anomalib_environment, ganomaly
 from .archives import default_work_dir, labelled_set
 from .comparison import Comparison
 from .contest import Contest, open_run
@@ -108,13 +108,13 @@ def _add_ganomaly(report: Comparison, contest: Contest, arguments: argparse.Name
     work = ganomaly.Work(arguments.work, contest.digest, learned, judged)
     try:
         scores = work.scores(arguments.ganomaly_epochs)
-    except ganomaly.Unavailable as reason:
+    except anomalib_environment.Unavailable as reason:
         report.notes.append(f"ganomaly: not run, {reason}")
         return
     report.add_row("ganomaly", contest.judge([scores]))
     report.notes.append(
-        f"ganomaly: anomalib {ganomaly.VERSION}, {ganomaly.PIXELS} pixels, {len(benign)} benign images, "
-        f"{arguments.ganomaly_epochs} epochs, one seed"
+        f"ganomaly: anomalib {anomalib_environment.VERSION}, {ganomaly.PIXELS} pixels, "
+        f"{len(benign)} benign images, {arguments.ganomaly_epochs} epochs, one seed"
     )
 
 

@@ -1,15 +1,7 @@
-"""GANomaly on images, by anomalib in an environment of its own.
-
-anomalib pins packages that this project does not: it is never imported here, `ganomaly_worker.py` runs there.
-The environment takes 6 GB, nearly all of it torch; no weights are fetched.
-"""
+"""GANomaly on images, by anomalib in an environment of its own, where `ganomaly_worker.py` runs."""
 
 import hashlib
 import json
-import shutil
-import subprocess
-import sys
-import venv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +13,10 @@ from PIL import Image
 from gbad_batch.engine.durable import remove
 from gbad_batch.engine.training.pixels import decoded
 
-from .archives import default_work_dir
+from .anomalib_environment import VERSION, environment, run_to_end
 
-VERSION = "2.7.0"
 PIXELS = 64  # a side
 WORKER = Path(__file__).with_name("ganomaly_worker.py")
-
-
-class Unavailable(Exception):
-    """The environment cannot be made, or what runs in it failed; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -52,23 +39,10 @@ class Work:
             python = environment()
             for name, paths in {"benign": self.benign, "judged": self.judged}.items():
                 _write(own / name, paths)
-            _run([python, WORKER, own, str(PIXELS), str(epochs)])
+            run_to_end([python, WORKER, own, str(PIXELS), str(epochs)])
             for spent in ("benign", "judged", "Ganomaly"):  # the last holds anomalib's checkpoints
                 remove(own / spent)
         return np.load(out).astype(np.float64)
-
-
-def environment() -> Path:
-    """Return the Python of anomalib's environment in the user's cache, made where it is missing."""
-    folder = default_work_dir() / f"anomalib-{VERSION}"
-    python, done = folder / "bin" / "python", folder / "installed"
-    if not done.exists():
-        print(f"installing anomalib {VERSION} into {folder}", file=sys.stderr)
-        shutil.rmtree(folder, ignore_errors=True)
-        venv.create(folder, with_pip=True)
-        _run([python, "-m", "pip", "install", "--quiet", f"anomalib=={VERSION}", "torch"])
-        done.touch()
-    return python
 
 
 def _write(folder: Path, paths: Sequence[Path]) -> None:
@@ -78,13 +52,3 @@ def _write(folder: Path, paths: Sequence[Path]) -> None:
     for number, pixels in enumerate(decoded(paths, PIXELS)):
         assert pixels is not None  # training has left out what cannot be decoded
         Image.fromarray(pixels).save(folder / f"{number:06d}.png")
-
-
-def _run(words: Sequence[str | Path]) -> None:
-    try:
-        done = subprocess.run(words, capture_output=True, text=True)
-    except OSError as error:
-        raise Unavailable(str(error)) from error
-    if done.returncode:
-        last = (done.stderr.strip() or "no word of why").splitlines()[-1]
-        raise Unavailable(f"{Path(words[0]).name} {Path(words[1]).name}: {last}")

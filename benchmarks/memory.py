@@ -5,16 +5,17 @@ engine that does nothing, so that what is measured is the bookkeeping, at a bear
 """
 
 import argparse
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from .archives import bags, linked, thumbnails
 from .report import Report
+from .scan_process import Scanned, scanned_apart
 
 CONTRACT_BYTES_A_ROW = 16
 PICTURES = 50
+SLACK_MB = {"whole": 100, "listed": 50}  # over a smaller archive, the rows' bytes apart
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -28,24 +29,32 @@ def run(arguments: argparse.Namespace) -> Report:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
         root = Path(scratch)
         pictures = bags(root / "bags", PICTURES)
-        small = _peak_mb(root, "2k", pictures, 2_000, idle=False)
-        report.add("peak_mb_2k", small, "MB")
-        report.add(
-            "peak_mb_20k", _peak_mb(root, "20k", pictures, 20_000, idle=False), "MB", at_most=small + 100
-        )
-        tiny = thumbnails(root / "thumbnails", 1_000_000)
-        listed = _peak_mb(root, "100k", tiny, 100_000, idle=True)
-        report.add("peak_mb_listed_100k", listed, "MB")
-        allowed = listed + 50 + 900_000 * CONTRACT_BYTES_A_ROW / 1e6
-        report.add(
-            "peak_mb_listed_1m", _peak_mb(root, "1m", tiny, 1_000_000, idle=True), "MB", at_most=allowed
-        )
+        whole = {name: scan_of(root, name, pictures, n) for name, n in {"2k": 2_000, "20k": 20_000}.items()}
+        add_peaks(report, whole, SLACK_MB["whole"])
+        add_listed(report, root, {"listed_100k": 100_000, "listed_1m": 1_000_000})
     return report
 
 
-def _peak_mb(root: Path, name: str, pictures: list[Path], count: int, *, idle: bool) -> float:
-    archive = linked(root / name, pictures, count)
-    words = [sys.executable, "-m", f"{__package__}.scan_process", str(archive), str(root / f"{name}.parquet")]
+def add_listed(report: Report, root: Path, sizes: dict[str, int]) -> None:
+    """Add the peaks of two archives of thumbnails, scanned with an engine that does nothing."""
+    tiny = thumbnails(root / "thumbnails", max(sizes.values()))
+    listed = {name: scan_of(root, name, tiny, count, idle=True) for name, count in sizes.items()}
+    add_peaks(report, listed, SLACK_MB["listed"])
+
+
+def scan_of(
+    root: Path, name: str, pictures: list[Path], count: int, *, idle: bool = False, model: Path | None = None
+) -> Scanned:
+    """Scan `count` links to some pictures, in a process of its own."""
     print(f"  scanning {count} images ...", file=sys.stderr)
-    done = subprocess.run([*words, *(["--idle"] if idle else [])], check=True, capture_output=True, text=True)
-    return int(done.stdout) / 1e6
+    archive = linked(root / name, pictures, count)
+    chosen = {"model": model} if model else {}
+    return scanned_apart(archive, root / f"{name}.parquet", idle=idle, **chosen)
+
+
+def add_peaks(report: Report, scans: dict[str, Scanned], slack_mb: float) -> None:
+    """Add the peaks of a smaller and a larger archive; the larger may have its rows' bytes and some slack."""
+    (small, before), (large, after) = scans.items()
+    rows_mb = (after.images - before.images) * CONTRACT_BYTES_A_ROW / 1e6
+    report.add(f"peak_mb_{small}", before.peak_mb, "MB")
+    report.add(f"peak_mb_{large}", after.peak_mb, "MB", at_most=before.peak_mb + slack_mb + rows_mb)

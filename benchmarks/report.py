@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,14 +17,20 @@ SPEED_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf
 PACKAGES = (
     "gbad-batch",
     "cykooz-resizer",
+    "nncf",
     "numpy",
     "nvidia-nvimgcodec-cu13",
+    "onnxruntime",
     "openvino",
     "pyarrow",
     "simplejpeg",
+    "timm",
     "torch",
+    "torchvision",
     "triton",
 )
+
+Table = Sequence[Sequence[str]]  # rows of cells, the first its heading
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,9 @@ class Report:
     title: str
     notes: list[str] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
+    not_run: dict[str, str] = field(default_factory=dict)  # figures that are not to be had here, and why
+    facts: dict[str, Any] = field(default_factory=dict)  # what the record holds besides figures
+    tables: list[Table] = field(default_factory=list)  # what a person reads before the figures
 
     def add(
         self,
@@ -82,28 +92,43 @@ class Report:
         return bool(self.figures) and all(figure.passed for figure in self.figures)
 
     def table(self) -> str:
-        """Write heading, figures and notes as a person reads them."""
+        """Write heading, tables, figures and notes as a person reads them."""
         heading = [self.title, f"{cpu_model()}, {usable_cores()} cores, commit {commit()}", ""]
+        tables = [line for table in self.tables for line in (*(f"  {row}" for row in aligned(table)), "")]
         notes = [f"  {note}" for note in self.notes]
-        return "\n".join(heading + self.lines() + notes + ["" if self.figures else "nothing measured"])
+        ending = ["" if self.figures else "nothing measured"]
+        return "\n".join(heading + tables + self.lines() + notes + ending)
 
     def lines(self) -> list[str]:
         """Write the figures as aligned lines, a failed one marked."""
-        wide = max((len(figure.name) for figure in self.figures), default=0)
+        wide = max(map(len, [*(figure.name for figure in self.figures), *self.not_run]), default=0)
         lines = []
         for figure in self.figures:
             verdict = f"{'ok' if figure.passed else 'FAILED'}  {figure.bar}" if figure.bar else ""
             line = f"  {figure.name:<{wide}}  {figure.value:>12.6g} {figure.unit:<8} {verdict}"
             lines.append(line.rstrip())
-        return lines
+        return lines + [f"  {name:<{wide}}  {'not run':>12} {why}" for name, why in self.not_run.items()]
+
+
+def aligned(table: Table) -> list[str]:
+    """Write rows of cells as lines, each column as wide as its widest cell."""
+    wide = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return ["  ".join(cell.ljust(w) for cell, w in zip(row, wide, strict=True)).rstrip() for row in table]
 
 
 def write_json(report: Report, name: str, path: Path) -> None:
-    """Write the figures by name, and beside them what they were measured on."""
+    """Write what `record` gives."""
+    path.write_text(json.dumps(record(report, name), indent=2) + "\n", encoding="utf-8")
+
+
+def record(report: Report, name: str) -> dict[str, Any]:
+    """Give the figures by name, null where one was not run, and beside them what they were measured on."""
     content: dict[str, Any] = {figure.name: figure.value for figure in report.figures}
-    content |= {
+    content |= dict.fromkeys(report.not_run) | report.facts
+    return content | {
         "benchmark": name,
         "failed": [figure.name for figure in report.figures if not figure.passed],
+        "not_run": report.not_run,
         "notes": report.notes,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
@@ -111,7 +136,6 @@ def write_json(report: Report, name: str, path: Path) -> None:
         "machine": machine(),
         "versions": versions(),
     }
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def commit() -> str:

@@ -334,7 +334,7 @@ class GraphScan(Scan):
 
     def _open_decoder(self, limits: DecodeLimits) -> BatchDecoder:
         alone = Decoder(self._scorer.input_size, limits)
-        return BatchDecoder(alone, None, self.settings.batch_size_on("cpu"), self.threads, hardware_share=0.65)
+        return BatchDecoder(alone, None, most, self.threads, hardware_share=0.65)
 
 
 class LosingDecoder(BatchDecoder):
@@ -355,7 +355,7 @@ class LosingScan(GraphScan):
 
     def _open_decoder(self, limits: DecodeLimits) -> BatchDecoder:
         alone = Decoder(self._scorer.input_size, limits)
-        return LosingDecoder(alone, None, self.settings.batch_size_on("cpu"), self.threads, hardware_share=0.65)
+        return LosingDecoder(alone, None, most, self.threads, hardware_share=0.65)
 
 
 @pytest.fixture
