@@ -110,4 +110,5 @@ def _engine(
         ready = engine_for(bundle, device=device, engine=engine, precision=precision, cache_dir=cache_dir)
     except GbadError as error:
         return [Finding("engine", "a scan here", str(error), ok=False)]
-    return [Finding("engine", "a scan here would use", ready.description)]
+    why = [Finding("engine", "why", ready.reason)] if ready.reason else []
+    return [Finding("engine", "a scan here would use", ready.description), *why]

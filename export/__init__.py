@@ -24,6 +24,7 @@ __all__ = ["Choice", "engine_for", "nvidia_gpus", "resolve"]
 
 log = logging.getLogger(__name__)
 
+REFUSED = "refused"  # in the record of an engine that the gate did not pass: the finding
 ISA_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # hold oneDNN below what the CPU can do
 
 
@@ -37,29 +38,52 @@ def engine_for(
 ) -> "Engine":
     """Give an engine of the bundle, built or cached, that has passed the parity gate and is ready to open.
 
-    `threads` (None: those that this process may use) bounds the gate. Raises Refused for a device, engine and
-    precision that cannot go together here, or where the gate does not pass.
+    `threads` (None: those that this process may use) bounds the gate. Where `auto` would like INT8 and the
+    gate does not pass it, the engine is FP32's. Raises Refused for a device, engine and precision that cannot
+    go together here, or where the gate does not pass.
     """
     choice = resolve(bundle, device, engine, precision)
     from .cache import EngineCache
 
     kept = EngineCache.open(cache_dir)
     try:
+        if precision == "auto" and choice.precision == "int8":
+            return _int8_or_fp32(bundle, choice, kept, threads)
         return _ready(bundle, choice, kept, threads)
     finally:
         if kept:
             kept.close()
 
 
+def _int8_or_fp32(
+    bundle: "Bundle", choice: Choice, kept: "EngineCache | None", threads: int | None
+) -> "Engine":
+    """Take INT8 where it passes the gate on this machine, else FP32, and say which and why."""
+    from .gate import BeyondTolerance
+
+    try:
+        engine = _ready(bundle, choice, kept, threads)
+    except BeyondTolerance as error:
+        engine = _ready(bundle, choice._replace(precision="fp32"), kept, threads)
+        return replace(engine, reason=f"fp32 is used, not the faster int8: {error.finding}")
+    return replace(engine, reason="int8 is used: it is the faster one, and it passed the parity gate here")
+
+
 def _ready(bundle: "Bundle", choice: Choice, kept: "EngineCache | None", threads: int | None) -> "Engine":
-    """Take an engine from the cache, or build one, have it pass the gate, and keep it."""
+    """Take an engine from the cache, or build one, have it pass the gate, and keep it.
+
+    A refusal is kept too where another precision can take its place, for the next scan would only meet it
+    again; what FP32 was refused for is tried again.
+    """
     from ..engine.runtime import Engine, open_engine
     from .cache import cache_key
-    from .gate import pass_gate
+    from .gate import BeyondTolerance, pass_gate
 
     facts = _facts(bundle, choice)
     key = cache_key(facts)
     entry = kept.load(key) if kept else None
+    if entry and REFUSED in entry.record:
+        raise BeyondTolerance(entry.record[REFUSED])
     engine = Engine(
         backend=choice.backend,
         version=facts["version"],
@@ -74,8 +98,13 @@ def _ready(bundle: "Bundle", choice: Choice, kept: "EngineCache | None", threads
     )
     if engine.parity is not None:
         return engine
-    with closing(open_engine(engine, threads)) as runner:
-        parity = pass_gate(bundle, runner)
+    try:
+        with closing(open_engine(engine, threads)) as runner:
+            parity = pass_gate(bundle, runner)
+    except BeyondTolerance as error:
+        if kept and choice.precision != "fp32":
+            kept.store(key, b"", {"facts": facts, REFUSED: error.finding})
+        raise
     log.debug("%s: %s", engine.description, parity)
     if kept:
         kept.store(key, engine.blob, {"facts": facts, "parity": asdict(parity)})
@@ -96,6 +125,9 @@ def _build(bundle: "Bundle", choice: Choice) -> bytes:
         return to_inductor.build(bundle, choice.device, choice.precision)
     from ..engine.runtime import runtime_openvino
 
+    if choice.precision == "int8":
+        network, constants = bundle.network_int8
+        return runtime_openvino.build(network, bundle.bigan_onnx, constants)
     return runtime_openvino.build(bundle.network_onnx, bundle.bigan_onnx)
 
 
