@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from .cli_options import DEMO, options
-from .cli_training import data, evaluate, train
+from .cli_training import data, evaluate, quantize, train
 from .errors import GbadError, Refused, Stopped
 
 if TYPE_CHECKING:
@@ -404,5 +404,5 @@ def doctor(as_json: bool, empty_cache: bool, **given: Any) -> None:
     sys.exit(0 if all(finding.ok for finding in findings) else 1)
 
 
-for command in (train, evaluate, data):
+for command in (train, quantize, evaluate, data):
     main.add_command(command)

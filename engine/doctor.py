@@ -185,6 +185,7 @@ def _engine(
     return [
         Finding("engine", "a scan here would use", ready.description),
         Finding("engine", "because", f"{_why_there(ready, device, engine)}; {_why_by(ready, engine)}"),
+        *([Finding("engine", "in this precision", ready.reason)] if ready.reason else []),
         *([Finding("engine", "checked", str(ready.parity))] if ready.parity else []),
         Finding("engine", "images at a time", str(ScanSettings().batch_size_on(ready.device))),
     ]

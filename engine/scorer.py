@@ -101,6 +101,7 @@ class Scorer:
         """Say at the start which model runs on what, how far from FP32, and what it is not for."""
         manifest, engine = self.bundle.manifest, self.engine
         words = [f"model {manifest.name} ({self.bundle.hash[:12]}), {engine.description}"]
+        words += [engine.reason] if engine.reason else []
         words += [str(engine.parity)] if engine.parity else []
         words += [DEMO_SENTENCE] if manifest.demo else []
         return "; ".join(words)

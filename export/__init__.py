@@ -3,7 +3,7 @@
 import importlib
 import logging
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ __all__ = ["Choice", "engine_for", "nvidia_gpus", "resolve"]
 
 log = logging.getLogger(__name__)
 
+REFUSED = "refused"  # in the record of an engine that the gate did not pass: the finding
 ISA_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # hold oneDNN below what the CPU can do
 
 
@@ -37,29 +38,52 @@ def engine_for(
 ) -> "Engine":
     """Give an engine of the bundle, built or cached, that has passed the parity gate and is ready to open.
 
-    `threads` (None: those that this process may use) bounds the gate. Raises Refused for a device, engine and
-    precision that cannot go together here, or where the gate does not pass.
+    `threads` (None: those that this process may use) bounds the gate. Where `auto` would like INT8 and the
+    gate does not pass it, the engine is FP32's. Raises Refused for a device, engine and precision that cannot
+    go together here, or where the gate does not pass.
     """
     choice = resolve(bundle, device, engine, precision)
     from .cache import EngineCache
 
     kept = EngineCache.open(cache_dir)
     try:
+        if precision == "auto" and choice.precision == "int8":
+            return _int8_or_fp32(bundle, choice, kept, threads)
         return _ready(bundle, choice, kept, threads)
     finally:
         if kept:
             kept.close()
 
 
+def _int8_or_fp32(
+    bundle: "Bundle", choice: Choice, kept: "EngineCache | None", threads: int | None
+) -> "Engine":
+    """Take INT8 where it passes the gate on this machine, else FP32, and say which and why."""
+    from .gate import BeyondTolerance
+
+    try:
+        engine = _ready(bundle, choice, kept, threads)
+    except BeyondTolerance as error:
+        engine = _ready(bundle, choice._replace(precision="fp32"), kept, threads)
+        return replace(engine, reason=f"fp32 is used, not the faster int8: {error.finding}")
+    return replace(engine, reason="int8 is used: it is the faster one, and it passed the parity gate here")
+
+
 def _ready(bundle: "Bundle", choice: Choice, kept: "EngineCache | None", threads: int | None) -> "Engine":
-    """Take an engine from the cache, or build one, have it pass the gate, and keep it."""
+    """Take an engine from the cache, or build one, have it pass the gate, and keep it.
+
+    A refusal is kept too where another precision can take its place, for the next scan would only meet it
+    again; what FP32 was refused for is tried again.
+    """
     from ..engine.runtime import Engine
     from .cache import cache_key
-    from .gate import Built, first_to_pass
+    from .gate import BeyondTolerance, Built, first_to_pass
 
     facts = _facts(bundle, choice)
     key = cache_key(facts)
     entry = kept.load(key) if kept else None
+    if entry and REFUSED in entry.record:
+        raise BeyondTolerance(entry.record[REFUSED])
     engine = Engine(
         backend=choice.backend,
         version=facts["version"],
@@ -75,7 +99,12 @@ def _ready(bundle: "Bundle", choice: Choice, kept: "EngineCache | None", threads
     if engine.parity is not None:
         return engine
     built = [Built(entry.blob, entry.record.get("built", {}))] if entry else _build(bundle, engine, kept)
-    engine, passed = first_to_pass(bundle, engine, built, threads)
+    try:
+        engine, passed = first_to_pass(bundle, engine, built, threads)
+    except BeyondTolerance as error:
+        if kept and choice.precision != "fp32":
+            kept.store(key, b"", {"facts": facts, REFUSED: error.finding})
+        raise
     log.debug("%s: %s", engine.description, engine.parity)
     if kept:
         parity = asdict(engine.parity) if engine.parity else None
@@ -100,7 +129,8 @@ def _build(bundle: "Bundle", engine: "Engine", kept: "EngineCache | None") -> "I
     else:
         from ..engine.runtime import runtime_openvino
 
-        yield Built(runtime_openvino.build(bundle.network_onnx, bundle.bigan_onnx), {})
+        network, constants = bundle.network_int8 if engine.precision == "int8" else (bundle.network_onnx, b"")
+        yield Built(runtime_openvino.build(network, bundle.bigan_onnx, constants), {})
 
 
 def _facts(bundle: "Bundle", choice: Choice) -> dict[str, Any]:

@@ -58,15 +58,31 @@ def first_to_pass(
 def pass_gate(bundle: Bundle, runner: Runner) -> Parity:
     """Score the gate images and compare with the bundle's FP32 values.
 
-    Raises Refused where a difference exceeds the bundle's tolerance, BundleError where an image is no use.
+    Raises BeyondTolerance where a difference exceeds what the bundle allows for this precision, BundleError
+    where an image is no use.
     """
+    parity = measure(bundle, runner)
+    _check(bundle, runner.engine, parity)
+    return parity
+
+
+class BeyondTolerance(Refused):
+    """An engine runs and does not agree with FP32; `finding` says in what, without what to do."""
+
+    def __init__(self, finding: str):
+        super().__init__(f"{finding}; use --precision fp32, or another machine or bundle")
+        self.finding = finding
+
+
+def measure(bundle: Bundle, runner: Runner) -> Parity:
+    """Score the gate images and say how far from the bundle's FP32 values they are; raises BundleError."""
     found, expected = _scored(bundle, runner), bundle.gate()
     spread = bundle.manifest.benign_score_std
     scores = {name: _scores(bundle, name, found, expected) for name in bundle.manifest.decisions}
     flips: dict[str, float] = {}
     for name, (got, wanted) in scores.items():
         flips |= _flips(bundle, runner.engine.precision, name, got, wanted)
-    parity = Parity(
+    return Parity(
         images=len(expected.names),
         loss_rel_max=max(_relative(getattr(found, loss), getattr(expected, loss)) for loss in LOSSES),
         score_max={n: float(np.abs(got - wanted).max()) / spread[n] for n, (got, wanted) in scores.items()},
@@ -75,8 +91,6 @@ def pass_gate(bundle: Bundle, runner: Runner) -> Parity:
         cpu_flags=tuple(sorted(cpu_flags())),
         versions={runner.engine.backend: runner.engine.version, "numpy": np.__version__},
     )
-    _check(bundle, runner.engine, parity)
-    return parity
 
 
 def _scored(bundle: Bundle, runner: Runner) -> Outputs:
@@ -141,7 +155,7 @@ def _relative(got: "NDArray[np.float32]", wanted: "NDArray[np.float64]") -> floa
 
 
 def _check(bundle: Bundle, engine: Engine, parity: Parity) -> None:
-    tolerance = bundle.manifest.tolerance
+    tolerance = bundle.manifest.tolerance_of(engine.precision)
     measured = (
         ("the relative difference of a loss", parity.loss_rel_max, tolerance.loss_rel),
         ("the difference of a score in standard deviations", max(parity.score_max.values()), tolerance.score),
@@ -149,7 +163,7 @@ def _check(bundle: Bundle, engine: Engine, parity: Parity) -> None:
     )
     for what, value, most in measured:
         if not value <= most:
-            raise Refused(
+            raise BeyondTolerance(
                 f"{engine.description} does not agree with FP32 on the gate images of {bundle.path}: {what} "
-                f"is {value:.2g} and may be {most:.2g}; use --precision fp32, or another machine or bundle"
+                f"is {value:.2g} and may be {most:.2g}"
             )

@@ -333,7 +333,7 @@ class GraphScan(Scan):
     """A scan that decodes as on a GPU, by DALI's CPU operators."""
 
     def _open_decoder(self, limits: DecodeLimits) -> BatchDecoder:
-        alone = Decoder(self._scorer.input_size, limits)
+        alone, most = Decoder(self._scorer.input_size, limits), self.settings.batch_size_on("cpu")
         return BatchDecoder(alone, None, most, self.threads, hardware_share=0.65)
 
 
@@ -354,7 +354,7 @@ class LosingScan(GraphScan):
     """A scan whose GPU is lost."""
 
     def _open_decoder(self, limits: DecodeLimits) -> BatchDecoder:
-        alone = Decoder(self._scorer.input_size, limits)
+        alone, most = Decoder(self._scorer.input_size, limits), self.settings.batch_size_on("cpu")
         return LosingDecoder(alone, None, most, self.threads, hardware_share=0.65)
 
 

@@ -65,6 +65,7 @@ class Engine:
     key: str  # of the cache: engines of one key score alike
     blob: bytes = field(repr=False)  # what the backend opens
     parity: Parity | None = None  # None until the gate has passed
+    reason: str = ""  # why `auto` took this precision, where it had a choice
 
     @property
     def description(self) -> str:

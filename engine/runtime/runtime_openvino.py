@@ -43,16 +43,17 @@ def version() -> str:
     return str(load_openvino().get_version())
 
 
-def build(network: bytes, bigan: bytes) -> bytes:
+def build(network: bytes, bigan: bytes, constants: bytes = b"") -> bytes:
     """Compile both graphs for this CPU and return what `OpenVINORunner` opens.
 
-    `network` maps pixels to x and logits, `bigan` maps x to the losses; both are verified ONNX graphs. Raises
-    BundleError where OpenVINO cannot read or run them.
+    `network` maps pixels to x and logits, `bigan` maps x to the losses; both are verified ONNX graphs, but
+    for the INT8 form of the network, which is OpenVINO's XML with its constants. Raises BundleError where
+    OpenVINO cannot read or run them.
     """
     ov = load_openvino()
     core = ov.Core()
     try:
-        joined = _joined(ov, core.read_model(network), core.read_model(bigan))
+        joined = _joined(ov, core.read_model(network, constants), core.read_model(bigan))
         _check_activations(joined)
         stream = core.compile_model(joined, DEVICE, _properties(usable_cores())).export_model()
     except RuntimeError as error:

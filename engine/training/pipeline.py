@@ -1,6 +1,7 @@
 """From labelled images to a bundle: the three phases in order, each going on from where a kill left it."""
 
 import hashlib
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -12,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ..bundle import DEFAULT_PFA, Bundle, check_vacant
+from ..bundle import DEFAULT_PFA, Bundle, check_vacant, write_bundle
 from ..durable import remove
-from ..errors import Refused
+from ..errors import MissingExtra, Refused, Stopped
 from ..evaluation import Bags, Scored, figures
 from ..machine import usable_cores
 from ..model.backbone import fetch_backbone_weights, load_backbone_weights
@@ -42,11 +43,15 @@ from .phase3 import (
 )
 from .progress import Progress, silent
 from .projected import FOLDER, project_threats
+from .quantizing import QuantizeSettings, quantize_bundle, sample
 from .reported import REPORTED, ReportedNetwork
 from .settings import HUB, PHASES, TrainSettings
 from .svm import choose_fitter
 from .threats import open_threats
 
+log = logging.getLogger(__name__)
+
+FP32 = "fp32"  # of the run folder: the bundle before it has its INT8 form
 GATE_SEED = 1 << 32  # its pictures are in no training set
 
 
@@ -219,7 +224,35 @@ class _Training:
             "settings": _plain(asdict(settings)),
         }
         gate = gate_images(settings.gate_images, GATE_SEED + settings.seed, settings.architecture.input_size)
-        return pack(settings.out, settings.name, settings.demo, outcome, settings.phase3, settings.data, gate)
+        fp32 = self.run.path / FP32
+        remove(fp32)
+        pack(fp32, settings.name, settings.demo, outcome, settings.phase3, settings.data, gate)
+        self._finish(Bundle.read(fp32))
+        remove(fp32)
+        return settings.out
+
+    def _finish(self, bundle: Bundle) -> None:
+        """Write the bundle with an INT8 form, or as it is where it can have none, which is said."""
+        settings = self.settings
+        calibration = [self.labelled.paths[i] for i in self.splits.calibration]
+        chosen = QuantizeSettings(images=settings.int8_images, seed=settings.seed)
+        try:
+            if settings.int8_images:
+                quantize_bundle(bundle, self._for_int8(), calibration, settings.out, chosen, self.progress)
+                return
+        except (MissingExtra, Stopped) as error:
+            log.warning("the bundle has no INT8 form: %s", error)
+        write_bundle(settings.out, bundle.manifest.document(), bundle.files)
+
+    def _for_int8(self) -> list[Path]:
+        """Draw the training images that INT8's ranges are found on, as many with threats as without."""
+        train, half = self.splits.train, self.settings.int8_images // 2
+        positive = self.labelled.positive[train]
+        return [
+            path
+            for kind in (train[positive], train[~positive])
+            for path in sample([self.labelled.paths[i] for i in kind], half, self.settings.seed)
+        ]
 
     @property
     def benign(self) -> NDArray[np.intp]:
