@@ -10,6 +10,8 @@ from ..export.choice import gpu_name, nvidia_gpus, unusable
 from .bundle import DEMO_SENTENCE, Bundle, default_bundle_path
 from .errors import GbadError
 from .machine import cpu_flags, cpu_model, usable_cores
+from .plan import plan_for
+from .settings import ScanSettings
 
 PACKAGES = {
     "scan on the CPU": (
@@ -110,4 +112,8 @@ def _engine(
         ready = engine_for(bundle, device=device, engine=engine, precision=precision, cache_dir=cache_dir)
     except GbadError as error:
         return [Finding("engine", "a scan here", str(error), ok=False)]
-    return [Finding("engine", "a scan here would use", ready.description)]
+    plan = plan_for(ScanSettings(cache_dir=cache_dir), ready)
+    return [
+        Finding("engine", "a scan here would use", ready.description),
+        Finding("engine", "and would compute", str(plan)),
+    ]

@@ -45,8 +45,8 @@ class ScanSettings:
     pfa: float | None = None  # probability of false alarm that sets the thresholds; None is 0.05
     threshold: float | None = None  # on anomaly_score, in place of `pfa`
 
-    batch_size: int = 8  # images
-    threads: int | None = None  # None: what affinity and cgroup allow
+    batch_size: int | None = None  # images; None: as tuned here, or by rule
+    threads: int | None = None  # cores to use, and threads that decode; None: as tuned here, or by rule
     max_pixels: int = 64_000_000  # of one image, from its header
     max_file_size: int = 256_000_000  # bytes of one image file or tar member
     decode_timeout: float = 60.0  # seconds for one image

@@ -18,14 +18,17 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 LAYOUT = 1  # of what is stored; part of every key
+ENGINE, PLAN = "engine", "plan"  # what an entry holds, and the end of its name
+INSTEAD = {ENGINE: "it is built again", PLAN: "the rule is"}
 LARGEST_ENTRY = 4 << 30  # bytes
+UNUSED = "the cache %s is not used: %s; engines are built in memory"
 
 
 @dataclass(frozen=True)
 class Entry:
     """An engine as stored, and what its record says of it."""
 
-    blob: bytes
+    blob: bytes  # empty where the record says all
     record: Mapping[str, Any]
 
 
@@ -77,11 +80,12 @@ class EngineCache:
         self._folder = descriptor
 
     @classmethod
-    def open(cls, path: Path | None = None) -> "EngineCache | None":
+    def open(cls, path: Path | None = None, *, warn: bool = True) -> "EngineCache | None":
         """Open the cache at `path` (None: the user's), made where it is missing; None where it is not safe.
 
         The folder must be this user's own, mode 0700 and no link; otherwise a warning says what is wrong.
         """
+        level = logging.WARNING if warn else logging.DEBUG
         try:
             path = path or default_cache_dir()
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -90,11 +94,11 @@ class EngineCache:
         except OSError as error:
             is_link = path and os.path.islink(path)  # noqa: PTH114 - false where it may not be looked at
             reason = "it is a link or no folder" if is_link else error.strerror
-            log.warning("the cache %s is not used: %s; engines are built in memory", path or "folder", reason)
+            log.log(level, UNUSED, path or "folder", reason)
             return None
         reason = cache._unsafe()
         if reason:
-            log.warning("the cache %s is not used: %s; engines are built in memory", path, reason)
+            log.log(level, UNUSED, path, reason)
             cache.close()
             return None
         return cache
@@ -109,23 +113,25 @@ class EngineCache:
             return "it cannot be written"
         return None
 
-    def load(self, key: str) -> Entry | None:
-        """Give the engine stored under `key` if it is whole, else None."""
+    def load(self, key: str, kind: str = ENGINE) -> Entry | None:
+        """Give what is stored under `key` if it is whole, else None."""
         try:
-            return _parsed(self._read(f"{key}.engine"))
+            return _parsed(self._read(f"{key}.{kind}"))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            log.warning("the cached engine %s is not used and is built again: %s", key[:12], error)
+            log.warning("the cached %s %s is not used, %s: %s", kind, key[:12], INSTEAD[kind], error)
             return None
 
-    def store(self, key: str, blob: bytes, record: Mapping[str, Any]) -> None:
-        """Keep an engine and its record in one file; where the disk does not take it, warn and no more."""
+    def store(self, key: str, blob: bytes, record: Mapping[str, Any], kind: str = ENGINE) -> bool:
+        """Keep an engine and its record in one file; False, with a warning, where the disk takes it not."""
         line = json.dumps({**record, "sha256": _digest(record, blob)}, sort_keys=True, allow_nan=False)
         try:
-            self._write(f"{key}.engine", line.encode() + b"\n" + blob)
+            self._write(f"{key}.{kind}", line.encode() + b"\n" + blob)
         except OSError as error:
-            log.warning("the engine is not kept in the cache %s: %s", self.path, error.strerror)
+            log.warning("the %s is not kept in the cache %s: %s", kind, self.path, error.strerror)
+            return False
+        return True
 
     def close(self) -> None:
         """Let go of the folder; calling twice is allowed."""

@@ -656,7 +656,7 @@ def test_progress_and_logs_go_to_standard_error_only(
     code, stdout, stderr = command(archive, "--out", tmp_path / "c.parquet", "--json", "--log-level", "debug")
     summary = json.loads(stdout)
     assert (code, summary["images"]) == (0, 10)
-    assert summary["stage_seconds"].keys() == {"list", "read", "decode", "infer", "decide", "write"}
+    assert summary["stage_seconds"].keys() == {"list", "read", "hash", "decode", "infer", "decide", "write"}
     assert stderr
 
 

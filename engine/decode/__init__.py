@@ -18,7 +18,6 @@ What an image means here, the same on every backend and never guessed from pixel
   over is decoded, scored and said in `warnings`.
 """
 
-import hashlib
 import os
 import tempfile
 import threading
@@ -63,11 +62,10 @@ class Decoder:
 
         Without an input size the pixels are [height, width, 3], as stored.
 
-        Fills sha256, format, width, height, bit_depth, color, status, error and warnings of the row.
+        Fills format, width, height, bit_depth, color, status, error and warnings of the row.
         Raises MemoryError, a fault of the machine, after some seconds of trying; every fault of the file
         becomes the status of the row.
         """
-        row.sha256 = hashlib.sha256(blob).digest()
         try:
             stream = inspect(row, blob, self.limits)
             row.warnings = "; ".join(stream.warnings) or None
