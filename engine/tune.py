@@ -104,11 +104,13 @@ class _Bench:
             raise Refused(f"{', '.join(settings.sources)} holds no image that can be decoded: give another")
         self._deadline = time.monotonic() + DEADLINE_S
 
+    @property
+    def is_late(self) -> bool:
+        """Whether no further trial should begin."""
+        return time.monotonic() > self._deadline
+
     def run(self, plan: Plan) -> Trial:
-        """Time one plan; a trial that would begin too late has the speed 0."""
-        if self.trials and time.monotonic() > self._deadline:
-            log.warning("%s: not measured, the time is up", plan.sizes())
-            return Trial(plan, 0.0)
+        """Time one plan."""
         if plan.streams != self.scorer.plan.streams:
             self.scorer.close()
             self.scorer = Scorer(self._settings, Progress(), plan)
@@ -151,7 +153,7 @@ def _search(bench: _Bench, rule: Plan) -> Trial:
     for size, values in _choices(bench, rule).items():
         start = replace(best.plan, origin="tried")
         for value in values:
-            if value != getattr(start, size):
+            if value != getattr(start, size) and not bench.is_late:
                 trial = bench.run(replace(start, **{size: value}))
                 best = max(best, trial, key=lambda each: each.images_per_second)
     return best
@@ -171,9 +173,8 @@ def _choices(bench: _Bench, rule: Plan) -> dict[str, tuple[int, ...]]:
 
 def _duel(bench: _Bench, rule: Plan, best: Plan) -> tuple[Trial, Trial]:
     """Measure the rule and the fastest plan in turns; returns the rule's trial and the one to be kept."""
-    if best == rule:
-        trial = max((each for each in bench.trials if each.plan == rule), key=lambda t: t.images_per_second)
-        return trial, trial
+    if best == rule or bench.is_late:
+        return bench.trials[0], bench.trials[0]
     turns = [(bench.run(rule), bench.run(best)) for _ in range(DUELS)]
     ruled, tried = (max(each, key=lambda t: t.images_per_second) for each in zip(*turns, strict=True))
     return ruled, tried if tried.images_per_second > GAIN * ruled.images_per_second else ruled
