@@ -19,15 +19,16 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from gbad_batch.engine.machine import usable_cores
-from gbad_batch.engine.plan import BATCH, MOST_STREAMS
+from gbad_batch.engine.plan import MOST_STREAMS
 from gbad_batch.engine.scan import SCORED
+from gbad_batch.engine.settings import BATCH_SIZES
 
 from .archives import bags, linked
 from .crash_victim import PART_SECONDS
 from .report import Report
 
 IMAGES = 800
-BATCH_SIZE = BATCH["cpu"]
+BATCH_SIZE = BATCH_SIZES["cpu"]
 CORES = usable_cores()
 # batches decoded ahead (2), gathered (3), in streams or before them, scored; an image of each thread
 QUEUE = (2 + 3 + 2 * min(CORES, MOST_STREAMS) + 2 + SCORED + 2) * BATCH_SIZE + CORES

@@ -8,6 +8,7 @@ whichever costs more, and a stream of one thread never waits for another thread 
 
 import logging
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -16,14 +17,10 @@ from typing import Any
 from ..export.cache import PLAN, EngineCache, cache_key
 from .machine import installed, usable_cores
 from .runtime import WITH_STREAMS, Engine
-from .settings import LARGEST, ScanSettings
+from .settings import BATCH_SIZES, LARGEST, ScanSettings
 
 log = logging.getLogger(__name__)
 
-BATCH = {
-    "cpu": 8,
-    "cuda": 256,
-}  # images; on a CPU no larger batch is faster, on a GPU engines are built for it
 MOST_STREAMS = 8  # each takes memory for weights and a batch's maps, 0.1 to 0.3 GB
 DECODERS = ("gbad-batch", "cykooz-resizer", "nvidia-nvimgcodec-cu13", "pillow", "simplejpeg")
 SIZES = ("batch_size", "streams", "threads")
@@ -66,7 +63,8 @@ def plan_for(settings: ScanSettings, engine: Engine) -> Plan:
 def by_rule(engine: Engine, cores: int) -> Plan:
     """Plan without a measurement: everything may have every core."""
     streams = min(cores, MOST_STREAMS) if engine.backend in WITH_STREAMS else 1
-    return Plan(BATCH[engine.device.partition(":")[0]], streams, min(cores, LARGEST["threads"]), cores)
+    size = BATCH_SIZES[engine.device.partition(":")[0]]
+    return Plan(size, streams, min(cores, LARGEST["threads"]), cores)
 
 
 def tuned(engine: Engine, cache_dir: Path | None) -> Plan | None:
@@ -76,8 +74,8 @@ def tuned(engine: Engine, cache_dir: Path | None) -> Plan | None:
         return None
     facts = _facts(engine)
     key = cache_key(facts)
-    entry = cache.load(key, PLAN)
-    cache.close()
+    with closing(cache):
+        entry = cache.load(key, PLAN)
     if entry is None:
         return None
     try:

@@ -16,6 +16,8 @@ LARGEST = {
     "decode_timeout": 1_000_000,  # seconds; the timers take no more
 }
 
+BATCH_SIZES = {"cpu": 8, "cuda": 256}  # images, where none is given
+
 Device = str  # auto, cpu, cuda or cuda:N
 Backend = Literal["auto", "openvino", "tensorrt", "inductor"]
 Precision = Literal["auto", "fp32", "fp16", "int8"]

@@ -36,7 +36,7 @@ BATCHES = {"cpu": (4, 8, 16, 32), "cuda": (64, 128, 256)}  # images
 WARM_ROUNDS = 2  # of a batch in each stream, before the clock starts
 ROUNDS = 3  # that are timed at least,
 SECONDS = 2.5  # and for so long at least
-DEADLINE_S = 100.0  # no trial begins later
+DEADLINE_S = 80.0  # no trial begins later
 DUELS = 2  # of the fastest plan with the rule's
 GAIN = 1.02  # less than this is noise, and the rule stays
 SYNTHETIC = 32  # pictures, where the user gives none
@@ -78,11 +78,12 @@ def tune(settings: ScanSettings) -> Tuning:
     if cache is None:
         raise Refused("the choice would be kept nowhere: give a folder of your own with --cache-dir")
     try:
-        pictures, said = _pictures(settings)
-        with _Bench(settings, pictures) as bench:
+        with _Bench(settings) as bench:
             bundle, engine = bench.scorer.bundle, bench.scorer.engine
-            best = _search(bench, by_rule(engine, usable_cores()))
-            rule, chosen = _duel(bench, by_rule(engine, usable_cores()), best.plan)
+            pictures, said = _pictures(settings)
+            bench.load(pictures)
+            plan = by_rule(engine, usable_cores())
+            rule, chosen = _duel(bench, plan, _search(bench, plan).plan)
             kept = keep(chosen.plan, engine, cache)
         model = f"{bundle.manifest.name} ({bundle.hash[:12]})"
         where = str(cache.path) if kept else None
@@ -94,14 +95,19 @@ def tune(settings: ScanSettings) -> Tuning:
 class _Bench:
     """Runs trials with one open model, opened again where the number of streams changes."""
 
-    def __init__(self, settings: ScanSettings, pictures: Sequence[bytes]):
+    def __init__(self, settings: ScanSettings):
         self.trials: list[Trial] = []
         self.scorer = Scorer(settings, Progress())
         self._settings = settings
         self._decoder = Decoder(self.scorer.input_size, DecodeLimits())
+        self._pictures: list[bytes] = []
+        self._deadline = 0.0
+
+    def load(self, pictures: Sequence[bytes]) -> None:
+        """Take the pictures that can be decoded, and start the time; raises Refused where there is none."""
         self._pictures = [blob for blob in pictures if self._decode(blob)[1] is not None]
         if not self._pictures:
-            raise Refused(f"{', '.join(settings.sources)} holds no image that can be decoded: give another")
+            raise Refused(f"no image of {', '.join(self._settings.sources)} can be decoded: give others")
         self._deadline = time.monotonic() + DEADLINE_S
 
     @property

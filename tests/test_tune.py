@@ -210,15 +210,8 @@ def spoil(file: Path, how: str) -> None:
     "how",
     [
         *("a bit", "cut", "no JSON", "a link", "another user's", "another machine's"),
-        *(
-            "batch_size 0",
-            "batch_size 4097",
-            "batch_size 2.5",
-            "streams true",
-            "streams 4096",
-            "threads null",
-        ),
-        *("streams 4096", "threads null", "threads 1025", 'date "long_ago"'),
+        *("batch_size 0", "batch_size 4097", "batch_size 2.5", "streams true", "streams 4096"),
+        *("threads null", "threads 1025", 'date "long_ago"'),
     ],
 )
 def test_a_damaged_or_foreign_choice_is_told_and_not_used(
@@ -294,7 +287,7 @@ def test_pictures_that_cannot_be_decoded_are_refused(
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.jpg").write_bytes(b"no picture")
     settings = ScanSettings(sources=(str(tmp_path / "bad"),), model=tiny_bundle.path, cache_dir=cache)
-    with pytest.raises(Refused, match="no image that can be decoded"):
+    with pytest.raises(Refused, match=r"no image of .*bad can be decoded"):
         tuning.tune(settings)
     assert not list(cache.glob("*.plan"))
 
