@@ -20,7 +20,7 @@ from gbad_batch.export.cache import default_cache_dir
 FOLDER_SIZE = 1000  # files
 LINKS = 60_000  # of one file; ext4 allows 65,000
 SIDES = (600, 900)  # pixels, both sides of a bag of `sized_bags`
-DRAWN = 6  # bags drawn for one whose sides lie there; it is about one in four
+DRAWN = 10  # bags drawn for one whose sides lie there; it is one in seven
 
 
 def bags(folder: Path, pictures: int, seed: int = 1) -> list[Path]:

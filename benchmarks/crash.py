@@ -18,6 +18,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from gbad_batch.engine.machine import usable_cores
+from gbad_batch.engine.plan import MOST_STREAMS
+from gbad_batch.engine.scan import SCORED
 from gbad_batch.engine.settings import BATCH_SIZES
 
 from .archives import bags, linked
@@ -26,8 +29,9 @@ from .report import Report
 
 IMAGES = 800
 BATCH_SIZE = BATCH_SIZES["cpu"]
-# decoded ahead (2 batches and a thread's image each), gathered (2 batches), scored (2) and the one in hand
-QUEUE = 8 * BATCH_SIZE + 16
+CORES = usable_cores()
+# batches decoded ahead (2), gathered (3), in streams or before them, scored; an image of each thread
+QUEUE = (2 + 3 + 2 * min(CORES, MOST_STREAMS) + 2 + SCORED + 2) * BATCH_SIZE + CORES
 
 
 def options(parser: argparse.ArgumentParser) -> None:

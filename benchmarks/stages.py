@@ -22,7 +22,7 @@ from gbad_batch.engine.row import Row
 from gbad_batch.engine.runtime import Engine, Outputs, open_engine
 from gbad_batch.engine.runtime.runtime_openvino import DEVICE, load_openvino
 from gbad_batch.engine.scorer import Scorer, batches
-from gbad_batch.engine.settings import ScanSettings
+from gbad_batch.engine.settings import BATCH_SIZES, ScanSettings
 from gbad_batch.engine.sources import SourceSettings, Tally, find
 from gbad_batch.export import engine_for
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 WRITTEN = 20_000  # rows
 LEAST_S = 0.5  # that a stage is repeated for
-BATCH = ScanSettings().batch_size_on("cpu")
+BATCH = BATCH_SIZES["cpu"]
 Pixels = NDArray[np.uint8]
 
 
@@ -130,7 +130,7 @@ class Stages:
     def decision(self) -> Alone:
         """Fill the rows of batches whose outputs are there; it is one thread, so its time is the CPU's."""
         progress, done = Progress(), 0
-        with Scorer(self._settings, usable_cores(), progress) as scorer:
+        with Scorer(self._settings, progress) as scorer:
             outputs = self.runner(np.stack(self._pixels))
             scorer.runner.close()
             scorer.runner = KeptOutputs(scorer.engine, outputs)

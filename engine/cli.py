@@ -60,6 +60,7 @@ def main() -> None:
     gbad-batch demo                                  make a small archive and scan it
     gbad-batch scan /archive --out results.parquet   screen your own
     gbad-batch doctor                                what this machine can do
+    gbad-batch tune                                  what is fastest on it
     """
     from .console import whole_streams
 
@@ -175,7 +176,7 @@ _HOW = options(
         "--batch-size",
         type=int,
         metavar="N",
-        help="Images computed at once; never changes a score.  [default: 8, on a GPU 256]",
+        help="Images computed at once; never changes a score. Default: as tuned here, else by rule.",
     ),
     click.option(
         "--threads", type=int, metavar="N", help="Default: the cores that affinity and cgroup allow."
@@ -402,6 +403,35 @@ def doctor(as_json: bool, empty_cache: bool, **given: Any) -> None:
     else:
         click.echo(findings_text(findings))
     sys.exit(0 if all(finding.ok for finding in findings) else 1)
+
+
+@main.command(epilog=DEMO)
+@_WHICH_MODEL
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Measure on your images; default: synthetic ones.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
+def tune(images: Path | None, as_json: bool, **given: Any) -> None:
+    """Measure which batch size, streams and threads are fastest here, for the scans to come.
+
+    Takes up to two minutes; let the machine do nothing else meanwhile. The choice is kept in the cache
+    folder for this model, machine and versions. Scans take it and say so; --batch-size and --threads win
+    over it. No score depends on it.
+
+    \b
+    gbad-batch tune
+    gbad-batch tune --model my-bundle --images /archive
+    """
+    from .console import tuning_text
+    from .settings import ScanSettings
+    from .tune import tune as measure
+
+    _log_to_stderr("info", quiet=False)
+    found = measure(ScanSettings(sources=(str(images),) if images else (), **given))
+    click.echo(json.dumps(found.to_json(), indent=2) if as_json else tuning_text(found))
 
 
 for command in (train, quantize, evaluate, data):

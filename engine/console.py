@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .progress import Progress
     from .summary import Summary
     from .synth.likeness import Likeness
+    from .tune import Tuning
 
 LINE_EVERY_S = 10.0
 
@@ -177,10 +178,15 @@ def _bookkeeping_lines(summary: "Summary") -> list[str]:
     if summary.other_files:
         others = ", ".join(f"{escaped(name)} {number}" for name, number in summary.other_files.items())
         lines.append(f"  other files: {others}")
-    stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in summary.stage_seconds.items())
-    lines.append(f"  busy seconds: {stages} (start-up {summary.startup_seconds:.1f})")
+    lines.append(f"  busy seconds: {_stages(summary.stage_seconds)} (start-up {summary.startup_seconds:.1f})")
+    lines.append(f"  CPU seconds: {summary.cpu_seconds:.1f}, of them {_stages(summary.stage_cpu_seconds)}")
     lines.append(f"  {summary.backend} {summary.precision}, model {escaped(summary.model)}")
+    lines.append(f"  {summary.plan}")
     return lines
+
+
+def _stages(seconds: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {each:.1f}" for name, each in seconds.items())
 
 
 def findings_text(findings: "list[Finding]") -> str:
@@ -193,6 +199,21 @@ def findings_text(findings: "list[Finding]") -> str:
             lines += ["", f"{section}:"] if lines else [f"{section}:"]
         mark = " " if finding.ok else "!"
         lines.append(f"{mark} {finding.name:<24} {escaped(finding.found)}")
+    return "\n".join(lines)
+
+
+def tuning_text(tuning: "Tuning") -> str:
+    """Write the trials as a table, and what was chosen."""
+    lines = [f"{tuning.engine}, model {escaped(tuning.model)}, on {escaped(tuning.pictures)}", ""]
+    lines.append("  batch  streams  decode threads    img/s")
+    for trial in tuning.trials:
+        plan, speed = trial.plan, trial.images_per_second
+        note = "  by rule" if plan == tuning.rule.plan else ""
+        lines.append(f"  {plan.batch_size:>5}  {plan.streams:>7}  {plan.threads:>14}  {speed:>7.1f}{note}")
+    chosen, speed = tuning.chosen.plan, tuning.chosen.images_per_second
+    gain = speed / tuning.rule.images_per_second
+    lines += ["", f"Chosen: {chosen.sizes()}: {speed:.1f} img/s, {gain:.2f} times the rule's"]
+    lines += [f"Kept in {escaped(tuning.kept)}" if tuning.kept else "Not kept: the cache takes nothing"]
     return "\n".join(lines)
 
 

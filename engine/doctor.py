@@ -14,6 +14,7 @@ from ..export.choice import HOW, gpu_name, nvidia_gpus, unusable
 from .bundle import DEMO_SENTENCE, Bundle, default_bundle_path
 from .errors import GbadError
 from .machine import cpu_flags, cpu_model, usable_cores
+from .plan import plan_for
 from .runtime import Engine
 from .settings import ScanSettings
 
@@ -182,12 +183,13 @@ def _engine(
         ready = engine_for(bundle, device=device, engine=engine, precision=precision, cache_dir=cache_dir)
     except GbadError as error:
         return [Finding("engine", "a scan here", str(error), ok=False)]
+    plan = plan_for(ScanSettings(cache_dir=cache_dir), ready)
     return [
         Finding("engine", "a scan here would use", ready.description),
         Finding("engine", "because", f"{_why_there(ready, device, engine)}; {_why_by(ready, engine)}"),
         *([Finding("engine", "in this precision", ready.reason)] if ready.reason else []),
         *([Finding("engine", "checked", str(ready.parity))] if ready.parity else []),
-        Finding("engine", "images at a time", str(ScanSettings().batch_size_on(ready.device))),
+        Finding("engine", "and would compute", str(plan)),
     ]
 
 

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass, field, replace
 
+from .machine import usable_cores
 from .scan import Scan, listing
 from .settings import ScanSettings
 from .sources import check, count
 from .text import duration, escaped
 
-SAMPLE = 32  # images whose scan is timed for the estimate
+SAMPLE = 32  # images a core whose scan is timed for the estimate
 
 
 @dataclass
@@ -19,6 +20,7 @@ class Estimate:
     bytes: int = 0
     by_extension: dict[str, int] = field(default_factory=dict)
     other_files: dict[str, int] = field(default_factory=dict)
+    sample: int = 0  # images whose scan was timed
     images_per_second: float = 0.0
     seconds: float = 0.0
 
@@ -34,7 +36,7 @@ class Estimate:
         if self.images_per_second:
             lines.append(
                 f"about {duration(self.seconds)} at {self.images_per_second:.1f} img/s, "
-                f"as a sample of {min(self.images, SAMPLE)} images ran here"
+                f"as a sample of {self.sample} images ran here"
             )
         return "\n".join(lines)
 
@@ -52,13 +54,14 @@ def estimate(settings: ScanSettings) -> Estimate:
         other_files=dict(census.tally.skipped.most_common()),
     )
     if images and settings.files_from != "-":  # a piped list is read once
-        result.images_per_second = _sample_speed(settings)
+        result.sample = min(images, SAMPLE * usable_cores())
+        result.images_per_second = _speed(replace(settings, limit=result.sample))
         result.seconds = images / result.images_per_second
     return result
 
 
-def _sample_speed(settings: ScanSettings) -> float:
-    """Images a second of a first sample, start-up apart."""
-    scan = Scan(replace(settings, limit=min(SAMPLE, settings.limit or SAMPLE)))
+def _speed(settings: ScanSettings) -> float:
+    """Images a second of a scan, start-up apart."""
+    scan = Scan(settings)
     done = sum(1 for _ in scan.rows())
-    return done / (scan.progress.elapsed())
+    return done / scan.progress.elapsed()

@@ -1,8 +1,9 @@
 """Stages that overlap: generators joined by threads and bounded queues.
 
 A scan is a chain of generators. `background` lets one link run ahead of the next, `parallel` runs one
-link on several threads and keeps the order. The first error anywhere surfaces at the end of the chain;
-leaving the pipeline stops every thread.
+link on several threads and keeps the order. The first error anywhere surfaces at the end of the chain. Once
+stopped, no link takes in more: what has come through to the end is still handed out, then Halted is raised.
+Leaving the pipeline stops every thread.
 """
 
 import threading
@@ -37,7 +38,7 @@ class Channel(Generic[T]):
     def put(self, item: T) -> None:
         """Append an item; waits while the channel is full; raises Halted once the pipeline stops."""
         with self._changed:
-            while len(self._items) >= self._depth:
+            while self._stopped.is_set() or len(self._items) >= self._depth:
                 self._wait()
             self._items.append(item)
             self._changed.notify_all()
@@ -51,7 +52,7 @@ class Channel(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         while True:
             with self._changed:
-                while not (self._items or self._closed) or self._stopped.is_set():
+                while not self._items and (not self._closed or self._stopped.is_set()):
                     self._wait()
                 if not self._items:
                     break

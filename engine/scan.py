@@ -1,18 +1,19 @@
 """The flow of a scan, on one page: sources -> decode -> infer -> decision -> results."""
 
+import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from .decode import DecodeLimits, Decoder
 from .decode.batch import BatchDecoder, Encoded
 from .decode.isolated import IsolatedDecoder
 from .errors import Refused, Stopped, TooManyFailures
-from .machine import usable_cores
 from .pipeline import Halted, Pipeline
+from .plan import Plan
 from .progress import Progress
 from .results import Session, open_results
 from .results.journal import Journal
@@ -24,9 +25,12 @@ from .settings import ScanSettings
 from .sources import Candidate, SourceSettings, Tally, check, find
 from .summary import Summary, summarize
 
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
 
 AHEAD = 256  # candidates listed ahead of decode
+SCORED = 16  # batches that wait, without their pixels, while a part is being written to a slow disk
 PERCENT_FROM = 1000  # images before a percentage of failures means something
 
 
@@ -69,16 +73,13 @@ class Scan:
     def _flow(
         self, ledger: Ledger, journal: Journal | None = None, suspects: frozenset[bytes] = frozenset()
     ) -> Iterator[Batch]:
-        """Run the scan: each line is a stage, each stage ahead of the next by a bounded number of items."""
-        size, threads = self.settings.batch_size_on(self._scorer.engine.device), self.threads
-        decode = partial(self._decode, journal, suspects)
-        log.info("%s", self._scorer.introduction())
+        """Run the scan: what is listed flows through decode and the scorer."""
+        decode, scorer = partial(self._decode, journal, suspects), self._scorer
+        log.info("%s", scorer.introduction())
+        self.progress.start()
         with self._pipeline as pipeline:
-            found = pipeline.background(self._find(ledger), AHEAD, "list")
-            decoded = pipeline.parallel(decode, found, threads, 2 * size + threads, "decode")
-            together = map(partial(self._together, journal), batches(decoded, size))
-            gathered = pipeline.background(together, 2, "gather")
-            yield from pipeline.background(map(self._scorer, gathered), 2, "score")
+            together = partial(self._together, journal)
+            yield from flow(pipeline, self._find(ledger), decode, scorer, scorer.plan, together)
 
     def _store(self, session: Session, watch: Callable[[Progress], None]) -> None:
         """Write what flows, then finish; an order to stop keeps what is written."""
@@ -131,6 +132,8 @@ class Scan:
         except ImageFault as fault:
             row.fail(fault)
             return row, None
+        with self.progress.timed("hash"):
+            row.sha256 = hashlib.sha256(blob).digest()
         key = key_of(row)
         with self.progress.timed("decode"):
             if key in suspects:
@@ -150,25 +153,23 @@ class Scan:
         """Open everything that a scan needs, or refuse; nothing of the archive is read."""
         settings = self.settings
         check(listing(settings))
-        self.threads = settings.threads or usable_cores()
         self._scorer = stack.enter_context(self._open_scorer())
         limits = DecodeLimits(settings.max_pixels, settings.max_file_size)
         self._decoder = self._open_decoder(limits)
         self._isolated = stack.enter_context(
             IsolatedDecoder(self._scorer.input_size, limits, settings.decode_timeout)
         )
-        self.progress.start()
 
     def _open_scorer(self) -> Scorer:
-        return Scorer(self.settings, self.threads, self.progress)
+        return Scorer(self.settings, self.progress)
 
     def _open_decoder(self, limits: DecodeLimits) -> Decoder | BatchDecoder:
         settings, alone = self.settings, Decoder(self._scorer.input_size, limits)
         device, _, gpu = self._scorer.engine.device.partition(":")
         if device == "cpu":
             return alone
-        most = settings.batch_size_on(device)
-        return BatchDecoder(alone, int(gpu), most, self.threads, settings.hardware_share)
+        plan = self._scorer.plan
+        return BatchDecoder(alone, int(gpu), plan.batch_size, plan.threads, settings.hardware_share)
 
     def _fingerprint(self) -> dict[str, Any]:
         """Say what must match for an unfinished scan to be gone on with."""
@@ -217,6 +218,26 @@ class Scan:
 
 class _LimitReached(Exception):
     """--limit candidates were listed."""
+
+
+def flow(
+    pipeline: Pipeline,
+    found: Iterable[T],
+    decode: Callable[[T], tuple[Row, Pixels | Encoded | None]],
+    score: Callable[[Batch], Batch],
+    plan: Plan,
+    together: Callable[[Batch], Batch] = lambda batch: batch,
+) -> Iterator[Batch]:
+    """Yield scored batches in order: each line is a stage, ahead of the next by a bounded number of items.
+
+    `together` does what of decoding is done a batch at a time.
+    """
+    size, streams, threads = plan.batch_size, plan.streams, plan.threads
+    listed = pipeline.background(found, AHEAD, "list")
+    decoded = pipeline.parallel(decode, listed, threads, 2 * size + threads, "decode")
+    gathered = pipeline.background(map(together, batches(decoded, size)), 1, "gather")
+    scored = pipeline.parallel(score, gathered, streams, 2 * streams, "score")
+    yield from pipeline.background(scored, SCORED, "write")
 
 
 def listing(settings: ScanSettings) -> SourceSettings:

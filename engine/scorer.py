@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from .bundle import DEMO_SENTENCE, Bundle, default_bundle_path, operating_point
 from .decode.batch import Encoded
 from .errors import Refused, Stopped
 from .model.decision import Decision, on_device
+from .plan import Plan, plan_for
 from .progress import Progress
 from .row import THREATS, ImageFault, Row
 from .runtime import EngineFailed, Outputs, Runner, open_engine
@@ -52,10 +54,11 @@ def batches(decoded: Iterable[tuple[Row, Pixels | Encoded | None]], size: int) -
 class Scorer:
     """Scores batches with one model on one device; a context manager.
 
-    Raises Refused where the bundle, the engine or the operating point is not to be had as asked.
+    As many batches may be scored at once as the plan has streams; None is as tuned here, or by rule. Raises
+    Refused where the bundle, the engine or the operating point is not to be had as asked.
     """
 
-    def __init__(self, settings: ScanSettings, threads: int, progress: Progress):
+    def __init__(self, settings: ScanSettings, progress: Progress, plan: Plan | None = None):
         self.bundle = Bundle.read(settings.model or default_bundle_path())
         self.engine = engine_for(
             self.bundle,
@@ -63,8 +66,9 @@ class Scorer:
             engine=settings.engine,
             precision=settings.precision,
             cache_dir=settings.cache_dir,
-            threads=threads,
+            threads=settings.threads,
         )
+        self.plan = plan or plan_for(settings, self.engine)
         self.point = operating_point(
             self.bundle, self.engine.precision, settings.decision, settings.pfa, settings.threshold
         )
@@ -73,8 +77,8 @@ class Scorer:
         self._decision = on_device(decision, self.engine.device)
         self._class_thresholds = np.asarray(self.point.class_thresholds, np.float32)
         self._progress = progress
-        self._threads = threads
-        self.runner: Runner = open_engine(self.engine, threads)
+        self._suspecting = Lock()
+        self.runner: Runner = open_engine(self.engine, self.plan.cores, self.plan.streams)
 
     def __call__(self, batch: Batch) -> Batch:
         """Compute losses, class scores and decisions of the images of a batch, into their rows."""
@@ -103,6 +107,7 @@ class Scorer:
         words = [f"model {manifest.name} ({self.bundle.hash[:12]}), {engine.description}"]
         words += [engine.reason] if engine.reason else []
         words += [str(engine.parity)] if engine.parity else []
+        words += [str(self.plan)]
         words += [DEMO_SENTENCE] if manifest.demo else []
         return "; ".join(words)
 
@@ -126,19 +131,24 @@ class Scorer:
         try:
             return self.runner(np.stack(batch.pixels) if isinstance(batch.pixels, list) else batch.pixels)
         except EngineFailed as error:
-            batch.pixels = _on_host(batch.pixels)
-            if self._fails_alone(np.full_like(batch.pixels[0], MID_GRAY)):
-                raise  # it takes no image of the archive
-            for position in reversed(error.positions):
-                if self._fails_alone(batch.pixels[position]):
-                    fault = ImageFault("decoder_crash", "the networks fail on it, alone and again")
-                    batch.images.pop(position).fail(fault)
-                    del batch.pixels[position]
+            with self._suspecting:  # one fresh runner at a time
+                self._set_apart(batch, error)
         return self.runner(np.stack(batch.pixels)) if batch.pixels else None
+
+    def _set_apart(self, batch: Batch, error: EngineFailed) -> None:
+        """Take the images that fail alone out of a batch; raises the error where any image would fail."""
+        batch.pixels = _on_host(batch.pixels)
+        if self._fails_alone(np.full_like(batch.pixels[0], MID_GRAY)):
+            raise error
+        for position in reversed(error.positions):
+            if self._fails_alone(batch.pixels[position]):
+                fault = ImageFault("decoder_crash", "the networks fail on it, alone and again")
+                batch.images.pop(position).fail(fault)
+                del batch.pixels[position]
 
     def _fails_alone(self, pixels: Pixels) -> bool:
         try:
-            fresh = open_engine(self.engine, self._threads)
+            fresh = open_engine(self.engine, self.plan.cores)
         except Refused as error:  # it was open before: the machine has changed, no setting is wrong
             raise Stopped(f"no second engine opens ({error}); run the same command again") from error
         with closing(fresh):

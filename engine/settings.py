@@ -15,7 +15,6 @@ LARGEST = {
     "max_file_size": 1 << 50,
     "decode_timeout": 1_000_000,  # seconds; the timers take no more
 }
-
 BATCH_SIZES = {"cpu": 8, "cuda": 256}  # images, where none is given
 
 Device = str  # auto, cpu, cuda or cuda:N
@@ -47,8 +46,8 @@ class ScanSettings:
     pfa: float | None = None  # probability of false alarm that sets the thresholds; None is 0.05
     threshold: float | None = None  # on anomaly_score, in place of `pfa`
 
-    batch_size: int | None = None  # images; None: what suits the device, BATCH_SIZES
-    threads: int | None = None  # None: what affinity and cgroup allow
+    batch_size: int | None = None  # images; None: as tuned here, or by rule
+    threads: int | None = None  # cores to use, and threads that decode; None: as tuned here, or by rule
     max_pixels: int = 64_000_000  # of one image, from its header
     max_file_size: int = 256_000_000  # bytes of one image file or tar member
     decode_timeout: float = 60.0  # seconds for one image
@@ -78,10 +77,6 @@ class ScanSettings:
             if value is not None and not 0 < value <= most:
                 raise Refused(f"--{name.replace('_', '-')} {value} must be above 0 and at most {most}")
         self.failure_limit  # noqa: B018 - parsed to be refused now
-
-    def batch_size_on(self, device: str) -> int:
-        """Images computed at once on `cpu` or `cuda:N`."""
-        return self.batch_size or BATCH_SIZES[device.partition(":")[0]]
 
     @property
     def failure_limit(self) -> tuple[float, bool] | None:

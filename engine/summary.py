@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .bundle import DEMO_SENTENCE
+from .plan import Plan
 from .progress import Progress
 from .results import Session
 from .results.parts import files_of, read_parquet
@@ -59,6 +60,9 @@ class Summary:
     startup_seconds: float = 0.0
     images_per_second: float = 0.0
     stage_seconds: dict[str, float] = field(default_factory=dict)  # busy, summed over threads
+    stage_cpu_seconds: dict[str, float] = field(default_factory=dict)  # without an engine's own threads
+    cpu_seconds: float = 0.0  # of the whole process in this run, start-up apart
+    plan: Plan | None = None  # how the cores were divided
     model: str = ""
     demo: bool = False
     decision: str = ""
@@ -99,6 +103,9 @@ def summarize(
         startup_seconds=progress.startup_seconds,
         images_per_second=progress.done / seconds,
         stage_seconds=dict(progress.seconds),
+        stage_cpu_seconds=dict(progress.cpu_seconds),
+        cpu_seconds=progress.elapsed_cpu(),
+        plan=scorer.plan,
         model=f"{scorer.bundle.manifest.name} ({scorer.bundle.hash[:12]})",
         demo=scorer.bundle.manifest.demo,
         decision=point.decision,

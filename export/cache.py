@@ -21,16 +21,20 @@ log = logging.getLogger(__name__)
 
 LAYOUT = 1  # of what is stored; part of every key
 LARGEST_ENTRY = 4 << 30  # bytes
-ENGINE, TIMING = "engine", "timing"  # what is kept: engines, and what TensorRT learned of kernels' speed
+# what an entry holds, and the end of its name; timings are what TensorRT learned of kernels' speed
+ENGINE, TIMING, PLAN = "engine", "timing", "plan"
+INSTEAD = {ENGINE: "it is built again", TIMING: "kernels are timed again", PLAN: "the rule is"}
 # names that are ours: a key and a kind, and the same while it is being written
-OURS = re.compile(rf"[0-9a-f]{{64}}\.({ENGINE}|{TIMING})|\.[0-9a-f]{{64}}\.({ENGINE}|{TIMING})\.\d+")
+KINDS = f"({ENGINE}|{TIMING}|{PLAN})"
+OURS = re.compile(rf"[0-9a-f]{{64}}\.{KINDS}|\.[0-9a-f]{{64}}\.{KINDS}\.\d+")
+UNUSED = "the cache %s is not used: %s; engines are built in memory"
 
 
 @dataclass(frozen=True)
 class Entry:
     """An engine as stored, and what its record says of it."""
 
-    blob: bytes
+    blob: bytes  # empty where the record says all
     record: Mapping[str, Any]
 
 
@@ -91,11 +95,12 @@ class EngineCache:
         self._folder = descriptor
 
     @classmethod
-    def open(cls, path: Path | None = None) -> "EngineCache | None":
+    def open(cls, path: Path | None = None, *, warn: bool = True) -> "EngineCache | None":
         """Open the cache at `path` (None: the user's), made where it is missing; None where it is not safe.
 
         The folder must be this user's own, mode 0700 and no link; otherwise a warning says what is wrong.
         """
+        level = logging.WARNING if warn else logging.DEBUG
         try:
             path = path or default_cache_dir()
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -104,11 +109,11 @@ class EngineCache:
         except OSError as error:
             is_link = path and os.path.islink(path)  # noqa: PTH114 - false where it may not be looked at
             reason = "it is a link or no folder" if is_link else error.strerror
-            log.warning("the cache %s is not used: %s; engines are built in memory", path or "folder", reason)
+            log.log(level, UNUSED, path or "folder", reason)
             return None
         reason = cache._unsafe()
         if reason:
-            log.warning("the cache %s is not used: %s; engines are built in memory", path, reason)
+            log.log(level, UNUSED, path, reason)
             cache.close()
             return None
         return cache
@@ -130,16 +135,18 @@ class EngineCache:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            log.warning("the cached %s %s is not used and is built again: %s", kind, key[:12], error)
+            log.warning("the cached %s %s is not used, %s: %s", kind, key[:12], INSTEAD[kind], error)
             return None
 
-    def store(self, key: str, blob: bytes, record: Mapping[str, Any], kind: str = ENGINE) -> None:
-        """Keep a blob and its record in one file; where the disk does not take it, warn and no more."""
+    def store(self, key: str, blob: bytes, record: Mapping[str, Any], kind: str = ENGINE) -> bool:
+        """Keep a blob and its record in one file; False, with a warning, where the disk takes it not."""
         line = json.dumps({**record, "sha256": _digest(record, blob)}, sort_keys=True, allow_nan=False)
         try:
             self._write(f"{key}.{kind}", line.encode() + b"\n" + blob)
         except OSError as error:
             log.warning("the %s is not kept in the cache %s: %s", kind, self.path, error.strerror)
+            return False
+        return True
 
     def contents(self) -> list[Stored]:
         """List what the cache holds, the oldest first; files that are not its own are left out."""

@@ -25,7 +25,7 @@ from ..engine.runtime.runtime_openvino import load_openvino
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-OVERFLOW_FIXES = ("first_layer", "enable", "disable")
+OVERFLOW_FIXES = ("enable", "first_layer", "disable")
 WORTH_HALVING = 64  # elements: below that a conversion costs more than it saves
 CONVOLUTIONS = ("Convolution", "GroupConvolution")
 POOLINGS = ("AvgPool", "ReduceMean")
@@ -33,7 +33,7 @@ ACTIVATIONS = "Swish HSwish Mish Gelu Elu PRelu Sigmoid HSigmoid Tanh SoftPlus C
 
 
 def quantize(
-    network: bytes, pixels: "Sequence[NDArray[np.uint8]]", overflow_fix: str = "first_layer"
+    network: bytes, pixels: "Sequence[NDArray[np.uint8]]", overflow_fix: str = "enable"
 ) -> tuple[bytes, bytes]:
     """Return the XML and the constants of the INT8 form of network.onnx; its batch stays free.
 

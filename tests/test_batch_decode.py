@@ -333,8 +333,8 @@ class GraphScan(Scan):
     """A scan that decodes as on a GPU, by DALI's CPU operators."""
 
     def _open_decoder(self, limits: DecodeLimits) -> BatchDecoder:
-        alone, most = Decoder(self._scorer.input_size, limits), self.settings.batch_size_on("cpu")
-        return BatchDecoder(alone, None, most, self.threads, hardware_share=0.65)
+        alone, plan = Decoder(self._scorer.input_size, limits), self._scorer.plan
+        return BatchDecoder(alone, None, plan.batch_size, plan.threads, hardware_share=0.65)
 
 
 class LosingDecoder(BatchDecoder):
@@ -354,8 +354,8 @@ class LosingScan(GraphScan):
     """A scan whose GPU is lost."""
 
     def _open_decoder(self, limits: DecodeLimits) -> BatchDecoder:
-        alone, most = Decoder(self._scorer.input_size, limits), self.settings.batch_size_on("cpu")
-        return LosingDecoder(alone, None, most, self.threads, hardware_share=0.65)
+        alone, plan = Decoder(self._scorer.input_size, limits), self._scorer.plan
+        return LosingDecoder(alone, None, plan.batch_size, plan.threads, hardware_share=0.65)
 
 
 @pytest.fixture

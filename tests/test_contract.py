@@ -657,7 +657,7 @@ def test_progress_and_logs_go_to_standard_error_only(
     code, stdout, stderr = command(archive, "--out", tmp_path / "c.parquet", "--json", "--log-level", "debug")
     summary = json.loads(stdout)
     assert (code, summary["images"]) == (0, 10)
-    assert summary["stage_seconds"].keys() == {"list", "read", "decode", "infer", "decide", "write"}
+    assert summary["stage_seconds"].keys() == {"list", "read", "hash", "decode", "infer", "decide", "write"}
     assert stderr
 
 
@@ -793,14 +793,16 @@ def test_an_image_on_which_the_engine_fails_is_a_row_and_harms_no_other(
     files = {**tiny.files(), "network.onnx": tiny.network_that_fails()}
     weak = write_bundle(tmp_path / "weak", tiny.manifest(), files).path
     scan(archive, out=tmp_path / "good.parquet", model=weak)
-    Image.new("RGB", (64, 64)).save(archive / "black.png")
-    for batch_size in (8, 1):
-        out = tmp_path / f"{batch_size}.parquet"
-        summary = scan(archive, out=out, model=weak, batch_size=batch_size)
-        assert summary.failed == {"decoder_crash": 1}
-        (black,) = [row for row in rows_of(out) if row["status"] != "ok"]
-        assert black["uri"] == str(archive / "black.png")
-        assert [row for row in rows_of(out) if row != black] == rows_of(tmp_path / "good.parquet")
+    black = [archive / name for name in ("black.png", "day0/black.png", "day1/bag4b.png", "z.png")]
+    for path in black:
+        Image.new("RGB", (64, 64)).save(path)
+    for batch_size, threads in ((8, 1), (1, 1), (1, 4), (2, 3)):  # a batch in each of as many streams
+        out = tmp_path / f"{batch_size} {threads}.parquet"
+        summary = scan(archive, out=out, model=weak, batch_size=batch_size, threads=threads)
+        assert summary.failed == {"decoder_crash": 4}
+        bad = [row for row in rows_of(out) if row["status"] != "ok"]
+        assert [row["uri"] for row in bad] == sorted(map(str, black))
+        assert [row for row in rows_of(out) if row not in bad] == rows_of(tmp_path / "good.parquet")
 
 
 def test_an_engine_that_fails_on_anything_stops_the_scan_and_makes_no_row(
@@ -810,8 +812,9 @@ def test_an_engine_that_fails_on_anything_stops_the_scan_and_makes_no_row(
     weak = write_bundle(tmp_path / "weak", tiny.manifest(), files).path
     Image.new("RGB", (64, 64)).save(archive / "z.png")
     out = tmp_path / "r.parquet"
-    with pytest.raises(Stopped, match=r"failed on a batch of 1 .*twice; .* run the same command again"):
-        scan(archive, out=out, model=weak, batch_size=1)
+    for threads in (1, 4):
+        with pytest.raises(Stopped, match=r"failed on a batch of 1 .*twice; .* run the same command again"):
+            scan(archive, out=out, model=weak, batch_size=1, threads=threads)
     (archive / "z.png").unlink()
     summary = scan(archive, out=out, model=weak)
     assert (summary.images, summary.failed, summary.gone, summary.scanned_now <= 5) == (10, {}, 0, True)

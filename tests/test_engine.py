@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +21,9 @@ from gbad_batch.engine.bundle import Bundle, default_bundle_path, write_bundle
 from gbad_batch.engine.decode import DecodeLimits, Decoder
 from gbad_batch.engine.errors import BundleError, MissingExtra, Refused
 from gbad_batch.engine.row import Row
-from gbad_batch.engine.runtime import OUTPUTS, Engine, NotFinite, open_engine
+from gbad_batch.engine.runtime import OUTPUTS, Engine, EngineFailed, NotFinite, Runner, open_engine
 from gbad_batch.engine.runtime.runtime_tensorrt import SIZES
-from gbad_batch.engine.settings import ScanSettings
+from gbad_batch.engine.settings import BATCH_SIZES
 from gbad_batch.export import engine_for, nvidia_gpus, resolve
 from gbad_batch.export.cache import EngineCache, cache_key
 from gbad_batch.export.gate import Built, first_to_pass
@@ -39,6 +40,16 @@ def score(
     """All outputs of pixels, run in batches of one size and a smaller last one."""
     with closing(open_engine(engine, threads)) as runner:
         parts = [runner(pixels[i : i + batch]) for i in range(0, len(pixels), batch)]
+    return {name: np.concatenate([getattr(part, name) for part in parts]) for name in OUTPUTS}
+
+
+def score_at_once(
+    engine: Engine, pixels: NDArray[np.uint8], batch: int, threads: int, streams: int
+) -> dict[str, NDArray[np.float32]]:
+    """All outputs of pixels, with a batch in each stream at a time and one more that waits."""
+    chunks = [pixels[i : i + batch] for i in range(0, len(pixels), batch)]
+    with closing(open_engine(engine, threads, streams)) as runner, ThreadPoolExecutor(streams + 1) as pool:
+        parts = list(pool.map(runner, chunks))
     return {name: np.concatenate([getattr(part, name) for part in parts]) for name in OUTPUTS}
 
 
@@ -78,6 +89,13 @@ def test_scores_do_not_depend_on_batch_size_or_threads(images: tuple[Engine, NDA
     wanted = score(engine, pixels, batch=1)
     for batch, threads in ((1, 2), (2, 1), (5, 2), (8, 1), (8, 3), (16, 2), (19, 1)):
         assert_same_bits(score(engine, pixels, batch, threads), wanted)
+
+
+def test_scores_do_not_depend_on_what_is_computed_at_once(images: tuple[Engine, NDArray[np.uint8]]) -> None:
+    engine, pixels = images
+    wanted = score(engine, pixels, batch=8)
+    for batch, threads, streams in ((1, 2, 2), (2, 4, 2), (3, 3, 3), (5, 5, 2), (8, 1, 4)):
+        assert_same_bits(score_at_once(engine, pixels, batch, threads, streams), wanted)
 
 
 def test_scores_do_not_depend_on_order_neighbours_or_memory(images: tuple[Engine, NDArray[np.uint8]]) -> None:
@@ -125,6 +143,33 @@ def test_pixels_of_another_form_are_an_error_of_the_caller(engine: Engine) -> No
         ):
             with pytest.raises(ValueError, match="must be uint8"):
                 runner(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("threads", "streams"), [(1, 1), (2, 1), (3, 3)])
+def test_a_batch_that_fails_is_told_and_harms_no_other(threads: int, streams: int) -> None:
+    """Also on one thread, also the same batch again, and whatever is computed at the same time."""
+    from gbad_batch.engine.runtime import runtime_openvino
+
+    blob = runtime_openvino.build(tiny.network_that_fails(), tiny.bigan())
+    version = runtime_openvino.version()
+    weak = Engine("openvino", version, "cpu", "fp32", tiny.SIZE, tiny.FEATURES, "hash", "key", blob)
+    good = tiny.pictures(5)
+    bad = good.copy()
+    bad[3] = 0
+    wanted = score(weak, good, batch=5)
+
+    def failed(runner: Runner, pixels: NDArray[np.uint8]) -> bool:
+        try:
+            found = runner(pixels)
+        except EngineFailed:
+            return True
+        assert_same_bits({name: getattr(found, name) for name in OUTPUTS}, wanted)
+        return False
+
+    batches = [good, bad, good, bad, bad, good, bad, good, good, bad]
+    with closing(open_engine(weak, threads, streams)) as runner, ThreadPoolExecutor(streams) as pool:
+        found = list(pool.map(failed, [runner] * len(batches), batches))
+    assert found == [batch is bad for batch in batches]
 
 
 def test_values_that_are_no_numbers_stop_the_scan_and_name_their_images() -> None:
@@ -193,11 +238,12 @@ def test_an_engine_that_is_not_what_it_says_is_refused(engine: Engine) -> None:
 
 
 def test_a_closed_runner_says_so(engine: Engine) -> None:
-    runner = open_engine(engine, 1)
+    runner = open_engine(engine, 2, 2)
     runner.close()
     runner.close()
-    with pytest.raises(ValueError, match="closed"):
-        runner(tiny.pictures(1))
+    for _ in range(3):
+        with pytest.raises(ValueError, match="closed"):
+            runner(tiny.pictures(1))
 
 
 def test_a_graph_that_asks_for_a_large_map_is_refused(tiny_bundle: Bundle) -> None:
@@ -517,10 +563,8 @@ def test_the_cpu_is_resolved_to_openvino_fp32(tiny_bundle: Bundle, device: str) 
     assert resolve(tiny_bundle, device, "inductor", "auto") == ("cpu", "inductor", "fp32")
 
 
-def test_a_batch_is_as_large_as_suits_the_device_unless_it_is_given() -> None:
-    assert ScanSettings().batch_size_on("cpu") == 8
-    assert ScanSettings().batch_size_on("cuda:1") == SIZES[-1]  # what the engines there are built for
-    assert ScanSettings(batch_size=3).batch_size_on("cuda:0") == 3
+def test_a_batch_on_a_gpu_is_as_large_as_its_engines_are_built_for() -> None:
+    assert BATCH_SIZES["cuda"] == SIZES[-1]
 
 
 def test_nvidia_hardware_is_seen_without_its_driver(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ def _loaded_by(code: str) -> set[str]:
         HELP.format(words=["synth", "--help"]),
         HELP.format(words=["evaluate", "--help"]),
         HELP.format(words=["doctor", "--help"]),
+        HELP.format(words=["tune", "--help"]),
         HELP.format(words=["data", "--help"]),
         HELP.format(words=["data", "check", "--help"]),
         HELP.format(words=["data", "convert", "--help"]),

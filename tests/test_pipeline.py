@@ -11,7 +11,7 @@ from gbad_batch.engine.errors import Stopped
 from gbad_batch.engine.pipeline import Halted, Pipeline
 from gbad_batch.engine.scorer import Batch, batches
 
-DEPTH, THREADS = 4, 3
+DEPTH, THREADS, STREAMS, WAITING = 4, 3, 2, 2
 STAGES = ("list", "decode", "gather", "score", "write")
 ERRORS = (Stopped("the disk is gone"), MemoryError(), KeyboardInterrupt(), SystemExit(3))
 
@@ -35,21 +35,24 @@ def flow(pipeline: Pipeline, items: Iterable[int], at: Callable[[str, int], None
             at(stage, item)
             yield item
 
-    def decode(item: int) -> int:
-        at("decode", item)
-        return item
+    def on_threads(stage: str) -> Callable[[int], int]:
+        def work(item: int) -> int:
+            at(stage, item)
+            return item
+
+        return work
 
     found = pipeline.background(through("list", items), DEPTH, "list")
-    decoded = pipeline.parallel(decode, found, THREADS, DEPTH, "decode")
-    gathered = pipeline.background(through("gather", decoded), 2, "gather")
-    scored = pipeline.background(through("score", gathered), 2, "score")
-    return through("write", scored)
+    decoded = pipeline.parallel(on_threads("decode"), found, THREADS, DEPTH, "decode")
+    gathered = pipeline.background(through("gather", decoded), 1, "gather")
+    scored = pipeline.parallel(on_threads("score"), gathered, STREAMS, STREAMS, "score")
+    return through("write", pipeline.background(scored, WAITING, "write"))
 
 
 def test_order_is_kept_whatever_each_item_takes() -> None:
     def at(stage: str, item: int) -> None:
-        if stage == "decode":
-            time.sleep(0.002 * (item % 5 == 0))
+        if stage in ("decode", "score"):
+            time.sleep(0.002 * (item % (5 if stage == "decode" else 3) == 0))
 
     with Pipeline() as pipeline:
         assert list(flow(pipeline, range(300), at)) == list(range(300))
@@ -78,9 +81,10 @@ def test_an_error_of_any_stage_ends_the_chain(stage: str, error: BaseException) 
     assert len(got) <= 50
 
 
-def test_the_first_error_in_order_is_told() -> None:
+@pytest.mark.parametrize("several", ["decode", "score"])
+def test_the_first_error_in_order_is_told(several: str) -> None:
     def at(stage: str, item: int) -> None:
-        if stage == "decode" and item in (7, 8, 9):
+        if stage == several and item in (7, 8, 9):
             time.sleep(0.05 * (item == 7))  # the later ones fail first
             raise Stopped(f"item {item}")
 
@@ -104,8 +108,8 @@ def test_what_waits_is_bounded() -> None:
         while before != reached:
             before = dict(reached)
             time.sleep(0.3)
-        assert reached["score"] <= 1 + 2 + 1
-        assert reached["gather"] <= reached["score"] + 2 + 1
+        assert reached["score"] <= 1 + WAITING + 1 + STREAMS + 2
+        assert reached["gather"] <= reached["score"] + 1 + 2
         assert reached["decode"] <= reached["gather"] + DEPTH + 2
         assert reached["list"] <= reached["decode"] + DEPTH + 2
 
@@ -132,6 +136,29 @@ def test_a_stop_from_another_thread_ends_a_chain_that_waits(slow: str) -> None:
             list(flow(pipeline, range(10**9), at))
         release.set()
         stopper.join()
+
+
+def test_what_has_come_to_the_end_is_handed_out_after_a_stop() -> None:
+    """As batches that are scored and wait for a slow disk."""
+    made: list[int] = []
+
+    def at(stage: str, item: int) -> None:
+        if stage == "score":
+            made.append(item)
+
+    with Pipeline() as pipeline:
+        chain = pipeline.background(flow(pipeline, range(10**9), at), DEPTH, "more")
+        assert next(chain) == 0
+        before = -1
+        while before != len(made):
+            before = len(made)
+            time.sleep(0.3)
+        pipeline.stopped.set()
+        got: list[int] = []
+        with pytest.raises(Halted):
+            got.extend(chain)  # keeps what came before the error
+        assert got == list(range(1, 1 + DEPTH))
+        assert len(made) <= before + STREAMS + 2
 
 
 def test_a_pipeline_stopped_before_it_starts_gives_nothing() -> None:
@@ -165,7 +192,7 @@ def test_what_a_stage_holds_open_is_closed() -> None:
     assert closed.wait(10)
 
 
-@pytest.mark.parametrize("refused", ["list", "decode feeder", "decode_0", "score"])
+@pytest.mark.parametrize("refused", ["list", "decode feeder", "decode_0", "score feeder", "score_0", "write"])
 def test_a_thread_that_cannot_start_is_the_machines_fault(
     monkeypatch: pytest.MonkeyPatch, refused: str
 ) -> None:

@@ -127,10 +127,12 @@ def test_batch_size_threads_order_and_neighbours_change_no_bit(
 ) -> None:
     scan(archive, out=tmp_path / "r.parquet")
     plain = scores_of(tmp_path / "r.parquet")
-    for number, (batch_size, threads) in enumerate([(1, 1), (3, 2), (16, 4), (64, 1)]):
+    in_order = pq.read_table(tmp_path / "r.parquet")["uri"]
+    for number, (batch_size, threads) in enumerate([(1, 1), (3, 2), (16, 4), (64, 1), (1, 6)]):
         out = tmp_path / f"r{number}.parquet"
-        scan(archive, out=out, batch_size=batch_size, threads=threads)
+        scan(archive, out=out, batch_size=batch_size, threads=threads)  # and a stream for each thread
         assert scores_of(out) == plain
+        assert pq.read_table(out)["uri"] == in_order
     reverse = tmp_path / "list"
     reverse.write_text("\n".join(sorted((str(p) for p in archive.rglob("*.*")), reverse=True)[::3]))
     scan(out=tmp_path / "some.parquet", files_from=str(reverse))

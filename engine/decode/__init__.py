@@ -18,7 +18,6 @@ What an image means here, the same on every backend and never guessed from pixel
   over is decoded, scored and said in `warnings`.
 """
 
-import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -59,7 +58,7 @@ class Decoder:
 
         Without an input size the pixels are [height, width, 3], as stored.
 
-        Fills sha256, format, width, height, bit_depth, color, status, error and warnings of the row.
+        Fills format, width, height, bit_depth, color, status, error and warnings of the row.
         Raises MemoryError, a fault of the machine, after some seconds of trying; every fault of the file
         becomes the status of the row.
         """
@@ -68,7 +67,6 @@ class Decoder:
 
     def gate(self, row: Row, blob: bytes) -> Stream | None:
         """Do the first half: all that a header tells; None is a bad image."""
-        row.sha256 = hashlib.sha256(blob).digest()
         with _faults_told(row):
             stream = inspect(row, blob, self.limits)
             row.warnings = "; ".join(stream.warnings) or None

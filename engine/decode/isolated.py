@@ -5,7 +5,6 @@ little-endian) and its bytes; an answer is the length of a JSON object (4 bytes)
 row's fields, and the pixels if the status is ok.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -50,7 +49,6 @@ class IsolatedDecoder:
         Fills the row as `Decoder` does, with decoder_crash and decoder_timeout besides. Raises Stopped
         where the child does not even start, and where its end is the machine's fault or may be.
         """
-        row.sha256 = hashlib.sha256(blob).digest()
         with self._lock:
             try:
                 try:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OUTPUTS = ("x", "logits", "reconstruction_loss", "feature_matching_loss")
+WITH_STREAMS = frozenset({"openvino"})  # backends that compute several batches at once
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Engine:
 
 
 class Runner(Protocol):
-    """An open engine. One call at a time; a runner belongs to one thread at a time."""
+    """An open engine. As many calls at once as it was opened with streams; one thread for each."""
 
     engine: Engine
 
@@ -117,16 +118,17 @@ class NotFinite(EngineFailed):
         )
 
 
-def open_engine(engine: Engine, threads: int | None = None) -> Runner:
+def open_engine(engine: Engine, threads: int | None = None, streams: int = 1) -> Runner:
     """Open an engine on `threads` cores (None: those that this process may use); outputs are checked here.
 
-    Raises Refused where the engine is not what it says to be or no backend for it is here, Stopped where the
-    device fails.
+    `streams` batches are computed at once, each on its share of the cores, where the backend is one of
+    WITH_STREAMS; elsewhere one is. Raises Refused where the engine is not what it says to be or no backend
+    for it is here, Stopped where the device fails.
     """
     if engine.backend == "openvino":
         from .runtime_openvino import OpenVINORunner
 
-        return OpenVINORunner(engine, threads)
+        return OpenVINORunner(engine, threads, streams)
     if engine.backend == "inductor":
         from .runtime_inductor import InductorRunner
 

@@ -7,6 +7,7 @@ One such model, compiled once, gives an image the same bits whatever its batch, 
 import io
 import math
 import sys
+from queue import LifoQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -86,7 +87,7 @@ def _check_activations(model: Any) -> None:
 
 def _properties(threads: int) -> dict[str, Any]:
     return {
-        "PERFORMANCE_HINT": "LATENCY",  # one batch at a time, on all threads
+        "PERFORMANCE_HINT": "LATENCY",  # one batch at a time, on all threads of its stream
         "INFERENCE_PRECISION_HINT": "f32",  # else bf16 where the CPU has it
         "INFERENCE_NUM_THREADS": threads,
         "ENABLE_CPU_PINNING": False,  # decode shares these cores
@@ -94,12 +95,21 @@ def _properties(threads: int) -> dict[str, Any]:
 
 
 class OpenVINORunner:
-    """An open OpenVINO engine; its outputs are copies, so a batch may outlive the next."""
+    """An open OpenVINO engine; its outputs are copies, so a batch may outlive the next.
 
-    def __init__(self, engine: Engine, threads: int | None):
+    Each stream is a compiled model of its own. OpenVINO's streams of one model share its weights, but what a
+    failed batch leaves behind cannot be told apart there: the next batch might get its values.
+    """
+
+    def __init__(self, engine: Engine, threads: int | None, streams: int = 1):
         self.engine = engine
-        self._threads = threads or usable_cores()
-        self._request = self._open()
+        threads = threads or usable_cores()
+        self._streams = min(streams, threads)
+        self._threads = threads // self._streams  # of a stream
+        self._closed = False
+        self._idle: LifoQueue[Any] = LifoQueue()  # a request of each stream; None is to be opened again
+        for _ in range(self._streams):
+            self._idle.put(self._open())
 
     def _open(self) -> Any:
         engine = self.engine
@@ -126,23 +136,34 @@ class OpenVINORunner:
             ) from error
 
     def __call__(self, pixels: "Pixels") -> Outputs:
-        """Score pixels uint8 [n, S, S, 3]."""
+        """Score pixels uint8 [n, S, S, 3]; where all streams are busy, a call waits for one."""
         check_pixels(self.engine, pixels)
         return scored_twice(self.engine, self._infer, pixels)
 
     def close(self) -> None:
-        """Free the model's memory."""
-        self._request = None
+        """Free the model's memory, once no stream is busy."""
+        if self._closed:
+            return
+        self._closed = True
+        for _ in range(self._streams):
+            self._idle.get()
+        self._idle.put(None)  # a call that comes later finds the runner closed, and does not wait
 
     def _infer(self, pixels: "Pixels") -> Outputs:
-        if self._request is None:
-            raise ValueError("the runner is closed")
+        request = self._idle.get()
         try:
-            self._request.infer({"pixels": np.ascontiguousarray(pixels)}, share_inputs=True)
+            if self._closed:
+                raise ValueError("the runner is closed")
+            request = request or self._open_again()
+            # not `infer`, which with one thread swallows errors and leaves the values of the batch before
+            request.start_async({"pixels": np.ascontiguousarray(pixels)}, share_inputs=True)
+            request.wait()
+            return Outputs(**{name: request.get_tensor(name).data.copy() for name in OUTPUTS})
         except RuntimeError as error:
-            self._request = self._open_again()  # one that has failed gives stale values the next time
+            request = None  # one that has failed gives stale values the next time
             raise RuntimeError(_reason(error)) from error
-        return Outputs(**{name: self._request.get_tensor(name).data.copy() for name in OUTPUTS})
+        finally:
+            self._idle.put(request)
 
 
 def _check_ports(compiled: Any, engine: Engine) -> None:

@@ -34,7 +34,7 @@ class QuantizeSettings:
 
     images: int = 300  # that the ranges of maps are found on
     seed: int = 0  # of which are taken, where there are more
-    overflow_fix: str = "first_layer"  # weights held to 7 bits, as `export.to_int8.quantize` says
+    overflow_fix: str = "enable"  # weights held to 7 bits, as `export.to_int8.quantize` says
 
 
 def quantize_bundle(

@@ -8,6 +8,7 @@ for one, so at most 6 of a million; `python -m benchmarks duplicates` measures t
 are found. Mirrored and turned copies are not looked for.
 """
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -76,7 +77,9 @@ def _fingerprint(decoder: Decoder, path: Path) -> tuple[Row, NDArray[np.uint64]]
 
     row = Row(uri=str(path))
     try:
-        pixels = decoder(row, _read(path, row))
+        blob = _read(path, row)
+        row.sha256 = hashlib.sha256(blob).digest()
+        pixels = decoder(row, blob)
     except ImageFault as fault:
         row.fail(fault)
         pixels = None

@@ -1,0 +1,317 @@
+"""How a scan divides the machine: by rule, as tuned, as the user says; it is shown and changes no bit."""
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tiny_bundle as tiny
+from PIL import Image
+
+from gbad_batch.engine import Scan, ScanSettings, Summary
+from gbad_batch.engine import tune as tuning
+from gbad_batch.engine.bundle import Bundle
+from gbad_batch.engine.errors import Refused, Stopped
+from gbad_batch.engine.machine import usable_cores
+from gbad_batch.engine.plan import Plan, by_rule, keep, plan_for, tuned
+from gbad_batch.engine.runtime import Engine
+from gbad_batch.export import engine_for
+from gbad_batch.export.cache import PLAN, EngineCache, cache_key
+
+COMMAND = str(Path(sys.executable).with_name("gbad-batch"))
+CORES = usable_cores()
+TODAY = f"tuned on {date.today().isoformat()}"
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    root = tmp_path / "archive"
+    root.mkdir()
+    for i, pixels in enumerate(tiny.pictures(23, seed=9)):
+        Image.fromarray(pixels).resize((70 + 5 * i, 60)).save(root / f"bag{i:02d}.{('jpg', 'png')[i % 2]}")
+    (root / "cut.jpg").write_bytes((root / "bag00.jpg").read_bytes()[:500])
+    return root
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def engine(tiny_bundle: Bundle, cache: Path) -> Engine:
+    return engine_for(tiny_bundle, cache_dir=cache)
+
+
+@pytest.fixture
+def scan(tiny_bundle: Bundle, archive: Path, cache: Path) -> Any:
+    def start(out: Path, **settings: Any) -> Summary:
+        settings = {"model": tiny_bundle.path, "cache_dir": cache, "overwrite": True, **settings}
+        return Scan(ScanSettings(sources=(str(archive),), out=out, **settings)).run()
+
+    return start
+
+
+def store(engine: Engine, cache: Path, batch_size: int, streams: int, threads: int) -> Path:
+    """Keep a plan as `tune` does; returns its file."""
+    opened = EngineCache.open(cache)
+    assert opened is not None
+    assert keep(Plan(batch_size, streams, threads, CORES), engine, opened)
+    opened.close()
+    (file,) = cache.glob("*.plan")
+    return file
+
+
+def rows_of(out: Path) -> list[dict[str, Any]]:
+    return pq.read_table(out).to_pylist()
+
+
+# --- what a scan does ---------------------------------------------------------------------------------
+
+
+def test_every_core_decodes_and_has_a_stream_by_rule(scan: Any, tmp_path: Path) -> None:
+    assert scan(tmp_path / "r.parquet").plan == Plan(8, min(CORES, 8), CORES, CORES, "by rule")
+    given = scan(tmp_path / "r.parquet", threads=3, batch_size=5).plan
+    assert given == Plan(5, 3, 3, 3, "by rule, --batch-size and --threads as given")
+
+
+@pytest.mark.parametrize(
+    ("backend", "device", "sizes"),
+    [("openvino", "cpu", (8, 8, 20)), ("inductor", "cpu", (8, 1, 20)), ("tensorrt", "cuda:0", (256, 1, 20))],
+)
+def test_the_rule_follows_backend_and_device(backend: str, device: str, sizes: tuple[int, int, int]) -> None:
+    plan = by_rule(Engine(backend, "1", device, "fp32", 64, 32, "hash", "key", b""), cores=20)
+    assert (plan.batch_size, plan.streams, plan.threads) == sizes
+
+
+def test_the_tuned_choice_is_taken_and_said_and_options_win(
+    scan: Any, engine: Engine, cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store(engine, cache, 3, 1, 4)
+    with caplog.at_level(logging.INFO):
+        summary = scan(tmp_path / "r.parquet")
+    assert summary.plan == Plan(3, 1, 4, CORES, TODAY)
+    assert f"batch 3, 1 stream, 4 decode threads: {TODAY}" in caplog.text
+    batch_given = scan(tmp_path / "r.parquet", batch_size=2).plan
+    assert batch_given == Plan(2, 1, 4, CORES, f"{TODAY}, --batch-size as given")
+    threads_given = scan(tmp_path / "r.parquet", threads=2).plan
+    assert threads_given == Plan(8, 2, 2, 2, "by rule, --threads as given")
+
+
+def test_the_command_and_the_doctor_say_it(
+    engine: Engine, tiny_bundle: Bundle, archive: Path, cache: Path, tmp_path: Path
+) -> None:
+    store(engine, cache, 3, 1, 4)
+    said = f"batch 3, 1 stream, 4 decode threads: {TODAY}"
+    model = ["--model", str(tiny_bundle.path), "--cache-dir", str(cache)]
+    words = [COMMAND, "scan", str(archive), "--out", str(tmp_path / "r.parquet"), "--overwrite", *model]
+    ran = subprocess.run(words, capture_output=True, text=True)
+    assert said in ran.stdout
+    assert said in ran.stderr
+    as_json = json.loads(subprocess.run([*words, "--json"], capture_output=True, text=True).stdout)
+    sizes = {"batch_size": 3, "streams": 1, "threads": 4, "cores": CORES}
+    assert as_json["plan"] == {**sizes, "origin": TODAY}
+    doctor = subprocess.run([COMMAND, "doctor", *model], capture_output=True, text=True)
+    assert said in doctor.stdout
+
+
+def test_no_choice_changes_a_bit_or_the_order(scan: Any, engine: Engine, cache: Path, tmp_path: Path) -> None:
+    scan(tmp_path / "r.parquet")
+    wanted = rows_of(tmp_path / "r.parquet")
+    assert [row["uri"] for row in wanted] == sorted(row["uri"] for row in wanted)
+    for sizes in ((1, CORES, 1), (1, 1, 5), (4, CORES, 3), (64, 1, 2)):
+        store(engine, cache, *sizes)
+        assert scan(tmp_path / "again.parquet").plan.origin == TODAY
+        assert rows_of(tmp_path / "again.parquet") == wanted
+
+
+def test_an_unfinished_scan_goes_on_with_another_choice(
+    scan: Any, engine: Engine, tiny_bundle: Bundle, archive: Path, cache: Path, tmp_path: Path
+) -> None:
+    """It was stopped while several batches were under way; what was written then is not scanned again."""
+    scan(tmp_path / "whole.parquet")
+    out = {"out": tmp_path / "r.parquet", "batch_size": 1, "threads": 4}
+    first = Scan(ScanSettings(sources=(str(archive),), model=tiny_bundle.path, cache_dir=cache, **out))
+    with pytest.raises(Stopped, match="as asked"):
+        first.run(lambda progress: first.stop() if progress.done == 5 else None)
+    store(engine, cache, 16, 1, 3)
+    summary = scan(tmp_path / "r.parquet", overwrite=False)
+    assert summary.plan is not None
+    assert summary.plan.origin == TODAY
+    assert summary.scanned_now <= 24 - 5
+    assert rows_of(tmp_path / "r.parquet") == rows_of(tmp_path / "whole.parquet")
+
+
+def test_the_summary_tells_cpu_seconds_by_stage(scan: Any, tmp_path: Path) -> None:
+    summary = scan(tmp_path / "r.parquet")
+    stages = {"list", "read", "hash", "decode", "infer", "decide", "write"}
+    assert summary.stage_seconds.keys() == summary.stage_cpu_seconds.keys() == stages
+    assert 0 < sum(summary.stage_cpu_seconds.values()) < summary.cpu_seconds
+
+
+# --- what is kept -------------------------------------------------------------------------------------
+
+
+def test_the_file_is_private_and_its_key_holds_what_the_choice_depends_on(
+    engine: Engine, cache: Path
+) -> None:
+    file = store(engine, cache, 16, 1, 2)
+    assert file.stat().st_mode & 0o777 == 0o600
+    facts = json.loads(file.read_bytes())["facts"]
+    assert file.stem == cache_key(facts)
+    assert facts.keys() == {"engine", "cores", "versions"}
+    assert (facts["engine"], facts["cores"]) == (engine.key, CORES)
+    assert {"gbad-batch", "simplejpeg"} <= facts["versions"].keys()
+    assert tuned(replace(engine, key="another"), cache) is None
+
+
+def rewritten(file: Path, **values: Any) -> None:
+    """Store other values under the name of a plan, whole by their hash."""
+    record = json.loads(file.read_bytes())
+    del record["sha256"]
+    opened = EngineCache.open(file.parent)
+    assert opened is not None
+    assert opened.store(file.stem, b"", {**record, **values}, PLAN)
+    opened.close()
+
+
+def spoil(file: Path, how: str) -> None:
+    whole = file.read_bytes()
+    if how == "a bit":
+        file.write_bytes(whole.replace(b'"batch_size": 3', b'"batch_size": 2'))
+    elif how == "cut":
+        file.write_bytes(whole[:-20])
+    elif how == "no JSON":
+        file.write_bytes(b"batch_size = 3\n")
+    elif how == "a link":
+        file.rename(file.with_name("elsewhere"))
+        file.symlink_to(file.with_name("elsewhere"))
+    elif how == "another user's":
+        if os.geteuid() != 0:
+            pytest.skip("only root can give a file away")
+        os.chown(file, 12345, -1)
+    elif how == "another machine's":
+        rewritten(file, facts={**json.loads(whole)["facts"], "cores": CORES + 1})
+    else:
+        name, value = how.split()
+        rewritten(file, **{name: json.loads(value)})
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        *("a bit", "cut", "no JSON", "a link", "another user's", "another machine's"),
+        *("batch_size 0", "batch_size 4097", "batch_size 2.5", "streams true", "streams 4096"),
+        *("threads null", "threads 1025", 'date "long_ago"'),
+    ],
+)
+def test_a_damaged_or_foreign_choice_is_told_and_not_used(
+    engine: Engine, cache: Path, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = store(engine, cache, 3, 1, 4)
+    spoil(file, how)
+    assert plan_for(ScanSettings(cache_dir=cache), engine) == by_rule(engine, CORES)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert re.match(r"the cached plan [0-9a-f]{12} is not used, the rule is: ", warning)
+
+
+def test_an_unsafe_cache_is_told_once(
+    scan: Any, engine: Engine, cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store(engine, cache, 3, 1, 4)
+    cache.chmod(0o755)
+    assert scan(tmp_path / "r.parquet").plan.origin == "by rule"
+    assert caplog.text.count("is not used") == 1
+
+
+# --- what is measured ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SECONDS": 0.0, "WARM_ROUNDS": 1, "ROUNDS": 1, "DUELS": 1, "SYNTHETIC": 2}.items():
+        monkeypatch.setattr(tuning, name, value)
+    monkeypatch.setitem(tuning.BATCHES, "cpu", (2, 8))
+
+
+@pytest.mark.usefixtures("quick")
+def test_tuning_measures_each_size_and_scans_do_as_it_found(
+    scan: Any, archive: Path, cache: Path, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    settings = ScanSettings(sources=(str(archive),), model=tiny_bundle.path, cache_dir=cache)
+    found = tuning.tune(settings)
+    tried = {(each.plan.batch_size, each.plan.streams, each.plan.threads) for each in found.trials}
+    assert {batch for batch, _, _ in tried} == {2, 8}
+    assert {threads for _, _, threads in tried} >= {CORES, 2 * CORES}
+    assert {streams for _, streams, _ in tried} >= {1, CORES}
+    assert all(each.images_per_second > 0 for each in found.trials)
+    assert found.rule.plan == by_rule(engine_for(tiny_bundle, cache_dir=cache), CORES)
+    assert found.pictures == f"24 images of {archive}"
+    chosen, taken = found.chosen.plan, scan(tmp_path / "r.parquet").plan
+    assert (taken.batch_size, taken.streams, taken.threads, taken.origin) == (
+        *(chosen.batch_size, chosen.streams, chosen.threads),
+        TODAY,
+    )
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_was_found_before_is_measured_anew(
+    archive: Path, cache: Path, engine: Engine, tiny_bundle: Bundle
+) -> None:
+    store(engine, cache, 2, 1, 4)
+    found = tuning.tune(ScanSettings(sources=(str(archive),), model=tiny_bundle.path, cache_dir=cache))
+    assert found.trials[0].plan == found.rule.plan == by_rule(engine, CORES)
+
+
+@pytest.mark.usefixtures("quick")
+def test_when_the_time_is_up_the_rule_stays(
+    archive: Path, cache: Path, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "DEADLINE_S", 0.0)
+    found = tuning.tune(ScanSettings(sources=(str(archive),), model=tiny_bundle.path, cache_dir=cache))
+    assert found.trials == [found.rule] == [found.chosen]
+
+
+def test_pictures_that_cannot_be_decoded_are_refused(
+    tiny_bundle: Bundle, cache: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.jpg").write_bytes(b"no picture")
+    settings = ScanSettings(sources=(str(tmp_path / "bad"),), model=tiny_bundle.path, cache_dir=cache)
+    with pytest.raises(Refused, match=r"no image of .*bad can be decoded"):
+        tuning.tune(settings)
+    assert not list(cache.glob("*.plan"))
+
+
+RUN = """
+import sys
+from gbad_batch.engine import tune
+from gbad_batch.engine.cli import main
+tune.SECONDS, tune.WARM_ROUNDS, tune.ROUNDS, tune.DUELS, tune.SYNTHETIC = 0.0, 1, 1, 1, 2
+tune.BATCHES["cpu"] = (2, 8)
+main()
+"""
+
+
+def test_the_command_prints_a_table_or_json(tiny_bundle: Bundle, cache: Path) -> None:
+    words = [sys.executable, "-c", RUN, "tune", "--model", str(tiny_bundle.path), "--cache-dir", str(cache)]
+    ran = subprocess.run(words, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "on 2 synthetic pictures" in ran.stdout
+    assert re.search(r"^ +8 +\d+ +\d+ +\d+\.\d  by rule$", ran.stdout, re.MULTILINE)
+    assert ran.stdout.endswith(f"Kept in {cache}\n")
+    ran = subprocess.run([*words, "--json"], capture_output=True, text=True)
+    found = json.loads(ran.stdout)
+    assert found["kept"] == str(cache)
+    assert found["chosen"]["plan"]["cores"] == CORES
+    assert len(found["trials"]) >= 4
+    assert np.isfinite(found["chosen"]["images_per_second"])
