@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parent
 
 
 def main(words: list[str]) -> int:
-    """Return the exit code: 0 done, 1 a threshold failed, 2 no such benchmark, or refused."""
+    """Return the exit code: 0 done, 1 a threshold failed, 2 no such benchmark, or not on this machine."""
     known = benchmarks()
     if not words or words[0] in ("-h", "--help"):
         print("python -m benchmarks NAME [--json FILE]\n")
@@ -50,7 +50,7 @@ def run_one(name: str, idea: str, words: list[str]) -> int:
     try:
         report = module.run(arguments)
     except GbadError as error:
-        print(error, file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return error.exit_code
     print(report.table())
     if arguments.json is not None:

@@ -18,14 +18,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from gbad_batch.engine.settings import ScanSettings
+from gbad_batch.engine.settings import BATCH_SIZES
 
 from .archives import bags, linked
 from .crash_victim import PART_SECONDS
 from .report import Report
 
 IMAGES = 800
-BATCH_SIZE = ScanSettings().batch_size
+BATCH_SIZE = BATCH_SIZES["cpu"]
 # decoded ahead (2 batches and a thread's image each), gathered (2 batches), scored (2) and the one in hand
 QUEUE = 8 * BATCH_SIZE + 16
 

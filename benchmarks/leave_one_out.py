@@ -1,7 +1,6 @@
 """Whether threats of a class that no phase has seen are found: every detector, on x and on pooled C2..C5."""
 
 import argparse
-import csv
 import json
 import sys
 import time
@@ -24,6 +23,8 @@ from gbad_batch.engine.row import THREATS
 from gbad_batch.engine.synth import SynthSettings, generator_hash
 from gbad_batch.engine.training.checkpoint import RunFolder
 from gbad_batch.engine.training.data import Labelled, load_labelled
+from gbad_batch.engine.training.datasets.coco import write_coco
+from gbad_batch.engine.training.datasets.labels import Gathered
 from gbad_batch.engine.training.phase1 import Phase1Settings, Stage
 from gbad_batch.engine.training.phase2 import Phase2Settings
 from gbad_batch.engine.training.pipeline import train
@@ -50,7 +51,8 @@ class Size:
 
     images: int  # with threats in training, and as many without
     pixels: int  # a side
-    epochs: int  # of phase I
+    windows: int  # epochs of phase I on windows of half of each side around threats, of half the pixels
+    epochs: int  # of phase I on whole images, after them
     steps: int  # of phase II
     seeds: int  # of phases II and III
     backbone: str = "regnetx_004"
@@ -60,7 +62,8 @@ class Size:
         """Write it for a heading."""
         return (
             f"{self.images} + {self.images} synthetic images at {self.pixels} pixels, {self.backbone}, "
-            f"{self.epochs} epochs, {self.steps} steps of phase II, {self.seeds} seeds of phases II and III"
+            f"{self.windows} epochs on windows and {self.epochs} on whole images, {self.steps} steps of "
+            f"phase II, {self.seeds} seeds of phases II and III"
         )
 
 
@@ -70,7 +73,8 @@ def options(parser: argparse.ArgumentParser) -> None:
     add("--class", dest="threat", choices=THREATS, help="this one alone; otherwise each in turn")
     add("--images", type=int, default=2000, metavar="N", help="training images with threats, and without")
     add("--pixels", type=int, default=128, metavar="S", help="a side")
-    add("--epochs", type=int, default=6, metavar="N", help="of phase I")
+    add("--windows", type=int, default=8, metavar="N", help="epochs of phase I on windows around threats")
+    add("--epochs", type=int, default=4, metavar="N", help="epochs of phase I on whole images, after them")
     add("--steps", type=int, default=2000, metavar="N", help="of phase II")
     add("--seeds", type=int, default=3, metavar="N", help="of phases II and III")
     add("--work", type=Path, default=default_work_dir(), metavar="DIR", help="what is half done is kept here")
@@ -87,7 +91,14 @@ def run(arguments: argparse.Namespace) -> Comparison:
     """Take or compute the part of each class, and show them in one table."""
     arguments.work.mkdir(parents=True, exist_ok=True)
     arguments.results.mkdir(parents=True, exist_ok=True)
-    size = Size(arguments.images, arguments.pixels, arguments.epochs, arguments.steps, arguments.seeds)
+    size = Size(
+        arguments.images,
+        arguments.pixels,
+        arguments.windows,
+        arguments.epochs,
+        arguments.steps,
+        arguments.seeds,
+    )
     report = Comparison(f"Threats of a class left out of all training: {size.told}")
     for threat in [arguments.threat] if arguments.threat else THREATS:
         part = part_of(threat, size, arguments.results / f"{threat}.json", arguments.work)
@@ -129,10 +140,10 @@ def _trained(threat: str, size: Size, work: Path) -> tuple[Contest, NDArray[np.f
     """Train without a class; returns the contest, pooled C2..C5 [n, d], what holds the class [n]."""
     making = SynthSettings(round(POOL * size.images), SEED, 0.5, workers=usable_cores())
     pool = labelled_set(work, making)
-    own = work / f"without-{threat}-{size.images}-{size.pixels}-{size.epochs}-{size.steps}"
+    own = work / f"without-{threat}-{size.images}-{size.pixels}-{size.windows}-{size.epochs}-{size.steps}"
     own.mkdir(exist_ok=True)
-    labels = own / "labels.csv"
-    _write_labels(labels, threat, load_labelled(pool, pool), size.images)
+    labels = own / "labels.json"
+    _write_labels(labels, threat, load_labelled(pool / "boxes.json", pool), size.images)
     settings = TrainSettings(
         labels=labels,
         images=pool,
@@ -141,7 +152,9 @@ def _trained(threat: str, size: Size, work: Path) -> tuple[Contest, NDArray[np.f
         demo=True,
         phases=(1, 2),
         architecture=Architecture(backbone=size.backbone, input_size=size.pixels),
-        phase1=Phase1Settings(stages=(Stage(size.pixels, size.epochs),)),
+        phase1=Phase1Settings(
+            stages=(Stage(size.pixels // 2, size.windows, 0.5), Stage(size.pixels, size.epochs))
+        ),
         phase2=Phase2Settings(steps=size.steps),
     )
     print(f"training in {settings.run}", file=sys.stderr)
@@ -160,11 +173,11 @@ def _write_labels(file: Path, threat: str, pool: Labelled, images: int) -> None:
         members = iter(random.permutation(np.flatnonzero(kind)).tolist())
         for split, share in shares.items():
             given |= dict.fromkeys(islice(members, round(share * images)), split)
-    with file.open("w", newline="") as out:
-        writer = csv.writer(out)
-        writer.writerow(["path", *THREATS, "split"])
-        for i, split in sorted(given.items()):
-            writer.writerow([pool.paths[i], *pool.labels[i].astype(int), split])
+    gathered = Gathered()
+    for i, split in sorted(given.items()):
+        held = [name for name, present in zip(THREATS, pool.labels[i], strict=True) if present]
+        gathered.add(str(pool.paths[i]), held, str(file), split=split, boxes=pool.boxes[i])
+    file.write_bytes(write_coco(gathered.labels(file)))
 
 
 @torch.no_grad()

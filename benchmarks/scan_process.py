@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from gbad_batch.engine.scorer import Scorer
 from gbad_batch.engine.settings import ScanSettings
 
 from .report import ROOT
+
+if TYPE_CHECKING:
+    from gbad_batch.engine.runtime.lanes import Pixels
 
 MEASURED = ("model", "precision", "cache_dir")  # settings of a scan that callers choose
 
@@ -42,7 +46,7 @@ class IdleRunner:
     def __init__(self, engine: Engine):
         self.engine = engine
 
-    def __call__(self, pixels: np.ndarray) -> Outputs:
+    def __call__(self, pixels: "Pixels") -> Outputs:
         """Score nothing."""
         n = len(pixels)
         ones = np.ones(n, np.float32)
@@ -61,7 +65,7 @@ class TimedRunner:
         self._runner = runner
         self._batch_ms = batch_ms
 
-    def __call__(self, pixels: np.ndarray) -> Outputs:
+    def __call__(self, pixels: "Pixels") -> Outputs:
         """Score pixels uint8 [n, S, S, 3]."""
         began = time.perf_counter()
         outputs = self._runner(pixels)

@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,15 +24,18 @@ from gbad_batch.engine.runtime import Engine, Outputs, open_engine
 from gbad_batch.engine.runtime.runtime_openvino import DEVICE, load_openvino
 from gbad_batch.engine.scan import Scan
 from gbad_batch.engine.scorer import Scorer, batches
-from gbad_batch.engine.settings import ScanSettings
+from gbad_batch.engine.settings import BATCH_SIZES, ScanSettings
 from gbad_batch.engine.sources import SourceSettings, Tally, find
 
 from .resume import made_up_row
 
+if TYPE_CHECKING:
+    from gbad_batch.engine.runtime.lanes import Pixels as Given
+
 WRITTEN = 20_000  # rows
 LEAST_S = 0.5  # that a stage is repeated for
-BATCH = 8  # images that a scan computes at once where nobody says otherwise
-STREAMS = 1  # batches that it computes at once
+BATCH = BATCH_SIZES["cpu"]
+STREAMS = 1  # batches that a scan computes at once
 Pixels = NDArray[np.uint8]
 
 
@@ -173,7 +176,7 @@ class KeptOutputs:
         self.engine = engine
         self._outputs = outputs
 
-    def __call__(self, pixels: Pixels) -> Outputs:
+    def __call__(self, pixels: "Given") -> Outputs:
         """Give the first of them."""
         names = Outputs.__dataclass_fields__
         return Outputs(**{name: getattr(self._outputs, name)[: len(pixels)] for name in names})

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from .cli_options import DEMO, options
-from .cli_training import data, evaluate, train
+from .cli_training import data, evaluate, quantize, train
 from .errors import GbadError, Refused, Stopped
 
 if TYPE_CHECKING:
@@ -174,12 +174,19 @@ _HOW = options(
     click.option(
         "--batch-size",
         type=int,
-        default=8,
-        show_default=True,
-        help="Images computed at once; never changes a score.",
+        metavar="N",
+        help="Images computed at once; never changes a score.  [default: 8, on a GPU 256]",
     ),
     click.option(
         "--threads", type=int, metavar="N", help="Default: the cores that affinity and cgroup allow."
+    ),
+    click.option(
+        "--hardware-share",
+        type=float,
+        default=0.65,
+        show_default=True,
+        metavar="SHARE",
+        help="JPEGs for a GPU's JPEG hardware; the others take cores, too.",
     ),
     click.option(
         "--max-pixels",
@@ -382,13 +389,14 @@ def _check_likeness(out: Path, real: Path, masks: Path, *, as_json: bool) -> Non
 
 @main.command(epilog=DEMO)
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as one JSON object.")
+@click.option("--empty-cache", is_flag=True, help="Remove the ready engines that are kept, and no more.")
 @_WHICH_MODEL
-def doctor(as_json: bool, **given: Any) -> None:
-    """Tell what this machine can do, and what a scan here would use."""
+def doctor(as_json: bool, empty_cache: bool, **given: Any) -> None:
+    """Tell what this machine can do, what a scan here would use, and why."""
     from .console import findings_text
-    from .doctor import examine
+    from .doctor import emptied, examine
 
-    findings = examine(**given)
+    findings = emptied(given["cache_dir"]) if empty_cache else examine(**given)
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
@@ -396,5 +404,5 @@ def doctor(as_json: bool, **given: Any) -> None:
     sys.exit(0 if all(finding.ok for finding in findings) else 1)
 
 
-for command in (train, evaluate, data):
+for command in (train, quantize, evaluate, data):
     main.add_command(command)

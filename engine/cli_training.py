@@ -268,6 +268,56 @@ def train(dataset: Path, run: Path | None, report_exact: bool, **given: Any) -> 
 
 
 @click.command()
+@click.argument("bundle", type=click.Path(path_type=Path), metavar="BUNDLE")
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="Images like those of training, with and without threats; best those of training.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Benign images, best those of calibration: INT8 gets operating points of its own on them, and how "
+    "often it decides as FP32 is told. Without them it uses FP32's.",
+)
+@click.option(
+    "--out", "-o", type=click.Path(path_type=Path), required=True, metavar="BUNDLE2", help="A new folder."
+)
+@click.option(
+    "--count", type=click.IntRange(1), default=300, show_default=True, help="Of the images below DIR."
+)
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of which of them are taken."
+)
+def quantize(bundle: Path, images: Path, calibration: Path | None, out: Path, count: int, seed: int) -> None:
+    """Write BUNDLE2: all of BUNDLE, and an INT8 form of its network, which scans on the CPU take.
+
+    `train` does this by itself. The ranges of the network's maps are found on images; the network's parity
+    gate decides on each machine whether a scan uses INT8. Where INT8 decides otherwise than FP32 too often,
+    nothing is written. Needs the train extra.
+
+    \b
+    gbad-batch quantize my-bundle --images bags/images --out my-bundle-int8
+    gbad-batch quantize sixray --images SIXray/train --calibration SIXray/benign --out sixray-int8
+    gbad-batch scan /archive --model sixray-int8 --precision int8 --out results.parquet
+    """
+    need_extra("train", "nncf", "sklearn", "scipy")
+    from .bundle import Bundle
+    from .console import training_shown
+    from .training.datasets import find_images
+    from .training.quantizing import QuantizeSettings, quantize_bundle, report
+
+    settings = QuantizeSettings(images=count, seed=seed)
+    benign = find_images(calibration) if calibration else []
+    with training_shown() as progress:
+        made = quantize_bundle(Bundle.read(bundle), find_images(images), benign, out, settings, progress)
+    click.echo(f"{out}: {report(made)}")
+
+
+@click.command()
 @click.argument("results", type=click.Path(path_type=Path), metavar="RESULTS")
 @click.option(
     "--labels",

@@ -5,6 +5,7 @@ GbadError                 one sentence for the user: what, where, what to do
 │   ├── BundleError       a model that cannot be trusted or used
 │   └── MissingExtra      a package that an option needs is not installed
 ├── Stopped          (1)  the machine failed later; the scan can be resumed
+│   └── DeviceLost        a GPU answers this process no more, a new one can use it
 └── TooManyFailures  (4)  --max-failures was reached; the scan can be resumed
 """
 
@@ -33,6 +34,14 @@ class Stopped(GbadError):
     """A fault of the machine ended the scan; what is finished is kept."""
 
     exit_code = 1
+
+
+class DeviceLost(Stopped):
+    """A GPU answers this process no more, as after an illegal access to its memory; a new one can use it."""
+
+    def __init__(self, what: str):
+        super().__init__(f"{what}; what is finished is kept: run the same command again to go on")
+        self.what = what  # without what to do
 
 
 class TooManyFailures(GbadError):

@@ -7,9 +7,9 @@ import threading
 from collections.abc import Callable
 
 from .console import progress_shown, summary_text, tell
-from .errors import GbadError, Stopped
+from .errors import DeviceLost, GbadError, Stopped
 from .settings import ScanSettings
-from .supervisor import supervise
+from .supervisor import LOST_CODE, supervise
 
 
 def guarded_scan(settings: ScanSettings, *, quiet: bool, as_json: bool) -> int:
@@ -35,6 +35,9 @@ def _scan(settings: ScanSettings, *, quiet: bool, as_json: bool) -> int:
         _stop_on_signals(scan.stop, signals)
         with progress_shown(quiet, _total(settings, quiet)) as watch:
             summary = scan.run(watch)
+    except DeviceLost as error:
+        tell(error.what)
+        return 128 + signals[0] if signals else LOST_CODE
     except GbadError as error:
         tell(str(error))
         return 128 + signals[0] if signals else error.exit_code

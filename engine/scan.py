@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from .decode import DecodeLimits, Decoder
+from .decode.batch import BatchDecoder, Encoded
 from .decode.isolated import IsolatedDecoder
 from .errors import Refused, Stopped, TooManyFailures
 from .machine import usable_cores
@@ -69,13 +70,14 @@ class Scan:
         self, ledger: Ledger, journal: Journal | None = None, suspects: frozenset[bytes] = frozenset()
     ) -> Iterator[Batch]:
         """Run the scan: each line is a stage, each stage ahead of the next by a bounded number of items."""
-        size, threads = self.settings.batch_size, self.threads
+        size, threads = self.settings.batch_size_on(self._scorer.engine.device), self.threads
         decode = partial(self._decode, journal, suspects)
         log.info("%s", self._scorer.introduction())
         with self._pipeline as pipeline:
             found = pipeline.background(self._find(ledger), AHEAD, "list")
             decoded = pipeline.parallel(decode, found, threads, 2 * size + threads, "decode")
-            gathered = pipeline.background(batches(decoded, size), 2, "gather")
+            together = map(partial(self._together, journal), batches(decoded, size))
+            gathered = pipeline.background(together, 2, "gather")
             yield from pipeline.background(map(self._scorer, gathered), 2, "score")
 
     def _store(self, session: Session, watch: Callable[[Progress], None]) -> None:
@@ -118,7 +120,7 @@ class Scan:
 
     def _decode(
         self, journal: Journal | None, suspects: frozenset[bytes], candidate: Candidate
-    ) -> tuple[Row, Pixels | None]:
+    ) -> tuple[Row, Pixels | Encoded | None]:
         """Read and decode one candidate; apart, where it is suspected of having ended an earlier run."""
         row = candidate.row
         if row.status is not None:
@@ -136,6 +138,14 @@ class Scan:
             with journal.decoding(key) if journal else nullcontext():
                 return row, self._decoder(row, blob)
 
+    def _together(self, journal: Journal | None, batch: Batch) -> Batch:
+        """Decode what has waited for its batch: on a GPU images are decoded together."""
+        if isinstance(self._decoder, BatchDecoder) and batch.images:
+            around = (lambda rows: journal.decoding(*map(key_of, rows))) if journal else nullcontext
+            with self.progress.timed("decode together"):
+                batch.images, batch.pixels = self._decoder.together(batch.images, batch.pixels, around)
+        return batch
+
     def _open(self, stack: ExitStack) -> None:
         """Open everything that a scan needs, or refuse; nothing of the archive is read."""
         settings = self.settings
@@ -143,7 +153,7 @@ class Scan:
         self.threads = settings.threads or usable_cores()
         self._scorer = stack.enter_context(self._open_scorer())
         limits = DecodeLimits(settings.max_pixels, settings.max_file_size)
-        self._decoder = Decoder(self._scorer.input_size, limits)
+        self._decoder = self._open_decoder(limits)
         self._isolated = stack.enter_context(
             IsolatedDecoder(self._scorer.input_size, limits, settings.decode_timeout)
         )
@@ -151,6 +161,14 @@ class Scan:
 
     def _open_scorer(self) -> Scorer:
         return Scorer(self.settings, self.threads, self.progress)
+
+    def _open_decoder(self, limits: DecodeLimits) -> Decoder | BatchDecoder:
+        settings, alone = self.settings, Decoder(self._scorer.input_size, limits)
+        device, _, gpu = self._scorer.engine.device.partition(":")
+        if device == "cpu":
+            return alone
+        most = settings.batch_size_on(device)
+        return BatchDecoder(alone, int(gpu), most, self.threads, settings.hardware_share)
 
     def _fingerprint(self) -> dict[str, Any]:
         """Say what must match for an unfinished scan to be gone on with."""

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from ..export import engine_for
 from .bundle import DEMO_SENTENCE, Bundle, default_bundle_path, operating_point
+from .decode.batch import Encoded
 from .errors import Refused, Stopped
-from .model.decision import Decision
+from .model.decision import Decision, on_device
 from .progress import Progress
 from .row import THREATS, ImageFault, Row
 from .runtime import EngineFailed, Outputs, Runner, open_engine
@@ -29,11 +30,11 @@ class Batch:
 
     rows: list[Row] = field(default_factory=list)
     images: list[Row] = field(default_factory=list)
-    pixels: list[Pixels] = field(default_factory=list)  # one an image, dropped once scored
+    pixels: Any = field(default_factory=list)  # one an image, or of all, as a GPU decodes them
     outputs: Outputs | None = None  # None until scored, and where no row has pixels
 
 
-def batches(decoded: Iterable[tuple[Row, Pixels | None]], size: int) -> Iterator[Batch]:
+def batches(decoded: Iterable[tuple[Row, Pixels | Encoded | None]], size: int) -> Iterator[Batch]:
     """Gather images into batches of `size`; rows without pixels travel along."""
     batch = Batch()
     for row, pixels in decoded:
@@ -68,7 +69,8 @@ class Scorer:
             self.bundle, self.engine.precision, settings.decision, settings.pfa, settings.threshold
         )
         self.input_size = self.bundle.manifest.architecture.input_size
-        self._decision = Decision.from_tensors(self.point.decision, self.bundle.tensors())
+        decision = Decision.from_tensors(self.point.decision, self.bundle.tensors())
+        self._decision = on_device(decision, self.engine.device)
         self._class_thresholds = np.asarray(self.point.class_thresholds, np.float32)
         self._progress = progress
         self._threads = threads
@@ -82,7 +84,7 @@ class Scorer:
         if batch.outputs:
             with self._progress.timed("decide"):
                 self._decide(batch.images, batch.outputs)
-        batch.pixels.clear()
+        batch.pixels = []
         return batch
 
     def close(self) -> None:
@@ -99,6 +101,7 @@ class Scorer:
         """Say at the start which model runs on what, how far from FP32, and what it is not for."""
         manifest, engine = self.bundle.manifest, self.engine
         words = [f"model {manifest.name} ({self.bundle.hash[:12]}), {engine.description}"]
+        words += [engine.reason] if engine.reason else []
         words += [str(engine.parity)] if engine.parity else []
         words += [DEMO_SENTENCE] if manifest.demo else []
         return "; ".join(words)
@@ -121,8 +124,9 @@ class Scorer:
     def _infer(self, batch: Batch) -> Outputs | None:
         """Run the networks; an image that alone, on a fresh runner, fails again gets a row of its own."""
         try:
-            return self.runner(np.stack(batch.pixels))
+            return self.runner(np.stack(batch.pixels) if isinstance(batch.pixels, list) else batch.pixels)
         except EngineFailed as error:
+            batch.pixels = _on_host(batch.pixels)
             if self._fails_alone(np.full_like(batch.pixels[0], MID_GRAY)):
                 raise  # it takes no image of the archive
             for position in reversed(error.positions):
@@ -157,6 +161,11 @@ class Scorer:
             row.anomalous = scores[i] >= self.point.threshold
             if row.anomalous:
                 row.threats = [threat for threat, is_over in zip(THREATS, over[i], strict=True) if is_over]
+
+
+def _on_host(pixels: Any) -> list[Pixels]:
+    """Give the pixels of a batch one by one, wherever they are."""
+    return list(pixels.cpu().numpy() if hasattr(pixels, "cpu") else pixels)
 
 
 def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:

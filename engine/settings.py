@@ -16,6 +16,8 @@ LARGEST = {
     "decode_timeout": 1_000_000,  # seconds; the timers take no more
 }
 
+BATCH_SIZES = {"cpu": 8, "cuda": 256}  # images, where none is given
+
 Device = str  # auto, cpu, cuda or cuda:N
 Backend = Literal["auto", "openvino", "tensorrt", "inductor"]
 Precision = Literal["auto", "fp32", "fp16", "int8"]
@@ -45,11 +47,12 @@ class ScanSettings:
     pfa: float | None = None  # probability of false alarm that sets the thresholds; None is 0.05
     threshold: float | None = None  # on anomaly_score, in place of `pfa`
 
-    batch_size: int = 8  # images
+    batch_size: int | None = None  # images; None: what suits the device, BATCH_SIZES
     threads: int | None = None  # None: what affinity and cgroup allow
     max_pixels: int = 64_000_000  # of one image, from its header
     max_file_size: int = 256_000_000  # bytes of one image file or tar member
     decode_timeout: float = 60.0  # seconds for one image
+    hardware_share: float = 0.65  # of JPEGs, for a GPU's JPEG hardware; the others take cores, too
     cache_dir: Path | None = None  # of ready engines; None is the user's cache folder
     features: Path | None = None  # a folder for the features of every image
 
@@ -68,11 +71,17 @@ class ScanSettings:
             raise Refused("--overwrite and --retry exclude each other: give one of them")
         if self.threshold is not None and not math.isfinite(self.threshold):
             raise Refused(f"--threshold {self.threshold} is no number that a score could reach")
+        if not 0 <= self.hardware_share <= 1:
+            raise Refused(f"--hardware-share {self.hardware_share:g} is not a share between 0 and 1")
         for name, most in LARGEST.items():
             value = getattr(self, name)
             if value is not None and not 0 < value <= most:
                 raise Refused(f"--{name.replace('_', '-')} {value} must be above 0 and at most {most}")
         self.failure_limit  # noqa: B018 - parsed to be refused now
+
+    def batch_size_on(self, device: str) -> int:
+        """Images computed at once on `cpu` or `cuda:N`."""
+        return self.batch_size or BATCH_SIZES[device.partition(":")[0]]
 
     @property
     def failure_limit(self) -> tuple[float, bool] | None:

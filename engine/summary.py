@@ -114,6 +114,8 @@ def summarize(
 
 def _notes(scorer: Scorer) -> list[str]:
     point, notes = scorer.point, []
+    if scorer.engine.reason:
+        notes.append(scorer.engine.reason)
     if not point.supported:
         notes.append(f"calibration held too few benign images to support PFA {point.pfa:.3g}")
     if point.precision != scorer.engine.precision:

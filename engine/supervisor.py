@@ -2,8 +2,9 @@
 
 A decoder that dies takes its process with it, and a thread that hangs cannot be stopped. So the command
 forks before anything heavy is loaded; the child scans, the parent watches the journal of what is being
-decoded. When the child dies by a decoder's signal, or one image takes longer than the limit, the parent
-starts it again: the new child finds the journalled images and decodes them apart (`isolated.py`).
+decoded. When the child dies by a decoder's signal, has lost its GPU, or one image takes longer than the
+limit, the parent starts it again: the new child finds the journalled images and decodes them apart
+(`isolated.py`), on the CPU.
 """
 
 import ctypes
@@ -30,6 +31,8 @@ DECODER_SIGNALS = frozenset(
     {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGSYS}
 )
 OWN_CODES = frozenset({0, 1, 2, 3, 4, 130, 143})
+LOST_CODE = 75  # of a child whose GPU answers it no more; ours, never the command's
+MOST_LOSSES = 3  # of a command; where its GPU is lost more often, no image is to blame
 PR_SET_PDEATHSIG = 1
 
 
@@ -39,23 +42,26 @@ def supervise(scan: Callable[[], int], journal: Path, decode_timeout_s: float, f
     `feed_stdin`: the scan reads a list from standard input, which a second child must see whole.
     """
     feed = StdinFeed() if feed_stdin else None
+    losses = 0
     while True:
         began = time.monotonic_ns()
         child = _start(scan, feed)
         with _forward_signals(child) as forwarded:
             ended, late = _watch(child, journal, began, decode_timeout_s, feed)
-        if os.WIFEXITED(ended):
+        lost = os.WIFEXITED(ended) and os.WEXITSTATUS(ended) == LOST_CODE
+        if os.WIFEXITED(ended) and not lost:
             return _own_code(os.WEXITSTATUS(ended))
-        died_by = os.WTERMSIG(ended)
         if forwarded:  # it could not obey: the signal came before the scan, or an image hangs
             log.warning("stopped as asked; run the same command to go on")
             return 128 + forwarded[0]
         suspects = len(_decoding(journal, began))
-        cause = signal_name(died_by)
-        if not (suspects and (late or died_by in DECODER_SIGNALS)):
+        losses += lost
+        cause = "the loss of its GPU" if lost else signal_name(os.WTERMSIG(ended))
+        crashed = losses <= MOST_LOSSES if lost else os.WTERMSIG(ended) in DECODER_SIGNALS
+        if not (suspects and (late or crashed)):
             log.error("the scan's process was ended by %s; run the same command to go on", cause)
             return 1
-        reason = f"an image took over {decode_timeout_s:g} s" if late else f"the decoder died by {cause}"
+        reason = f"an image took over {decode_timeout_s:g} s" if late else f"the decoder was ended by {cause}"
         log.warning("%s; going on, with the %d images that were in decoders decoded apart", reason, suspects)
 
 

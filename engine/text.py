@@ -8,6 +8,11 @@ def escaped(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)
 
 
+def one_line(error: BaseException) -> str:
+    """Say on one line what an error says on many."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def duration(seconds: float) -> str:
     """Write a time span as h:mm:ss."""
     whole = round(seconds)

@@ -9,8 +9,10 @@ import hashlib
 import json
 import logging
 import os
+import re
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,9 @@ log = logging.getLogger(__name__)
 
 LAYOUT = 1  # of what is stored; part of every key
 LARGEST_ENTRY = 4 << 30  # bytes
+ENGINE, TIMING = "engine", "timing"  # what is kept: engines, and what TensorRT learned of kernels' speed
+# names that are ours: a key and a kind, and the same while it is being written
+OURS = re.compile(rf"[0-9a-f]{{64}}\.({ENGINE}|{TIMING})|\.[0-9a-f]{{64}}\.({ENGINE}|{TIMING})\.\d+")
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,15 @@ class Entry:
 
     blob: bytes
     record: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file of the cache."""
+
+    name: str
+    bytes: int
+    written: float  # seconds since 1970
 
 
 def cache_key(facts: Mapping[str, Any]) -> str:
@@ -109,23 +123,40 @@ class EngineCache:
             return "it cannot be written"
         return None
 
-    def load(self, key: str) -> Entry | None:
-        """Give the engine stored under `key` if it is whole, else None."""
+    def load(self, key: str, kind: str = ENGINE) -> Entry | None:
+        """Give what is stored under `key` if it is whole, else None."""
         try:
-            return _parsed(self._read(f"{key}.engine"))
+            return _parsed(self._read(f"{key}.{kind}"))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            log.warning("the cached engine %s is not used and is built again: %s", key[:12], error)
+            log.warning("the cached %s %s is not used and is built again: %s", kind, key[:12], error)
             return None
 
-    def store(self, key: str, blob: bytes, record: Mapping[str, Any]) -> None:
-        """Keep an engine and its record in one file; where the disk does not take it, warn and no more."""
+    def store(self, key: str, blob: bytes, record: Mapping[str, Any], kind: str = ENGINE) -> None:
+        """Keep a blob and its record in one file; where the disk does not take it, warn and no more."""
         line = json.dumps({**record, "sha256": _digest(record, blob)}, sort_keys=True, allow_nan=False)
         try:
-            self._write(f"{key}.engine", line.encode() + b"\n" + blob)
+            self._write(f"{key}.{kind}", line.encode() + b"\n" + blob)
         except OSError as error:
-            log.warning("the engine is not kept in the cache %s: %s", self.path, error.strerror)
+            log.warning("the %s is not kept in the cache %s: %s", kind, self.path, error.strerror)
+
+    def contents(self) -> list[Stored]:
+        """List what the cache holds, the oldest first; files that are not its own are left out."""
+        found = []
+        for name in filter(OURS.fullmatch, os.listdir(self._folder)):  # noqa: PTH208 - a descriptor
+            with suppress(FileNotFoundError):  # another process has just renamed it
+                seen = os.stat(name, dir_fd=self._folder, follow_symlinks=False)
+                found.append(Stored(name, seen.st_size, seen.st_mtime))
+        return sorted(found, key=lambda stored: stored.written)
+
+    def empty(self) -> list[Stored]:
+        """Remove what the cache holds and give what that was; an engine that is open stays usable."""
+        removed = self.contents()
+        for stored in removed:
+            with suppress(FileNotFoundError):
+                os.unlink(stored.name, dir_fd=self._folder)
+        return removed
 
     def close(self) -> None:
         """Let go of the folder; calling twice is allowed."""

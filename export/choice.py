@@ -32,11 +32,14 @@ class Choice(NamedTuple):
 
     device: str  # cpu or cuda:N
     backend: str
-    precision: str  # fp32 or fp16
+    precision: str  # fp32, fp16 or int8
 
 
 def resolve(bundle: "Bundle", device: str, engine: str, precision: str) -> Choice:
-    """Give what a scan would use; raises Refused with the reason why it cannot have what it asks for."""
+    """Give what a scan would use; raises Refused with the reason why it cannot have what it asks for.
+
+    INT8 is what `auto` would like on a CPU where the bundle has it: the parity gate decides on it.
+    """
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
         raise Refused(f"--device {device!r:.40} is none of auto, cpu, cuda and cuda:N")
     if engine not in ("auto", *BACKENDS):
@@ -45,7 +48,8 @@ def resolve(bundle: "Bundle", device: str, engine: str, precision: str) -> Choic
     if engine in NEEDS:
         _check_installed(f"--engine {engine}", engine)
     where = _device(device, engine)
-    return Choice(where, _backend(where, engine), _precision(bundle, where, precision))
+    backend = _backend(where, engine)
+    return Choice(where, backend, _precision(bundle, where, backend, precision))
 
 
 def _check_together(device: str, engine: str) -> None:
@@ -108,7 +112,7 @@ def _backend(device: str, engine: str) -> str:
     return "inductor"
 
 
-def _precision(bundle: "Bundle", device: str, precision: str) -> str:
+def _precision(bundle: "Bundle", device: str, backend: str, precision: str) -> str:
     if precision not in ("auto", "fp32", "fp16", "int8"):
         raise Refused(f"--precision {precision!r:.40} is none of auto, fp32, fp16 and int8")
     if device != "cpu":
@@ -118,16 +122,20 @@ def _precision(bundle: "Bundle", device: str, precision: str) -> str:
     if precision == "fp16":
         raise Refused("--precision fp16 is for GPU backends, and this scan runs on the CPU: use fp32")
     if precision == "int8":
-        _refuse_int8(bundle)
-    return "fp32"
+        _check_int8(bundle, backend)
+    if precision == "auto":
+        return "int8" if backend == "openvino" and bundle.has_int8 else "fp32"
+    return precision
 
 
-def _refuse_int8(bundle: "Bundle") -> None:
+def _check_int8(bundle: "Bundle", backend: str) -> None:
+    if backend != "openvino":
+        raise Refused(f"--precision int8 runs on OpenVINO, not on {backend}: use --engine openvino")
     if not bundle.has_int8:
         raise Refused(
-            f"--precision int8 needs an INT8 form, which the bundle {bundle.path} has not: use fp32"
+            f"--precision int8 needs an INT8 form, which the bundle {bundle.path} has not: use fp32, or give "
+            "it one with gbad-batch quantize"
         )
-    raise Refused("--precision int8 is not in this version yet: use --precision fp32")
 
 
 def nvidia_gpus(devices: Path = PCI_DEVICES) -> list[str]:
@@ -147,6 +155,8 @@ def unusable(device: str) -> str | None:
     """Say why nothing can be computed on `cuda:N`, or None where it can; asks the driver, through torch."""
     if not is_installed("torch"):
         return f"torch, which drives it, is not installed ({HOW['gpu']})"
+    if not is_installed("nvidia.dali"):  # the CPU's decoders would do, at a fraction of a GPU's speed
+        return f"DALI, which decodes for it, is not installed ({HOW['gpu']})"
     import torch
 
     if not torch.cuda.is_available():

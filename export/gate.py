@@ -1,7 +1,10 @@
 """The parity gate: an engine is used only where it agrees with FP32 on the images of its bundle."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,27 +14,75 @@ from ..engine.errors import BundleError, Refused
 from ..engine.machine import cpu_flags, cpu_model
 from ..engine.model.decision import Decision
 from ..engine.row import Row
-from ..engine.runtime import Engine, Outputs, Parity, Runner
+from ..engine.runtime import Engine, NotFinite, Outputs, Parity, Runner, open_engine
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
 
 BATCH = 16  # images; no score depends on it
 LOSSES = ("reconstruction_loss", "feature_matching_loss")
 
 
+@dataclass(frozen=True)
+class Built:
+    """What was built for an engine, not yet compared with FP32."""
+
+    blob: bytes  # what its backend opens
+    how: Mapping[str, Any]  # what was chosen on the way, for the record
+
+
+def first_to_pass(
+    bundle: Bundle, engine: Engine, built: Iterable[Built], threads: int | None
+) -> tuple[Engine, Built]:
+    """Open what was built one after the other until the gate lets one pass; returns the engine with it.
+
+    The next is built when the one before has failed, also by values that are no numbers, which half precision
+    overflows to. Raises what `pass_gate` raises of the last.
+    """
+    refused: Refused | NotFinite | None = None
+    for candidate in built:
+        if refused:
+            log.info("%s; another form of it is tried", refused)
+        ready = replace(engine, blob=candidate.blob)
+        try:
+            with closing(open_engine(ready, threads)) as runner:
+                return replace(ready, parity=pass_gate(bundle, runner)), candidate
+        except (Refused, NotFinite) as error:
+            refused = error
+    assert refused is not None
+    raise refused
+
+
 def pass_gate(bundle: Bundle, runner: Runner) -> Parity:
     """Score the gate images and compare with the bundle's FP32 values.
 
-    Raises Refused where a difference exceeds the bundle's tolerance, BundleError where an image is no use.
+    Raises BeyondTolerance where a difference exceeds what the bundle allows for this precision, BundleError
+    where an image is no use.
     """
+    parity = measure(bundle, runner)
+    _check(bundle, runner.engine, parity)
+    return parity
+
+
+class BeyondTolerance(Refused):
+    """An engine runs and does not agree with FP32; `finding` says in what, without what to do."""
+
+    def __init__(self, finding: str):
+        super().__init__(f"{finding}; use --precision fp32, or another machine or bundle")
+        self.finding = finding
+
+
+def measure(bundle: Bundle, runner: Runner) -> Parity:
+    """Score the gate images and say how far from the bundle's FP32 values they are; raises BundleError."""
     found, expected = _scored(bundle, runner), bundle.gate()
     spread = bundle.manifest.benign_score_std
     scores = {name: _scores(bundle, name, found, expected) for name in bundle.manifest.decisions}
     flips: dict[str, float] = {}
     for name, (got, wanted) in scores.items():
         flips |= _flips(bundle, runner.engine.precision, name, got, wanted)
-    parity = Parity(
+    return Parity(
         images=len(expected.names),
         loss_rel_max=max(_relative(getattr(found, loss), getattr(expected, loss)) for loss in LOSSES),
         score_max={n: float(np.abs(got - wanted).max()) / spread[n] for n, (got, wanted) in scores.items()},
@@ -40,8 +91,6 @@ def pass_gate(bundle: Bundle, runner: Runner) -> Parity:
         cpu_flags=tuple(sorted(cpu_flags())),
         versions={runner.engine.backend: runner.engine.version, "numpy": np.__version__},
     )
-    _check(bundle, runner.engine, parity)
-    return parity
 
 
 def _scored(bundle: Bundle, runner: Runner) -> Outputs:
@@ -106,7 +155,7 @@ def _relative(got: "NDArray[np.float32]", wanted: "NDArray[np.float64]") -> floa
 
 
 def _check(bundle: Bundle, engine: Engine, parity: Parity) -> None:
-    tolerance = bundle.manifest.tolerance
+    tolerance = bundle.manifest.tolerance_of(engine.precision)
     measured = (
         ("the relative difference of a loss", parity.loss_rel_max, tolerance.loss_rel),
         ("the difference of a score in standard deviations", max(parity.score_max.values()), tolerance.score),
@@ -114,7 +163,7 @@ def _check(bundle: Bundle, engine: Engine, parity: Parity) -> None:
     )
     for what, value, most in measured:
         if not value <= most:
-            raise Refused(
+            raise BeyondTolerance(
                 f"{engine.description} does not agree with FP32 on the gate images of {bundle.path}: {what} "
-                f"is {value:.2g} and may be {most:.2g}; use --precision fp32, or another machine or bundle"
+                f"is {value:.2g} and may be {most:.2g}"
             )

@@ -34,6 +34,7 @@ def run(*arguments: str, cwd: Path, **options: Any) -> "subprocess.CompletedProc
         (["doctor", "--device", "bogus"], 1),
         (["doctor", "--cache-dir", "file"], 0),
         (["scan", "file", "--out", "/"], 2),
+        (["scan", "file", "--out", "r.parquet", "--hardware-share", "1.5"], 2),
         (["train", "absent", "--out", "bundle"], 2),
         (["train", "full", "--out", "bundle", "--backbone", "hf-hub:someone/else"], 2),
         (["train", "full", "--out", "full"], 2),

@@ -11,6 +11,7 @@ from benchmarks.contest import open_run
 
 from gbad_batch.engine.errors import Refused
 from gbad_batch.engine.evaluation.bootstrap import Bags
+from gbad_batch.engine.training.datasets import read_labels
 
 DECISIONS = ("gbad", "combined", "class_maximum", "reconstruction", "feature_matching", "autoencoder")
 RIVALS = ("l1_norm", "pca", "mahalanobis", "neighbours", "isolation_forest")
@@ -150,17 +151,19 @@ def test_settings_of_the_bigan_are_compared_on_the_same_features(work: Path, com
 
 
 def test_a_class_left_out_is_in_no_training(tmp_path: Path):
-    words = ["leave_one_out", "--class", "gun", "--images", "14", *TINY]
+    words = ["leave_one_out", "--class", "gun", "--images", "14", "--windows", "1", *TINY]
     words += ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "parts")]
     found = figures_of(words, tmp_path / "first.json")
     for space in ("x", "pooled"):
         for name in (*DECISIONS, *RIVALS):
             for figure in ("auroc", "pd_02", "pd_05", "known_auroc"):
                 assert 0 <= found[f"gun_{space}_{name}_{figure}"] <= 1
-    (labels,) = (tmp_path / "work").glob("without-gun-*/labels.csv")
-    with_guns = [line for line in labels.read_text().splitlines()[1:] if line.split(",")[1] == "1"]
-    assert with_guns
-    assert all(line.endswith(",1,0,0,0,0,test") for line in with_guns)
+    (file,) = (tmp_path / "work").glob("without-gun-*/labels.json")
+    labels = read_labels(file)
+    with_guns = labels.labels[:, 0]
+    assert with_guns.any()
+    assert not labels.labels[with_guns, 1:].any()
+    assert {labels.splits[k] for k in np.flatnonzero(with_guns)} == {"test"}
     part = tmp_path / "parts" / "gun.json"
     before = part.stat().st_mtime_ns
     assert figures_of(words, tmp_path / "again.json")["gun_x_gbad_auroc"] == found["gun_x_gbad_auroc"]

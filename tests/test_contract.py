@@ -419,8 +419,9 @@ def test_what_must_not_matter_does_not(command: Any, scan: Any, archive: Path, t
     unfinished(scan, archive, out)
     settled = ("--device", "cpu", "--engine", "openvino", "--precision", "fp32")  # what auto resolved to
     quiet = ("--quiet", "--log-level", "debug", "--json")
-    other = ("--batch-size", 3, "--threads", 1, "--decision", "gbad", "--pfa", "0.05")
-    code, stdout, stderr = command(archive, "--out", out, *settled, *quiet, *other)
+    other = ("--batch-size", 3, "--threads", 1, "--hardware-share", 0.1)
+    same = ("--decision", "gbad", "--pfa", "0.05")
+    code, stdout, stderr = command(archive, "--out", out, *settled, *quiet, *other, *same)
     assert code == 3, stderr
     assert json.loads(stdout)["scanned_now"] == 0
     scan(archive, out=tmp_path / "anew.parquet")

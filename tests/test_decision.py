@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gbad_batch.engine.errors import BundleError
-from gbad_batch.engine.model.decision import INPUTS, Decision
+from gbad_batch.engine.model.decision import INPUTS, Decision, on_device
+from gbad_batch.engine.model.decision_torch import TorchDecision
 
 D = {name: len(inputs) for name, inputs in INPUTS.items()}
 
@@ -93,6 +95,38 @@ def test_the_score_never_falls_when_a_loss_rises(make, name: str):
         assert (
             np.diff(np.diagonal(scores)[-20:]) > 0
         ).all()  # still telling the extreme from the more extreme
+
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")],
+    ),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", INPUTS)
+def test_torch_scores_as_numpy_does(name: str, device: str):
+    decision = rbf(name)
+    everything = outputs(700)
+    wanted = decision.score(*everything)
+    found = TorchDecision(decision, device)
+    scores = found.score(*everything)
+    assert scores.dtype == np.float64
+    np.testing.assert_allclose(scores, wanted, rtol=1e-12, atol=1e-11)
+    part = found.score(*(each[300:301] for each in everything))
+    assert np.array_equal(part, scores[300:301])
+    assert found.score([], [], np.zeros((0, 5))).shape == (0,)
+    if name != "classes":
+        zero, large, infinite = found.score([0.0, 1e30, np.inf], [0.0, 1e30, np.inf], np.zeros((3, 5)))
+        assert zero < large < infinite == np.inf
+
+
+def test_a_gpu_takes_over_only_what_costs():
+    assert isinstance(on_device(linear("gbad"), "cuda:0"), Decision)
+    assert isinstance(on_device(rbf("gbad"), "cpu"), Decision)
 
 
 def test_extreme_losses_still_have_an_order():

@@ -21,8 +21,11 @@ from gbad_batch.engine.decode import DecodeLimits, Decoder
 from gbad_batch.engine.errors import BundleError, MissingExtra, Refused
 from gbad_batch.engine.row import Row
 from gbad_batch.engine.runtime import OUTPUTS, Engine, NotFinite, open_engine
+from gbad_batch.engine.runtime.runtime_tensorrt import SIZES
+from gbad_batch.engine.settings import ScanSettings
 from gbad_batch.export import engine_for, nvidia_gpus, resolve
 from gbad_batch.export.cache import EngineCache, cache_key
+from gbad_batch.export.gate import Built, first_to_pass
 
 
 @pytest.fixture(scope="module")
@@ -271,6 +274,41 @@ def test_an_engine_beyond_the_tolerance_is_refused_and_not_kept(
     assert not list((tmp_path / "cache").iterdir())
 
 
+def test_of_several_forms_the_first_that_passes_is_taken(
+    tiny_bundle: Bundle, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    from gbad_batch.engine.runtime import runtime_openvino
+
+    def with_weights(factor: float) -> Built:
+        other = onnx.load_from_string(tiny_bundle.bigan_onnx)
+        for tensor in other.graph.initializer:
+            array = numpy_helper.to_array(tensor)
+            if array.ndim > 1:
+                tensor.CopyFrom(numpy_helper.from_array((array * factor).astype(array.dtype), tensor.name))
+        blob = runtime_openvino.build(tiny_bundle.network_onnx, other.SerializeToString())
+        return Built(blob, {"factor": factor})
+
+    wrong, overflowing = with_weights(1.3), with_weights(float("nan"))
+    right = Built(engine.blob, {"factor": 1})
+    unfinished = replace(engine, blob=b"", parity=None)
+    with caplog.at_level("INFO"):
+        found, built = first_to_pass(tiny_bundle, unfinished, iter([wrong, overflowing, right]), 1)
+    assert (found, built) == (engine, right)
+    assert "does not agree with FP32" in caplog.text
+    assert "values that are no numbers" in caplog.text
+    with pytest.raises(Refused, match="does not agree with FP32"):
+        first_to_pass(tiny_bundle, unfinished, iter([wrong]), 1)
+
+    def built_when_asked_for():
+        yield right
+        pytest.fail("the first has passed")
+
+    assert first_to_pass(tiny_bundle, unfinished, built_when_asked_for(), 1)[0] == engine
+
+
 def test_gate_images_that_do_not_decode_are_refused(tmp_path: Path) -> None:
     from gbad_batch.engine.bundle import pack_gate, unpack_gate
 
@@ -464,11 +502,25 @@ def test_what_cannot_be_is_refused_in_a_sentence(
     assert "\n" not in str(caught.value)
 
 
+def test_a_gpu_is_not_used_without_dali(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images would be decoded on the CPU, at a fraction of the speed, and to other bits."""
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)  # as Python marks what cannot be imported
+    with pytest.raises(Refused, match=r"DALI, .* is not installed \(pip install 'gbad-batch\[gpu\]'\)"):
+        resolve(tiny_bundle, "cuda", "auto", "auto")
+    assert resolve(tiny_bundle, "cpu", "auto", "auto").device == "cpu"
+
+
 @pytest.mark.parametrize("device", ["auto", "cpu"])
 def test_the_cpu_is_resolved_to_openvino_fp32(tiny_bundle: Bundle, device: str) -> None:
     assert resolve(tiny_bundle, device, "auto", "auto") == ("cpu", "openvino", "fp32")
     assert resolve(tiny_bundle, device, "openvino", "fp32") == ("cpu", "openvino", "fp32")
     assert resolve(tiny_bundle, device, "inductor", "auto") == ("cpu", "inductor", "fp32")
+
+
+def test_a_batch_is_as_large_as_suits_the_device_unless_it_is_given() -> None:
+    assert ScanSettings().batch_size_on("cpu") == 8
+    assert ScanSettings().batch_size_on("cuda:1") == SIZES[-1]  # what the engines there are built for
+    assert ScanSettings(batch_size=3).batch_size_on("cuda:0") == 3
 
 
 def test_nvidia_hardware_is_seen_without_its_driver(tmp_path: Path) -> None:

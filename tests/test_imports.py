@@ -28,6 +28,8 @@ from pathlib import Path
 from gbad_batch.engine import Scan, ScanSettings
 rows = list(Scan(ScanSettings(sources=({folder!r},), model=Path({model!r}), threads=1)).rows())
 assert [row.status for row in rows] == ["ok"], rows
+import sys
+assert "nvidia.dali" not in sys.modules
 """
 
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gbad_batch.engine import results
-from gbad_batch.engine.errors import Refused, Stopped
+from gbad_batch.engine.errors import DeviceLost, Refused, Stopped
 from gbad_batch.engine.results import FinishReport, Session, journal_path, open_results
 from gbad_batch.engine.results.journal import Journal, running, take_suspects
 from gbad_batch.engine.results.ledger import key_of
@@ -774,6 +774,19 @@ def test_the_journal_is_read_from_outside(tmp_path: Path):
         assert began <= started <= time.monotonic_ns()
     assert running(tmp_path / "journal") == []
     assert running(tmp_path / "none") == []
+
+
+def test_the_images_of_a_batch_stay_in_the_journal_where_its_gpu_is_lost(tmp_path: Path):
+    journal, keys = Journal(tmp_path / "journal"), [key_of(ok(i)) for i in range(300)]
+    with journal.decoding(*keys):
+        assert [found for found, _ in running(tmp_path / "journal")] == keys
+    assert running(tmp_path / "journal") == []
+    with pytest.raises(KeyError), journal.decoding(*keys):
+        raise KeyError
+    assert running(tmp_path / "journal") == []
+    with pytest.raises(DeviceLost), journal.decoding(*keys[:2]):
+        raise DeviceLost("the GPU failed")
+    assert [found for found, _ in running(tmp_path / "journal")] == keys[:2]
 
 
 def test_what_a_dead_scan_was_decoding_is_suspect_until_it_has_a_row(tmp_path: Path):

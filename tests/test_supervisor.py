@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from gbad_batch.engine.supervisor import MOST_LOSSES
+
 PRELUDE = """
 import os, resource, signal, sys, time
 from pathlib import Path
@@ -99,6 +101,49 @@ return 0
     assert told.count("SIGABRT") == 2
     plain = ended(supervised(crash))[1]  # a fourth run, with no crash before it
     assert told.splitlines()[-1] == plain.splitlines()[-1], "no descriptor is left over by a restart"
+
+
+LOSS = """
+if begun() <= {losses}:
+    with Journal(journal).decoding(b"k" * 16, b"l" * 16):
+        raise DeviceLost("the GPU failed")
+return 0
+"""
+
+
+def lost(body: str) -> str:
+    """Write a scan that ends as the guarded one does where its GPU is lost."""
+    lines = "".join(f"\n        {line}" for line in body.strip().splitlines())
+    return (
+        "from gbad_batch.engine.errors import DeviceLost\n"
+        "from gbad_batch.engine.supervisor import LOST_CODE\n"
+        f"def scan():{lines}\n"
+        "try: return scan()\n"
+        "except DeviceLost: return LOST_CODE"
+    )
+
+
+def test_a_lost_gpu_starts_the_scan_again_with_its_images_set_apart(supervised: Any, tmp_path: Path) -> None:
+    code, told = ended(supervised(lost(LOSS.format(losses=2))))
+    assert code == 0
+    assert runs(tmp_path) == 3
+    assert told.count("the loss of its GPU; going on, with the 2 images") == 2
+
+
+def test_a_gpu_that_is_lost_again_and_again_ends_the_scan(supervised: Any, tmp_path: Path) -> None:
+    code, told = ended(supervised(lost(LOSS.format(losses=99))))
+    assert code == 1
+    assert runs(tmp_path) == MOST_LOSSES + 1
+    assert "run the same command to go on" in told
+
+
+def test_a_gpu_that_is_lost_with_no_image_in_a_decoder_ends_the_scan(supervised: Any, tmp_path: Path) -> None:
+    code, told = ended(
+        supervised("from gbad_batch.engine.supervisor import LOST_CODE\nbegun()\nreturn LOST_CODE")
+    )
+    assert code == 1
+    assert runs(tmp_path) == 1
+    assert told.count("the loss of its GPU") == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGRTMIN + 3])

@@ -237,8 +237,10 @@ def test_the_reports_phase_one_has_no_pyramid(
     short = replace(pipeline.REPORTED, stages=(Stage(32, 1),), batch_size=16)
     monkeypatch.setattr(pipeline, "REPORTED", short)
     assert pipeline.ReportedNetwork("regnetx_004").body.get_classifier().out_features == 5  # type: ignore
-    lines = train_as_reported(replace(settings, run=tmp_path / "run"))
+    lines = train_as_reported(replace(settings, run=tmp_path / "run"))  # from the file of ImageNet's weights
     assert [line["epoch"] for line in lines] == [1]
+    with pytest.raises(Refused, match="--start has no place"):
+        train_as_reported(replace(settings, run=tmp_path / "other", start=tmp_path))
     assert not (tmp_path / "run" / "bigan.pt").exists()
 
 

@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..durable import rename, write_whole
 from ..errors import BundleError, Refused
 from ..row import THREATS
+from .ir_check import check_ir
 from .manifest import (
     FORMAT,
     OPTIONAL_FILES,
@@ -116,6 +117,12 @@ class Bundle:
         """Tell whether the bundle holds the INT8 form of the network."""
         return set(OPTIONAL_FILES) <= self.files.keys()
 
+    @property
+    def network_int8(self) -> tuple[bytes, bytes]:
+        """The INT8 form of the network, an OpenVINO model of the same inputs and outputs: XML, constants."""
+        xml, constants = OPTIONAL_FILES
+        return self.files[xml], self.files[constants]
+
 
 def default_bundle_path() -> Path:
     """Folder of the bundle that comes with the package."""
@@ -187,6 +194,12 @@ def _verified(path: Path, data: bytes, manifest: Manifest, files: dict[str, byte
     )
     check_graph(files["network.onnx"], "network.onnx", pixels, x | logits)
     check_graph(files["bigan.onnx"], "bigan.onnx", x, losses)
+    if set(OPTIONAL_FILES) <= files.keys():
+        xml, constants = OPTIONAL_FILES
+        features_int8 = {"x": ("f32", (None, features)), "logits": ("f32", (None, len(THREATS)))}
+        check_ir(
+            files[xml], len(files[constants]), xml, {"pixels": ("u8", (None, size, size, 3))}, features_int8
+        )
     tensors = parse_tensors(files["weights.safetensors"], "weights.safetensors")
     _check_tensors(tensors, manifest)
     gate = unpack_gate(files["gate.tar"])

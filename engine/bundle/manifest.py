@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ PRECISIONS = ("fp32", "fp16", "int8")
 DECISIONS = ("gbad", "classes", "combined")
 REQUIRED_FILES = ("weights.safetensors", "network.onnx", "bigan.onnx", "gate.tar", "README.md")
 OPTIONAL_FILES = ("network_int8.xml", "network_int8.bin")  # an INT8 form has both
+OPTIONAL = ("tolerance_int8",)  # keys
 LARGEST_FILE = 1 << 30  # bytes
 LONGEST_TEXT = 4096  # characters
 MOST_POINTS = 64
@@ -54,7 +55,7 @@ class Quantiles:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far an engine may be from the FP32 values of the bundle."""
+    """How far an engine may be from the FP32 values of the bundle, on its gate images."""
 
     loss_rel: float  # largest relative difference of a loss
     score: float  # largest difference of a score, in standard deviations of benign scores
@@ -83,6 +84,7 @@ class Manifest:
     operating_points: Mapping[str, Mapping[str, tuple[StoredPoint, ...]]]  # [precision][decision], by pfa
     benign_quantiles: Mapping[str, Mapping[str, Quantiles]]  # [precision][decision]
     tolerance: Tolerance
+    tolerance_int8: Tolerance | None  # of the INT8 form; None where there is none, or its maker set none
     benign_score_std: Mapping[str, float]  # [decision]
     provenance: Mapping[str, Any]  # free: how, when and from what it was trained
     files: Mapping[str, FileRecord]
@@ -91,6 +93,16 @@ class Manifest:
     def decisions(self) -> tuple[str, ...]:
         """The names of the decisions that the bundle holds."""
         return tuple(self.operating_points["fp32"])
+
+    def tolerance_of(self, precision: str) -> Tolerance:
+        """Give the tolerance of an engine of this precision."""
+        return (self.tolerance_int8 if precision == "int8" else None) or self.tolerance
+
+    def document(self) -> dict[str, Any]:
+        """Give the content of bundle.json again, without `format` and `files`, for `write_bundle`."""
+        content = asdict(self)
+        del content["files"]
+        return {name: value for name, value in content.items() if name not in OPTIONAL or value is not None}
 
 
 def parse_manifest(data: bytes) -> Manifest:
@@ -108,7 +120,7 @@ def parse_manifest(data: bytes) -> Manifest:
 
 def _manifest(root: "_Value") -> Manifest:
     keys = ("format", *Manifest.__dataclass_fields__)
-    at = root.fields(*keys)
+    at = root.fields(*keys, optional=OPTIONAL)
     points = at["operating_points"].mapping(PRECISIONS, lambda v: v.mapping(DECISIONS, _points))
     quantiles = at["benign_quantiles"].mapping(PRECISIONS, lambda v: v.mapping(DECISIONS, _quantiles))
     spreads = at["benign_score_std"].mapping(DECISIONS, lambda v: v.number(1e-12))
@@ -123,6 +135,7 @@ def _manifest(root: "_Value") -> Manifest:
         operating_points=points,
         benign_quantiles=quantiles,
         tolerance=_tolerance(at["tolerance"]),
+        tolerance_int8=_tolerance(at["tolerance_int8"], 1e6) if "tolerance_int8" in at else None,
         benign_score_std=spreads,
         provenance=at["provenance"].object(),
         files=_files(at["files"]),
@@ -198,9 +211,11 @@ def _quantiles(value: "_Value") -> Quantiles:
     return Quantiles(probability, score)
 
 
-def _tolerance(value: "_Value") -> Tolerance:
+def _tolerance(value: "_Value", largest: float = 1.0) -> Tolerance:
     at = value.fields("loss_rel", "score", "flips")
-    return Tolerance(*(at[name].number(0, 1) for name in ("loss_rel", "score", "flips")))
+    return Tolerance(
+        at["loss_rel"].number(0, largest), at["score"].number(0, largest), at["flips"].number(0, 1)
+    )
 
 
 def _files(value: "_Value") -> dict[str, FileRecord]:
@@ -237,15 +252,15 @@ class _Value:
             raise self.unfit("an object")
         return self.value
 
-    def fields(self, *names: str) -> dict[str, "_Value"]:
-        """Give the members by name: all of them and no other."""
+    def fields(self, *names: str, optional: tuple[str, ...] = ()) -> dict[str, "_Value"]:
+        """Give the members by name: all of them but for the optional ones, and no other."""
         found = self.object()
         for name in found.keys() - set(names):
             raise BundleError(f"bundle.json: {self._member(name)!r:.120} is an unknown key")
         for name in names:
-            if name not in found:
+            if name not in found and name not in optional:
                 raise BundleError(f"bundle.json: {self._member(name)} is missing")
-        return {name: _Value(found[name], self._member(name)) for name in names}
+        return {name: _Value(found[name], self._member(name)) for name in names if name in found}
 
     def mapping(self, allowed: tuple[str, ...], read: Callable[["_Value"], T]) -> dict[str, T]:
         """Give the members, each read alike, under names of a known set."""

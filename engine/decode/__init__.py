@@ -19,23 +19,19 @@ What an image means here, the same on every backend and never guessed from pixel
 """
 
 import hashlib
-import os
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..row import ImageFault, Row
 from ..sources.faults import patiently
+from ..text import one_line
 from .header import inspect
+from .native import cpu_decoder, nvimagecodec
 from .resize import Pixels, Resizer
 from .stream import DecodeLimits, Layout, Stream
 
@@ -56,7 +52,7 @@ class Decoder:
         self._resize = None if input_size is None else Resizer(input_size)
         self._own = threading.local()
         import_module("simplejpeg")  # a broken installation stops here, not as a row of each image
-        _native()
+        nvimagecodec()
 
     def __call__(self, row: Row, blob: bytes) -> npt.NDArray[np.uint8] | None:
         """Decode one file to RGB pixels [input_size, input_size, 3]; None is a bad image.
@@ -67,18 +63,22 @@ class Decoder:
         Raises MemoryError, a fault of the machine, after some seconds of trying; every fault of the file
         becomes the status of the row.
         """
+        stream = self.gate(row, blob)
+        return None if stream is None else self.pixels(row, stream)
+
+    def gate(self, row: Row, blob: bytes) -> Stream | None:
+        """Do the first half: all that a header tells; None is a bad image."""
         row.sha256 = hashlib.sha256(blob).digest()
-        try:
+        with _faults_told(row):
             stream = inspect(row, blob, self.limits)
             row.warnings = "; ".join(stream.warnings) or None
+            return stream
+        return None
+
+    def pixels(self, row: Row, stream: Stream) -> npt.NDArray[np.uint8] | None:
+        """Do the second half, for what the gate let through."""
+        with _faults_told(row):
             pixels = patiently(lambda: self._pixels(row, stream))
-        except ImageFault as fault:
-            row.fail(fault)
-        except MemoryError:
-            raise
-        except Exception as error:  # noqa: BLE001 - the one boundary: whatever a file provokes is its row
-            row.fail(ImageFault("undecodable", f"the decoder says: {_one_line(error)}"))
-        else:
             row.status = "ok"
             return pixels
         return None
@@ -112,9 +112,9 @@ class Decoder:
 
     def _decode_other(self, stream: Stream, width: int, height: int) -> Pixels:
         """Decode by nvImageCodec into [height, width, C] as stored, C as the layout says."""
-        nvimgcodec = _native()
+        nvimgcodec = nvimagecodec()
         if not hasattr(self._own, "decoder"):  # shared between threads, it corrupts images in silence
-            self._own.decoder = _new_decoder(nvimgcodec)
+            self._own.decoder = cpu_decoder(1)
         code = nvimgcodec.CodeStream(stream.data)
         if (code.width, code.height) != (width, height):
             raise ImageFault("undecodable", f"the decoder sees {code.width} x {code.height} pixels")
@@ -132,6 +132,19 @@ class Decoder:
         if self._own.decoder.decode([code], images=[image], params=params)[0] is None:
             raise ImageFault("undecodable", "the decoder cannot read the picture's data")
         return pixels
+
+
+@contextmanager
+def _faults_told(row: Row) -> Iterator[None]:
+    """Make whatever a file provokes its row; raises MemoryError alone."""
+    try:
+        yield
+    except ImageFault as fault:
+        row.fail(fault)
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the one boundary
+        row.fail(ImageFault("undecodable", f"the decoder says: {one_line(error)}"))
 
 
 _CHANNELS: dict[Layout, int] = {
@@ -172,18 +185,6 @@ def _check_room(pixels: int) -> None:
     np.empty(ROOM_BYTES + ROOM_BYTES_A_PIXEL * pixels, np.uint8)
 
 
-def _new_decoder(nvimgcodec: Any) -> Any:
-    """Make a decoder for one thread; raises MemoryError, since no file has a part in what fails here."""
-    try:
-        return nvimgcodec.Decoder(
-            device_id=nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY,
-            max_num_cpu_threads=1,
-            backends=[nvimgcodec.Backend(nvimgcodec.CPU_ONLY)],
-        )
-    except Exception as error:
-        raise MemoryError(f"nvImageCodec makes no decoder: {_one_line(error)}") from error
-
-
 def _decode_jpeg(row: Row, stream: Stream, width: int, height: int) -> npt.NDArray[np.uint8]:
     """Decode an 8-bit JPEG to [height, width, C]; damage that can be stepped over is a warning."""
     from simplejpeg import decode_jpeg
@@ -194,7 +195,7 @@ def _decode_jpeg(row: Row, stream: Stream, width: int, height: int) -> npt.NDArr
     try:
         return decode_jpeg(stream.data, space, buffer=pixels)
     except ValueError as error:
-        said = _one_line(error)
+        said = one_line(error)
     if "memory" in said.lower():
         raise MemoryError(said)
     if "Premature end of JPEG" in said:
@@ -230,58 +231,3 @@ def _to_8_bits(pixels: Pixels, depth: int) -> npt.NDArray[np.uint8]:
         return pixels.astype(np.uint8, copy=False)
     top = (1 << depth) - 1
     return ((pixels.astype(np.uint32) * 255 + top // 2) // top).astype(np.uint8)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-_loading = threading.Lock()
-
-
-def _native() -> Any:
-    """Return the module nvimgcodec, loaded once and quietly."""
-    with _loading:
-        return _load_native()
-
-
-@cache
-def _load_native() -> Any:
-    """Load nvImageCodec with its CPU codecs alone.
-
-    Left to itself it also loads those of NVIDIA's GPU libraries, which write lines of ERROR to standard
-    error where these are missing. So its extension path points at links to the others while it loads;
-    its messages of single images stay off, since each has a row.
-    """
-    package = find_spec("nvidia.nvimgcodec")
-    if package is None or not package.submodule_search_locations:
-        raise ImportError("nvidia-nvimgcodec is not installed; reinstall gbad-batch")
-    folder = Path(package.submodule_search_locations[0]) / "extensions"
-    with tempfile.TemporaryDirectory(prefix="gbad-batch-") as links:
-        for extension in folder.iterdir():
-            if not extension.name.startswith(("libnvjpeg", "libnvtiff")):
-                Path(links, extension.name).symlink_to(extension)
-        with _environment(
-            NVIMGCODEC_EXTENSIONS_PATH=links, PYNVIMGCODEC_VERBOSITY="0", OPENCV_LOG_LEVEL="SILENT"
-        ):
-            nvimgcodec = import_module("nvidia.nvimgcodec")
-            nvimgcodec.Decoder(
-                device_id=nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY,
-                backends=[nvimgcodec.Backend(nvimgcodec.CPU_ONLY)],
-            )
-    return nvimgcodec
-
-
-@contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    """Set environment variables for native code, and put the old ones back."""
-    old = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in old.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -91,10 +91,13 @@ _FOREIGN = (
 
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF markers
 _MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")  # one that has a length, or the end
+_SAMPLINGS = {  # of the components, horizontal << 4 | vertical: gray, 4:4:4, 4:2:2, 4:2:0, 4:4:0
+    *(b"\x11", b"\x11\x11\x11", b"\x21\x11\x11", b"\x22\x11\x11", b"\x12\x11\x11")
+}
 
 
 def _jpeg(row: Row, blob: bytes, limits: DecodeLimits) -> Stream:
-    position, progressive, orientation, adobe = 2, False, None, None
+    position, progressive, orientation, adobe, components = 2, False, None, None, b""
     while True:
         match = _MARKER.search(blob, position)  # libjpeg skips garbage between segments, too, and warns
         if match is None:
@@ -109,7 +112,7 @@ def _jpeg(row: Row, blob: bytes, limits: DecodeLimits) -> Stream:
         if position > len(blob):
             cut("before the picture begins")
         if marker in _FRAMES:
-            _jpeg_frame(row, marker, blob[start:position], limits)
+            components = _jpeg_frame(row, marker, blob[start:position], limits)
             progressive = marker == 0xC2
         elif marker == 0xF7:
             unsupported("JPEG-LS")
@@ -126,10 +129,13 @@ def _jpeg(row: Row, blob: bytes, limits: DecodeLimits) -> Stream:
     layout: Layout = "gray" if row.color == "gray" else "rgb"
     if row.color == "cmyk":
         layout = "cmyk" if adobe is None else "inverted cmyk"
-    return Stream(blob, layout, warnings=oriented(orientation))
+    perhaps_rgb = adobe == 0 or components[::3] == b"RGB"  # not YCbCr: libjpeg looks closer
+    nvjpeg = components[1::3] in _SAMPLINGS and not perhaps_rgb
+    return Stream(blob, layout, warnings=oriented(orientation), nvjpeg=nvjpeg)
 
 
-def _jpeg_frame(row: Row, marker: int, segment: bytes, limits: DecodeLimits) -> None:
+def _jpeg_frame(row: Row, marker: int, segment: bytes, limits: DecodeLimits) -> bytes:
+    """Read a frame's header; returns 3 bytes for each component: its name, sampling and table."""
     if row.color is not None:
         broken("the JPEG holds two frames")
     depth, height, width, components = struct.unpack_from(">BHHB", segment)
@@ -146,6 +152,7 @@ def _jpeg_frame(row: Row, marker: int, segment: bytes, limits: DecodeLimits) -> 
         unsupported(f"{depth}-bit JPEG")
     if row.color is None:
         unsupported(f"a JPEG of {components} components")
+    return segment[6 : 6 + 3 * components]
 
 
 # --- PNG (ISO/IEC 15948)

@@ -27,6 +27,7 @@ class Stream:
     invert: bool = False  # 0 is white
     key: tuple[int, ...] | None = None  # the one transparent value, at the stored depth
     warnings: tuple[str, ...] = ()
+    nvjpeg: bool = False  # a JPEG of the kind that nvJPEG decodes as libjpeg does
 
 
 def cut(where: str) -> NoReturn:

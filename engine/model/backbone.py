@@ -59,7 +59,7 @@ def fetch_backbone_weights(backbone: nn.Module, name: str) -> None:
 
 
 def load_backbone_state(backbone: nn.Module, name: str, state: Mapping[str, Tensor], source: str) -> None:
-    """Copy a whole network's tensors into its feature part, strictly but for the classifier."""
+    """Copy a whole network's tensors, strictly but for the classifier, into it or its feature part."""
     with torch.device("meta"):
         full = timm.create_model(name, pretrained=False).state_dict()
     classifier = timm.get_pretrained_cfg(name).classifier or ()  # type: ignore[union-attr]
@@ -70,7 +70,7 @@ def load_backbone_state(backbone: nn.Module, name: str, state: Mapping[str, Tens
     own = {_plain(key): key for key in backbone.state_dict()}
     wanted = {own[_plain(key)]: state[key] for key in found if _plain(key) in own}
     missing, _ = backbone.load_state_dict(wanted, strict=False)
-    absent = [key for key in missing if not key.endswith("num_batches_tracked")]
+    absent = [key for key in missing if not key.endswith("num_batches_tracked") and not key.startswith(heads)]
     if absent:
         raise Refused(f"{source} lacks {absent[0]} of the backbone {name}.")
 

@@ -6,11 +6,15 @@ without matrix products, so neither their number nor their neighbours change a b
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import BundleError
+
+if TYPE_CHECKING:
+    from .decision_torch import TorchDecision
 
 # what each decision looks at, in the order of its arrays
 INPUTS = {
@@ -99,6 +103,15 @@ class Decision:
         kernel = np.exp(-self.gamma * distance)
         beyond = _weighted(u - inside, self.weights)
         return (kernel * self.coefficients).sum(axis=1) + beyond + self.intercept
+
+
+def on_device(decision: Decision, device: str) -> "Decision | TorchDecision":
+    """Give what scores a decision where the networks run, `cpu` or `cuda:N`; a linear one costs nothing."""
+    if device == "cpu" or decision.support is None:
+        return decision
+    from .decision_torch import TorchDecision
+
+    return TorchDecision(decision, device)
 
 
 def inputs(

@@ -40,6 +40,7 @@ PACKAGES = (
     "gbad-batch",
     "cykooz-resizer",
     "numpy",
+    "nvidia-dali-cuda130",
     "nvidia-nvimgcodec-cu13",
     "openvino",
     "pillow",

@@ -1,7 +1,7 @@
 """What is being decoded right now, in a file that outlives a crash of the process.
 
-Each decoding thread has a slot of a memory-mapped file. The supervising parent reads the slots for images
-that take too long; the next scan reads those that a dead one left and decodes these images apart.
+Each image that is in a decoder has a slot of a memory-mapped file. The supervising parent reads the slots
+for images that take too long; the next scan reads those that a dead one left and decodes these images apart.
 """
 
 import mmap
@@ -15,8 +15,9 @@ from itertools import count
 from pathlib import Path
 
 from ..durable import write_whole
+from ..errors import DeviceLost
 
-SLOTS = 1024  # decoding threads at most
+SLOTS = 8192  # threads that decode one image each, and the images of a batch
 KEY_SIZE = 16  # bytes, as `ledger.key_of` gives
 SLOT = struct.Struct("=16sQ")  # key, start in monotonic ns (0: idle); the start is written last
 
@@ -38,26 +39,38 @@ class Journal:
             os.close(handle)
 
     def begin(self, slot: int, key: bytes) -> None:
-        """Note that the thread of this slot decodes the image of this key from now on."""
+        """Note that the image of this key is being decoded from now on."""
         at = slot * SLOT.size
         self._slots[at : at + KEY_SIZE] = key
         self._slots[at + KEY_SIZE : at + SLOT.size] = struct.pack("=Q", time.monotonic_ns())
 
     def end(self, slot: int) -> None:
-        """Note that the thread of this slot decodes nothing."""
+        """Note that this slot's image is not being decoded any more."""
         at = slot * SLOT.size
         self._slots[at + KEY_SIZE : at + SLOT.size] = bytes(8)
 
     @contextmanager
-    def decoding(self, key: bytes) -> Iterator[None]:
-        """Journal one image while the block runs, in the calling thread's own slot."""
-        if not hasattr(self._local, "slot"):
-            self._local.slot = next(self._numbers)
-        self.begin(self._local.slot, key)
+    def decoding(self, *keys: bytes) -> Iterator[None]:
+        """Journal images while the block runs, in slots of the calling thread's own.
+
+        Where it raises DeviceLost they stay: nobody knows which of them it was.
+        """
+        if not hasattr(self._local, "slots"):
+            self._local.slots = []
+        slots: list[int] = self._local.slots
+        while len(slots) < len(keys):
+            slots.append(next(self._numbers))
+        for slot, key in zip(slots, keys, strict=False):
+            self.begin(slot, key)
+        lost = False
         try:
             yield
+        except DeviceLost:
+            lost = True
+            raise
         finally:
-            self.end(self._local.slot)
+            for slot in slots[: 0 if lost else len(keys)]:
+                self.end(slot)
 
 
 def _write_all(handle: int, content: bytes) -> None:

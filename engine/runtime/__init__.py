@@ -13,6 +13,8 @@ from ..row import THREATS
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from .lanes import Pixels
+
 log = logging.getLogger(__name__)
 
 OUTPUTS = ("x", "logits", "reconstruction_loss", "feature_matching_loss")
@@ -63,6 +65,7 @@ class Engine:
     key: str  # of the cache: engines of one key score alike
     blob: bytes = field(repr=False)  # what the backend opens
     parity: Parity | None = None  # None until the gate has passed
+    reason: str = ""  # why `auto` took this precision, where it had a choice
 
     @property
     def description(self) -> str:
@@ -75,8 +78,12 @@ class Runner(Protocol):
 
     engine: Engine
 
-    def __call__(self, pixels: "NDArray[np.uint8]") -> Outputs:
-        """Score pixels [n, S, S, 3] RGB of any n >= 1; raises EngineFailed."""
+    def __call__(self, pixels: "Pixels") -> Outputs:
+        """Score pixels uint8 [n, S, S, 3] RGB of any n >= 1; raises EngineFailed.
+
+        A runner on a GPU also takes a torch tensor there, finished; it reads it no more when it returns.
+        Raises DeviceLost where the GPU answers this process no more.
+        """
         ...
 
     def close(self) -> None:
@@ -131,9 +138,7 @@ def open_engine(engine: Engine, threads: int | None = None) -> Runner:
     raise Refused(f"no backend {engine.backend!r} is in this version: use --engine openvino")
 
 
-def scored_twice(
-    engine: Engine, infer: "Callable[[NDArray[np.uint8]], Outputs]", pixels: "NDArray[np.uint8]"
-) -> Outputs:
+def scored_twice(engine: Engine, infer: "Callable[[Pixels], Outputs]", pixels: "Pixels") -> Outputs:
     """Run a batch, and once more where that fails; raises EngineFailed where it fails again.
 
     What does not return was the machine's fault, and the score that stays is the image's own.
@@ -145,9 +150,7 @@ def scored_twice(
     return _scored(engine, infer, pixels)
 
 
-def _scored(
-    engine: Engine, infer: "Callable[[NDArray[np.uint8]], Outputs]", pixels: "NDArray[np.uint8]"
-) -> Outputs:
+def _scored(engine: Engine, infer: "Callable[[Pixels], Outputs]", pixels: "Pixels") -> Outputs:
     try:
         outputs = infer(pixels)
     except RuntimeError as error:
@@ -160,11 +163,15 @@ def _scored(
     return outputs
 
 
-def check_pixels(engine: Engine, pixels: "NDArray[np.uint8]") -> None:
+def check_pixels(engine: Engine, pixels: "Pixels") -> None:
     """Assert what the contract between decode and engine says: nothing is guessed from the pixels."""
-    size = engine.input_size
-    if pixels.dtype != np.uint8 or pixels.shape[1:] != (size, size, 3) or not len(pixels):
-        raise ValueError(f"pixels are {pixels.dtype} {pixels.shape} and must be uint8 (n, {size}, {size}, 3)")
+    size, kind, where = engine.input_size, str(pixels.dtype).removeprefix("torch."), str(pixels.device)
+    shape = tuple(pixels.shape)
+    if kind != "uint8" or shape[1:] != (size, size, 3) or not shape[0] or where not in ("cpu", engine.device):
+        raise ValueError(
+            f"pixels are {kind} {shape} on {where} and must be uint8 (n, {size}, {size}, 3) on the CPU, or "
+            "where the engine is"
+        )
 
 
 def output_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:

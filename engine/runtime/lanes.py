@@ -1,23 +1,25 @@
 """Batches on one NVIDIA GPU: CUDA graphs of fixed sizes, two batches under way at a time.
 
 A graph is captured once a size, with all memory in place, and then costs one launch; smaller batches are
-filled up. While one lane computes, the next is fed and the one before is read.
+filled up. While one lane computes, the next is fed and the one before is read. What a GPU has decoded is
+there already, and goes into a lane's memory by one copy, without the host.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from ..errors import DeviceLost
+from ..text import one_line
 from . import OUTPUTS, Outputs
+from .cuda import is_lost
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+Pixels = NDArray[np.uint8] | Tensor  # uint8 [n, S, S, 3], on the host or on the GPU, and finished
 Forward = Callable[[Tensor], tuple[Tensor, ...]]  # uint8 [n, S, S, 3] on the GPU -> OUTPUTS, float32 there
 
 WARM_UPS = 3  # calls before a capture: libraries choose their algorithms and allocate in the first ones
@@ -33,20 +35,20 @@ class Lane:
         shape = (self._sizes[-1], side, side, 3)
         self._host = torch.zeros(shape, dtype=torch.uint8, pin_memory=True)
         self._pixels = torch.zeros(shape, dtype=torch.uint8, device=device)
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], list[Tensor]]] = {}
+        # all at once, before a decoder uses the GPU: who waits for all of it, as DALI may, breaks a capture
+        self._graphs = {size: self._captured(size) for size in self._sizes}
         self._count = 0
+        self._source = self._host  # what is being copied from: its memory must not come free
         self._found: list[Tensor] = []
 
-    def start(self, pixels: "NDArray[np.uint8]") -> None:
+    def start(self, pixels: Pixels) -> None:
         """Send a batch of at most the largest size on its way."""
         self._count = len(pixels)
-        self._host[: self._count] = torch.from_numpy(np.ascontiguousarray(pixels))
+        self._source = pixels if isinstance(pixels, Tensor) else self._staged(pixels)
         size = next(size for size in self._sizes if size >= self._count)
-        if size not in self._graphs:
-            self._graphs[size] = self._captured(size)
         graph, outputs, self._found = self._graphs[size]
         with torch.cuda.stream(self._stream):
-            self._pixels[: self._count].copy_(self._host[: self._count], non_blocking=True)
+            self._pixels[: self._count].copy_(self._source, non_blocking=True)
             graph.replay()
             for here, there in zip(self._found, outputs, strict=True):
                 here.copy_(there, non_blocking=True)
@@ -54,8 +56,15 @@ class Lane:
     def finish(self) -> Outputs:
         """Wait for the batch that was started, and give what the networks say of it."""
         self._stream.synchronize()
+        self._source = self._host
         arrays = (each[: self._count].numpy().copy() for each in self._found)
         return Outputs(**dict(zip(OUTPUTS, arrays, strict=True)))
+
+    def _staged(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """Copy a batch to where the GPU reads it from by itself."""
+        staged = self._host[: len(pixels)]
+        staged.copy_(torch.from_numpy(np.ascontiguousarray(pixels)))
+        return staged
 
     def _captured(self, size: int) -> "tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], list[Tensor]]":
         """Record what `forward` does to the first `size` images, and where its outputs will stand."""
@@ -81,8 +90,16 @@ class Lanes:
         self._device = device
         self._largest = max(sizes)
 
-    def __call__(self, pixels: "NDArray[np.uint8]") -> Outputs:
-        """Score pixels uint8 [n, S, S, 3] of any n >= 1."""
+    def __call__(self, pixels: Pixels) -> Outputs:
+        """Score pixels uint8 [n, S, S, 3] of any n >= 1; raises DeviceLost, or RuntimeError."""
+        try:
+            return self._scored(pixels)
+        except RuntimeError as error:
+            if is_lost(self._device):
+                raise DeviceLost(f"{self._device} failed on a batch ({one_line(error)[:300]})") from error
+            raise
+
+    def _scored(self, pixels: Pixels) -> Outputs:
         free, busy, parts = deque(self._lanes), deque[Lane](), list[Outputs]()
         with torch.cuda.device(self._device):
             for start in range(0, len(pixels), self._largest):

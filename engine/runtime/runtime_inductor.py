@@ -23,9 +23,8 @@ from . import Engine, Outputs, check_pixels, scored_twice
 from .torch_form import unpack
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from ..model.gbad import GBAD
+    from . import Pixels
     from .lanes import Forward
 
 SIZES = {"cpu": 8, "cuda": 256}  # images that an engine is compiled for
@@ -111,9 +110,9 @@ class InductorRunner:
         if found != (engine.input_size, engine.features):
             raise Refused(f"{engine.description} has another input size or length of x: rebuild it")
         run, _ = compile_model(model, engine.device, engine.precision, made.get(COMPILED, b""))
-        self._run: Callable[[NDArray[np.uint8]], Outputs] | None = self._runs(run)
+        self._run: Callable[[Pixels], Outputs] | None = self._runs(run)
 
-    def __call__(self, pixels: "NDArray[np.uint8]") -> Outputs:
+    def __call__(self, pixels: "Pixels") -> Outputs:
         """Score pixels uint8 [n, S, S, 3]."""
         check_pixels(self.engine, pixels)
         if self._run is None:
@@ -124,7 +123,7 @@ class InductorRunner:
         """Free the model's memory."""
         self._run = None
 
-    def _runs(self, run: "Forward") -> "Callable[[NDArray[np.uint8]], Outputs]":
+    def _runs(self, run: "Forward") -> "Callable[[Pixels], Outputs]":
         import torch
 
         from .lanes import Lanes
@@ -135,7 +134,7 @@ class InductorRunner:
         return Lanes([run] * LANES, [SIZES["cuda"]], self.engine.input_size, device)
 
 
-def _on_cpu(run: "Forward", pixels: "NDArray[np.uint8]") -> Outputs:
+def _on_cpu(run: "Forward", pixels: "Pixels") -> Outputs:
     """Score pixels [n, S, S, 3] in batches of the one size, the last filled up."""
     import torch
 

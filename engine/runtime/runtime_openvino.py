@@ -16,7 +16,7 @@ from ..machine import usable_cores
 from . import OUTPUTS, Engine, Outputs, check_pixels, output_shapes, scored_twice
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from . import Pixels
 
 DEVICE = "CPU"
 BATCH = "free"  # of the engine, as in a cache key
@@ -43,16 +43,17 @@ def version() -> str:
     return str(load_openvino().get_version())
 
 
-def build(network: bytes, bigan: bytes) -> bytes:
+def build(network: bytes, bigan: bytes, constants: bytes = b"") -> bytes:
     """Compile both graphs for this CPU and return what `OpenVINORunner` opens.
 
-    `network` maps pixels to x and logits, `bigan` maps x to the losses; both are verified ONNX graphs. Raises
-    BundleError where OpenVINO cannot read or run them.
+    `network` maps pixels to x and logits, `bigan` maps x to the losses; both are verified ONNX graphs, but
+    for the INT8 form of the network, which is OpenVINO's XML with its constants. Raises BundleError where
+    OpenVINO cannot read or run them.
     """
     ov = load_openvino()
     core = ov.Core()
     try:
-        joined = _joined(ov, core.read_model(network), core.read_model(bigan))
+        joined = _joined(ov, core.read_model(network, constants), core.read_model(bigan))
         _check_activations(joined)
         stream = core.compile_model(joined, DEVICE, _properties(usable_cores())).export_model()
     except RuntimeError as error:
@@ -124,7 +125,7 @@ class OpenVINORunner:
                 "the machine's memory, then run the same command again"
             ) from error
 
-    def __call__(self, pixels: "NDArray[np.uint8]") -> Outputs:
+    def __call__(self, pixels: "Pixels") -> Outputs:
         """Score pixels uint8 [n, S, S, 3]."""
         check_pixels(self.engine, pixels)
         return scored_twice(self.engine, self._infer, pixels)
@@ -133,7 +134,7 @@ class OpenVINORunner:
         """Free the model's memory."""
         self._request = None
 
-    def _infer(self, pixels: "NDArray[np.uint8]") -> Outputs:
+    def _infer(self, pixels: "Pixels") -> Outputs:
         if self._request is None:
             raise ValueError("the runner is closed")
         try:

@@ -10,19 +10,17 @@ from functools import cache
 from importlib.metadata import version as version_of
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..errors import Refused
 from . import Engine, Outputs, check_pixels, scored_twice
 from .torch_form import unpack
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import Tensor
 
     import tensorrt as trt
 
     from ..model.gbad import GBAD
+    from . import Pixels
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +28,9 @@ SIZES = (8, 64, 256)  # images of a CUDA graph; plans serve any number up to the
 BATCH = f"1 to {SIZES[-1]}"  # of the engine, as in a cache key
 LANES = 2  # batches under way at once
 TRUNK, BIGAN = "trunk", "bigan"
+MAPS = ("c2", "c3", "c4", "c5")  # outputs of a trunk that ends with the maps,
+HEADS = ("x", "logits")  # of one that holds pooling and heads,
+PAIRS = ("s", "again", "f_d", "f_d_again")  # and of the BiGAN
 
 
 def version() -> str:
@@ -79,15 +80,15 @@ class TensorRTRunner:
         try:
             with torch.cuda.device(device):
                 opened = [opened_plan(plans[part], part, engine) for part in (TRUNK, BIGAN)]
-                forwards = [_Forward(model.to(device), *opened) for _ in range(LANES)]
-            self._run: Callable[[NDArray[np.uint8]], Outputs] | None
+                forwards = [Forward(model.to(device), *opened) for _ in range(LANES)]
+            self._run: Callable[[Pixels], Outputs] | None
             self._run = Lanes(forwards, SIZES, engine.input_size, device)
         except (RuntimeError, KeyError) as error:
             raise Refused(
                 f"TensorRT cannot open {engine.description} ({error!s:.200}): empty the cache folder"
             ) from error
 
-    def __call__(self, pixels: "NDArray[np.uint8]") -> Outputs:
+    def __call__(self, pixels: "Pixels") -> Outputs:
         """Score pixels uint8 [n, S, S, 3]."""
         check_pixels(self.engine, pixels)
         if self._run is None:
@@ -121,7 +122,8 @@ def _check_types(opened: "trt.ICudaEngine", precision: str) -> None:
     import tensorrt as trt
 
     wanted = trt.DataType.HALF if precision == "fp16" else trt.DataType.FLOAT
-    for name in _names(opened, trt.TensorIOMode.OUTPUT):
+    # x and logits are float32 in either; a trunk that ends with them is built after one with maps
+    for name in set(_names(opened, trt.TensorIOMode.OUTPUT)).difference(HEADS):
         if opened.get_tensor_dtype(name) != wanted:
             raise RuntimeError(f"its {name} is {opened.get_tensor_dtype(name)} where {wanted} was asked for")
 
@@ -131,21 +133,27 @@ def _names(opened: "trt.ICudaEngine", mode: Any) -> list[str]:
     return [name for name in names if opened.get_tensor_mode(name) == mode]
 
 
-class _Forward:
-    """One lane's way from pixels to outputs, with contexts of its own."""
+class Forward:
+    """One lane's way from pixels to outputs, all on the GPU, with contexts of its own."""
 
     def __init__(self, model: "GBAD", trunk: "trt.ICudaEngine", bigan: "trt.ICudaEngine"):
         self._heads = model.network.heads
         self._trunk, self._bigan = _Context(trunk), _Context(bigan)
 
     def __call__(self, pixels: "Tensor") -> "tuple[Tensor, ...]":
-        from ...kernels.border_pool import border_means
+        """Score uint8 pixels [n, S, S, 3]: x, logits and both losses, float32."""
         from ..model.parts import losses_of
 
-        maps = [each.permute(0, 3, 1, 2) for each in self._trunk(pixels, "c2", "c3", "c4", "c5")]
-        x, logits = self._heads(maps, border_means)
-        pairs = self._bigan(x.contiguous(), "s", "again", "f_d", "f_d_again")
-        return x, logits, *losses_of(pairs)
+        x, logits = self._features(pixels)
+        return x, logits, *losses_of(self._bigan(x.contiguous(), *PAIRS))
+
+    def _features(self, pixels: "Tensor") -> "tuple[Tensor, ...]":
+        from ...kernels.border_pool import border_means
+
+        if self._trunk.gives(HEADS):
+            return tuple(self._trunk(pixels, *HEADS))
+        maps = [each.permute(0, 3, 1, 2) for each in self._trunk(pixels, *MAPS)]
+        return self._heads(maps, border_means)
 
 
 class _Context:
@@ -164,6 +172,10 @@ class _Context:
         types = {trt.DataType.HALF: torch.float16, trt.DataType.FLOAT: torch.float32}
         outputs = _names(opened, trt.TensorIOMode.OUTPUT)
         self._types = {name: types[opened.get_tensor_dtype(name)] for name in outputs}
+
+    def gives(self, outputs: tuple[str, ...]) -> bool:
+        """Tell whether these are what the plan puts out."""
+        return self._types.keys() == set(outputs)
 
     def __call__(self, entry: "Tensor", *outputs: str) -> "list[Tensor]":
         """Run on torch's current stream, which must not be the default one; returns the outputs by name."""

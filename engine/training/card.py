@@ -75,6 +75,34 @@ def card(
     )
 
 
+INT8 = "\n## INT8\n"
+
+
+def with_int8(card: str, provenance: Mapping[str, Any], points: Sequence[Mapping[str, Any]] | None) -> str:
+    """Add to a card what is known of the bundle's INT8 form, in place of what it said of an earlier one."""
+    return card.partition(INT8)[0] + INT8 + _int8(provenance, points)
+
+
+def _int8(provenance: Mapping[str, Any], points: Sequence[Mapping[str, Any]] | None) -> str:
+    lines = [f"\nThe network's INT8 form was quantized on {provenance['images']} images."]
+    if points is None:
+        lines.append("It uses the operating points of FP32.\n")
+        return " ".join(lines)
+    lines.append(f"On {provenance['calibration']} benign images it decides as FP32 does on this share, each")
+    lines.append(
+        f"by its own operating points:\n\n{_agreement(provenance['agreement'])}\n\n{_points(points)}\n"
+    )
+    return " ".join(lines)
+
+
+def _agreement(agreement: Mapping[str, float]) -> str:
+    rows = [
+        [f"`{name.partition(' ')[0]}`", name.partition("at ")[2], f"{share:.2%}"]
+        for name, share in agreement.items()
+    ]
+    return _table(["decision", "at", "as FP32"], rows)
+
+
 def _counts(images: Mapping[str, Mapping[str, int]]) -> str:
     """Count images and labels of each split."""
     head = ["split", "images", "benign", *THREATS]

@@ -180,7 +180,7 @@ def train_network(
         begun = saved = time.monotonic()
         first = classifier.step
         for index, batch in training_images(data.labelled.paths, plan[first:], epoch, images, parts):
-            rate = _rate(epoch * len(plan) + classifier.step, len(stages) * len(plan), settings)
+            rate = _rate(epoch, classifier.step, len(plan), settings)
             loss = classifier.learn(batch, torch.from_numpy(labels[index]).to(device), rate)
             now = time.monotonic()
             speed = (classifier.step - first) * len(index) / (now - begun)
@@ -262,9 +262,15 @@ def _copied(module: nn.Module) -> State:
     return {key: value.clone() for key, value in module.state_dict().items()}
 
 
-def _rate(step: int, steps: int, settings: Phase1Settings) -> float:
-    """Learning rate as a share of its peak: linear warm-up, then a cosine down to a hundredth."""
-    warm = max(1, round(settings.warm_up * steps))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+def _rate(epoch: int, step: int, steps: int, settings: Phase1Settings) -> float:
+    """Learning rate as a share of its peak at `step` of the `steps` of an epoch.
+
+    Linear warm-up, then a cosine down to a hundredth over the pixels to be seen, not over steps: small images
+    come first and are many, and the last size would else have nothing left to learn with.
+    """
+    pixels = [stage.size**2 for stage in settings.by_epoch]
+    warm = max(1, round(settings.warm_up * len(pixels) * steps))
+    if epoch * steps + step < warm:
+        return (epoch * steps + step + 1) / warm
+    seen = (sum(pixels[:epoch]) + pixels[epoch] * step / steps) / sum(pixels)
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * seen))

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
-from sklearn.svm import SVC
 
 from ..model.decision import INPUTS, Decision, Scores, inputs
 from .progress import Progress
+from .svm import Fitter, fit_by_sklearn
 
 Z = 1.959964  # two-sided 95 %
 
@@ -72,7 +72,12 @@ class Point:
 
 
 def fit_decisions(
-    train: Losses, validation: Losses, settings: Phase3Settings, seed: int, progress: Progress
+    train: Losses,
+    validation: Losses,
+    settings: Phase3Settings,
+    seed: int,
+    progress: Progress,
+    fitter: Fitter = fit_by_sklearn,
 ) -> dict[str, Decision]:
     """Fit the three decisions of a bundle.
 
@@ -85,10 +90,10 @@ def fit_decisions(
     random = np.random.default_rng((seed, 3))
     progress("phase III", 0, 2, {})
     fitted, judged = halves(validation, seed) if settings.heldout else (train, validation)
-    decisions["gbad"] = fit_svm("gbad", fitted, judged, settings, random)
+    decisions["gbad"] = fit_svm("gbad", fitted, judged, settings, random, fitter)
     progress("phase III", 1, 2, {})
     linear = replace(settings, gammas=())
-    decisions["combined"] = fit_svm("combined", validation, validation, linear, random)
+    decisions["combined"] = fit_svm("combined", validation, validation, linear, random, fitter)
     progress("phase III", 2, 2, {})
     return decisions
 
@@ -108,7 +113,12 @@ def class_maximum() -> Decision:
 
 
 def fit_svm(
-    name: str, train: Losses, validation: Losses, settings: Phase3Settings, random: np.random.Generator
+    name: str,
+    train: Losses,
+    validation: Losses,
+    settings: Phase3Settings,
+    random: np.random.Generator,
+    fitter: Fitter = fit_by_sklearn,
 ) -> Decision:
     """Fit a class-weighted SVM: kernel, C and gamma by partial AUROC on validation, among monotone ones.
 
@@ -120,47 +130,46 @@ def fit_svm(
     best: tuple[float, float, float | None] | None = None
     for gamma in choices:
         for cost in settings.costs:
-            candidate = _fit(name, sample, cost, gamma)
+            candidate = _fit(fitter, name, sample, cost, gamma)
             if gamma is not None and not is_monotone(candidate):
                 continue
             value = partial_auroc(validation.scores(candidate), validation.positive, settings.largest_pfa)
             if best is None or value > best[0]:
                 best = value, cost, gamma
     assert best is not None
-    final = _fit(name, train, *best[1:])
+    final = _fit(fitter, name, train, *best[1:])
     # the last fit sees more images than the search did, so it is tested again
-    return final if is_monotone(final) else _fit(name, train, best[1], None)
+    return final if is_monotone(final) else _fit(fitter, name, train, best[1], None)
 
 
-def _fit(name: str, losses: Losses, cost: float, gamma: float | None) -> Decision:
+def _fit(fitter: Fitter, name: str, losses: Losses, cost: float, gamma: float | None) -> Decision:
     values = losses.inputs(name)
     mean, std = values.mean(axis=0), np.maximum(values.std(axis=0), 1e-6)
     u = (values - mean) / std
     empty = Decision(name, mean=mean, std=std, weights=np.zeros(len(mean)), intercept=np.zeros(1))
     if gamma is None:
-        return _fit_linear(empty, u, losses.positive, cost)
-    machine = SVC(C=cost, gamma=gamma, class_weight="balanced", cache_size=500)  # pyright: ignore[reportArgumentType]
-    machine.fit(u, losses.positive)
+        return _fit_linear(fitter, empty, u, losses.positive, cost)
+    machine = fitter(u, losses.positive, cost, gamma)
     return replace(
         empty,
         weights=np.ones(len(mean)),
-        intercept=machine.intercept_.astype(np.float64),
-        support=np.ascontiguousarray(machine.support_vectors_),
-        coefficients=machine.dual_coef_[0].copy(),
+        intercept=machine.intercept,
+        support=machine.support,
+        coefficients=machine.coefficients,
         gamma=np.array([gamma]),
         low=u.min(axis=0),
         high=u.max(axis=0),
     )
 
 
-def _fit_linear(empty: Decision, u: Scores, positive: NDArray[np.bool_], cost: float) -> Decision:
+def _fit_linear(
+    fitter: Fitter, empty: Decision, u: Scores, positive: NDArray[np.bool_], cost: float
+) -> Decision:
     """Fit on fewer and fewer inputs until no weight is negative."""
     kept = list(range(u.shape[1]))
     while kept:
-        machine = SVC(C=cost, kernel="linear", class_weight="balanced", cache_size=500).fit(
-            u[:, kept], positive
-        )
-        weights = machine.coef_[0]
+        machine = fitter(u[:, kept], positive, cost, None)
+        weights = machine.weights
         if (weights >= 0).all():
             break
         kept.pop(int(np.argmin(weights)))
@@ -169,7 +178,7 @@ def _fit_linear(empty: Decision, u: Scores, positive: NDArray[np.bool_], cost: f
         return replace(empty, weights=np.eye(u.shape[1])[0])
     full = np.zeros(u.shape[1])
     full[kept] = weights
-    return replace(empty, weights=full, intercept=machine.intercept_.astype(np.float64))
+    return replace(empty, weights=full, intercept=machine.intercept)
 
 
 def is_monotone(decision: Decision, points: int = 41, reach: float = 40.0) -> bool:

@@ -1,6 +1,7 @@
 """From labelled images to a bundle: the three phases in order, each going on from where a kill left it."""
 
 import hashlib
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -10,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
-from ..bundle import DEFAULT_PFA, Bundle, check_vacant
+from ..bundle import DEFAULT_PFA, Bundle, check_vacant, write_bundle
 from ..durable import remove
-from ..errors import Refused
+from ..errors import MissingExtra, Refused, Stopped
 from ..evaluation import Bags, Scored, figures
 from ..machine import usable_cores
 from ..model.backbone import fetch_backbone_weights, load_backbone_weights
@@ -41,10 +43,15 @@ from .phase3 import (
 )
 from .progress import Progress, silent
 from .projected import FOLDER, project_threats
+from .quantizing import QuantizeSettings, quantize_bundle, sample
 from .reported import REPORTED, ReportedNetwork
 from .settings import HUB, PHASES, TrainSettings
+from .svm import choose_fitter
 from .threats import open_threats
 
+log = logging.getLogger(__name__)
+
+FP32 = "fp32"  # of the run folder: the bundle before it has its INT8 form
 GATE_SEED = 1 << 32  # its pictures are in no training set
 
 
@@ -66,13 +73,26 @@ def train(settings: TrainSettings, progress: Progress = silent) -> Path | None:
 
 def train_as_reported(settings: TrainSettings, progress: Progress = silent) -> list[dict[str, Any]]:
     """Run phase I as the report has it; returns the figures of each epoch. There is no bundle of it."""
+    if settings.start is not None:
+        raise Refused("--report-exact trains another network than bundles hold: --start has no place in it")
     settings = _with_report(settings)
     training = _Training(settings, progress)
-    network = ReportedNetwork(settings.architecture.backbone).to(settings.device)
+    network = ReportedNetwork(settings.architecture.backbone)
+    _load_imagenet(network.body, settings)
+    network.to(settings.device)
     model = training.model
     return train_network(
         model, network, training.phase1_data(), settings.phase1, settings.seed, training.run, progress
     )
+
+
+def _load_imagenet(backbone: nn.Module, settings: TrainSettings) -> None:
+    """Give a backbone the ImageNet weights that were asked for, if any were."""
+    name = settings.architecture.backbone
+    if settings.backbone_weights == HUB:
+        fetch_backbone_weights(backbone, name)
+    elif settings.backbone_weights is not None:
+        load_backbone_weights(backbone, name, settings.backbone_weights)
 
 
 def _with_report(settings: TrainSettings) -> TrainSettings:
@@ -204,7 +224,35 @@ class _Training:
             "settings": _plain(asdict(settings)),
         }
         gate = gate_images(settings.gate_images, GATE_SEED + settings.seed, settings.architecture.input_size)
-        return pack(settings.out, settings.name, settings.demo, outcome, settings.phase3, settings.data, gate)
+        fp32 = self.run.path / FP32
+        remove(fp32)
+        pack(fp32, settings.name, settings.demo, outcome, settings.phase3, settings.data, gate)
+        self._finish(Bundle.read(fp32))
+        remove(fp32)
+        return settings.out
+
+    def _finish(self, bundle: Bundle) -> None:
+        """Write the bundle with an INT8 form, or as it is where it can have none, which is said."""
+        settings = self.settings
+        calibration = [self.labelled.paths[i] for i in self.splits.calibration]
+        chosen = QuantizeSettings(images=settings.int8_images, seed=settings.seed)
+        try:
+            if settings.int8_images:
+                quantize_bundle(bundle, self._for_int8(), calibration, settings.out, chosen, self.progress)
+                return
+        except (MissingExtra, Stopped) as error:
+            log.warning("the bundle has no INT8 form: %s", error)
+        write_bundle(settings.out, bundle.manifest.document(), bundle.files)
+
+    def _for_int8(self) -> list[Path]:
+        """Draw the training images that INT8's ranges are found on, as many with threats as without."""
+        train, half = self.splits.train, self.settings.int8_images // 2
+        positive = self.labelled.positive[train]
+        return [
+            path
+            for kind in (train[positive], train[~positive])
+            for path in sample([self.labelled.paths[i] for i in kind], half, self.settings.seed)
+        ]
 
     @property
     def benign(self) -> NDArray[np.intp]:
@@ -232,11 +280,8 @@ class _Training:
             form = bundle.manifest.preprocessing
             other = GBAD.from_arrays(settings.architecture, bundle.tensors(), form.mean, form.std)
             network.load_state_dict(other.network.state_dict())
-        elif settings.backbone_weights == HUB:
-            fetch_backbone_weights(network.backbone, settings.architecture.backbone)
-        elif settings.backbone_weights is not None:
-            backbone = settings.architecture.backbone
-            load_backbone_weights(network.backbone, backbone, settings.backbone_weights)
+        else:
+            _load_imagenet(network.backbone, settings)
 
     def _load_network(self) -> None:
         finished = self.run.load("network")
@@ -257,10 +302,11 @@ class _Training:
         warning = check_collapse(finished["figures"], value, len(self.benign), settings.phase2)
         self.warnings += [warning] if warning else []
         train = losses.take(self.splits.train)
-        decisions = fit_decisions(train, validation, settings.phase3, settings.seed, self.progress)
+        library, fitter = choose_fitter(settings.device)
+        decisions = fit_decisions(train, validation, settings.phase3, settings.seed, self.progress, fitter)
         default = choose_default(decisions, validation)
         outcome = Outcome(model, decisions, default, losses.take(self.splits.calibration))
-        outcome.provenance = self._provenance(losses, decisions, finished["figures"])
+        outcome.provenance = self._provenance(losses, decisions, finished["figures"]) | {"svm": library}
         outcome.provenance["test"] = self._tested(losses.take(self.splits.test), outcome)
         return outcome
 

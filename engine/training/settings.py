@@ -34,6 +34,7 @@ class TrainSettings:
     shares: Shares = field(default_factory=Shares)
     phases: tuple[int, ...] = PHASES
     gate_images: int = 256  # synthetic images that every engine is compared on
+    int8_images: int = 300  # training images that INT8's ranges are found on; 0: the bundle gets no INT8 form
     backbone_weights: Path | None = None  # ImageNet weights of the backbone; HUB: those that timm fetches
     projected: int = 0  # training images to make by projecting threats into benign ones
     projected_from: Path | None = None  # grey pictures of threats, or SYNTH; None: the boxes of the labels

@@ -1,0 +1,3 @@
+from . import svm as svm
+
+__version__: str

@@ -1,0 +1,123 @@
+"""DALI's graphs, one definition for a GPU and for the CPU: JPEG bytes or pixels in, the network's pixels out.
+
+They stay uint8: normalization is the engine's, with constants beside the weights, and less is moved.
+
+What is reported to go wrong in these libraries is kept out here:
+
+- Decoding of a part of an image (crop, slice) crashes on some GPUs: images are decoded whole.
+- `ANY_DATA` as output type corrupts memory with gray JPEGs: it is always RGB.
+- An empty batch breaks a pipeline for good, as inputs of different lengths do: neither is fed.
+- The legacy executor is of no use after a bad image, and its outputs do not last: it is always the dynamic
+  one, and who an image is comes out of the graph with it, so that nothing stale passes for it.
+- The JPEG hardware writes into memory that was freed while a kernel still reads it, whatever the order of
+  streams says (pytorch/vision#9606, meta-pytorch/torchcodec#1634). So one batch at a time is under way, and
+  `Graph` waits for its end: when the next is decoded, nothing that DALI has freed is in use.
+- The hardware may skip an image and report success (MrNeRF/LichtFeld-Studio#1924), which leaves what was in
+  that memory before: `Seen` tells images of one colour, and gives each a mark to find repetitions by.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from nvidia.dali import fn, types
+from nvidia.dali.pipeline import pipeline_def
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a graph makes, and with what."""
+
+    size: int  # pixels a side
+    most: int  # images a batch
+    threads: int
+    gpu: int | None  # None: CPU operators
+    hardware_share: float  # of JPEGs, for the GPU's JPEG hardware
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a graph made of n images."""
+
+    ids: list[int]
+    pixels: Any  # DALI's tensor list, uint8 [n, size, size, 3] RGB, on the GPU or the host; kept alive by it
+    plain: npt.NDArray[np.bool_]  # [n]: all samples are equal
+    marks: list[tuple[int, float]]  # equal pixels have equal marks, others hardly ever
+
+
+class Graph:
+    """A pipeline that is run a batch at a time; belongs to one thread at a time."""
+
+    def __init__(self, form: Form, *, encoded: bool):
+        """Make the pipeline; raises RuntimeError where DALI cannot work here."""
+        self._form = form
+        self._encoded = encoded
+        self._pipeline: Any = self._made()
+
+    def renew(self) -> None:
+        """Have the next batch run by a new pipeline."""
+        self._pipeline = None
+
+    def __call__(self, images: Sequence[Any], ids: Sequence[int]) -> Seen:
+        """Run images, which are uint8 [bytes] as stored or [H, W, 3] where the graph runs, with their ids.
+
+        Takes 1 to `most` images; when it returns, the pixels are finished. Raises RuntimeError where DALI
+        fails, at an image that it cannot decode too, and may be called again after that.
+        """
+        if not 0 < len(images) == len(ids) <= self._form.most:
+            raise ValueError(f"{len(images)} images with {len(ids)} ids are no batch")
+        self._pipeline = self._pipeline or self._made()
+        fed = [np.array([number], np.int64) for number in ids]
+        pixels, found, least, most, *marks = self._pipeline.run(images=list(images), ids=fed)
+        if found.as_array()[:, 0].tolist() != list(ids):
+            self.renew()  # it keeps what an earlier batch has left in it
+            raise RuntimeError("DALI returned other images than were fed")
+        pairs = zip(*(each.as_array().tolist() for each in marks), strict=True)
+        return Seen(list(ids), pixels, least.as_array() == most.as_array(), list(pairs))
+
+    def _made(self) -> Any:
+        form = self._form
+        pipeline = define(
+            form,
+            self._encoded,
+            batch_size=form.most,
+            num_threads=form.threads,
+            device_id=form.gpu,
+            prefetch_queue_depth=1,
+            exec_dynamic=True,
+        )
+        pipeline.build()
+        return pipeline
+
+
+@pipeline_def
+def define(form: Form, encoded: bool) -> tuple[Any, ...]:
+    """Decode, where images come as stored, and resize; the same for CPU operators and a GPU's."""
+    kind, axes = types.DALIDataType, (0, 1, 2)
+    on_gpu = form.gpu is not None
+    ids = fn.external_source(name="ids", dtype=kind.INT64, ndim=1)
+    if encoded:
+        stored = fn.external_source(name="images", dtype=kind.UINT8, ndim=1)
+        images = fn.decoders.image(
+            stored,
+            device="mixed" if on_gpu else "cpu",
+            output_type=types.DALIImageType.RGB,
+            adjust_orientation=False,  # the scan's policy
+            jpeg_fancy_upsampling=True,  # as the CPU decoders do
+            hw_decoder_load=form.hardware_share,
+            affine=False,  # the cores are shared with those who read
+        )
+    else:
+        device = "gpu" if on_gpu else "cpu"
+        images = fn.external_source(name="images", device=device, dtype=kind.UINT8, ndim=3, layout="HWC")
+    linear = types.DALIInterpType.INTERP_LINEAR
+    pixels: Any = fn.resize(images, size=(form.size, form.size), interp_type=linear, antialias=True)
+    told: tuple[Any, ...] = (
+        fn.reductions.min(pixels, axes=axes),
+        fn.reductions.max(pixels, axes=axes),
+        fn.reductions.sum(pixels, axes=axes, dtype=kind.UINT64),
+        fn.reductions.mean_square(pixels, axes=axes),
+    )
+    return pixels, ids, *(each.cpu() for each in told)

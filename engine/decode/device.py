@@ -1,0 +1,75 @@
+"""JPEGs decoded and resized on the device: by DALI, or first by nvImageCodec where too much fails."""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from ..errors import DeviceLost
+from ..text import one_line
+from .dali_graph import Form, Graph, Seen
+from .memory import HostMemory
+from .one_by_one import OneByOne
+from .stream import Stream
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+RECENT = 32  # batches that the share of failed ones is of
+MOST_FAILED = 0.25  # of these; above it a first try by DALI costs more than it saves
+
+
+class DeviceDecoder:
+    """Decodes a batch of JPEGs with DALI; one that fails by nvImageCodec, and DALI resizes.
+
+    A single bad image fails DALI's batch and is not always named. So a failed batch is decoded once more with
+    an answer for each image, and once more than MOST_FAILED of the RECENT batches have failed, or held an
+    image that would have failed them, nvImageCodec goes first, until they are fewer again. Belongs to one
+    thread at a time. Raises RuntimeError or MemoryError where a library cannot work here.
+    """
+
+    def __init__(self, form: Form, memory: HostMemory):
+        self._memory = memory
+        self._decode = Graph(form, encoded=True)
+        self._resize = Graph(form, encoded=False)
+        self._one_by_one = OneByOne(memory, form.gpu, form.threads, form.hardware_share)
+        self._failed: deque[bool] = deque([False] * RECENT, RECENT)
+
+    def __call__(
+        self, ids: Sequence[int], streams: Sequence[Stream], shapes: Sequence[tuple[int, int]]
+    ) -> Seen | None:
+        """Decode images of the shapes [height, width]; what comes out is those of `ids` that could be.
+
+        None is no image. Raises DeviceLost where the GPU is lost to this process.
+        """
+        reason = None
+        if sum(self._failed) <= MOST_FAILED * RECENT:
+            blobs = [np.frombuffer(stream.data, np.uint8) for stream in streams]
+            seen, reason = self._tried(lambda: self._decode(blobs, ids))
+            if seen:
+                self._failed.append(False)
+                return seen
+        answers, _ = self._tried(lambda: self._one_by_one(streams, shapes))
+        good = [(i, pixels) for i, pixels in zip(ids, answers or (), strict=False) if pixels is not None]
+        if reason and len(good) == len(ids):
+            log.warning("DALI failed on a batch of good images, and is begun anew: %s", reason[-300:])
+            self._decode.renew()
+        self._failed.append(reason is not None or len(good) < len(ids))
+        if not good:
+            return None
+        seen, _ = self._tried(lambda: self._resize([pixels for _, pixels in good], [i for i, _ in good]))
+        return seen
+
+    def _tried(self, work: Callable[[], T]) -> tuple[T | None, str | None]:
+        """Do one library's work; returns what it made, or why it failed."""
+        try:
+            return work(), None
+        except (RuntimeError, ValueError) as error:
+            reason = one_line(error)
+        log.debug("a batch failed: %s", reason)
+        if self._memory.is_lost():
+            raise DeviceLost(f"the GPU failed while it decoded ({reason[-300:]})")
+        return None, reason

@@ -1,0 +1,192 @@
+"""From the network of a bundle to its INT8 form: an OpenVINO model, quantized on images by NNCF.
+
+The convolutions of the backbone run in INT8: their weights are stored so, a scale for each output channel,
+and the ranges of their inputs stand in the graph. FP32 stay the first convolution, which sees the pixels; the
+additions that join branches, whose noise would add up from block to block; and all that follows the last
+pooling on the way to the outputs. OpenVINO alone runs the result.
+"""
+
+import contextlib
+import io
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
+
+import numpy as np
+
+from ..engine.errors import MissingExtra, Stopped
+from ..engine.runtime.runtime_openvino import load_openvino
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+OVERFLOW_FIXES = ("first_layer", "enable", "disable")
+WORTH_HALVING = 64  # elements: below that a conversion costs more than it saves
+CONVOLUTIONS = ("Convolution", "GroupConvolution")
+POOLINGS = ("AvgPool", "ReduceMean")
+ACTIVATIONS = "Swish HSwish Mish Gelu Elu PRelu Sigmoid HSigmoid Tanh SoftPlus Clamp".split()  # noqa: SIM905
+
+
+def quantize(
+    network: bytes, pixels: "Sequence[NDArray[np.uint8]]", overflow_fix: str = "first_layer"
+) -> tuple[bytes, bytes]:
+    """Return the XML and the constants of the INT8 form of network.onnx; its batch stays free.
+
+    `pixels` [S, S, 3] are training images: the ranges of maps are found on them, and the same images in the
+    same order give the same bytes on one machine. `overflow_fix` says which weights are held to 7 bits, so
+    that AVX2 and AVX-512 without VNNI, which add products in 16 bits, cannot overflow: those of the
+    `first_layer`, of all (`enable`), of none (`disable`). Raises MissingExtra without NNCF, Stopped where it
+    cannot quantize the network.
+    """
+    nncf = load_nncf()
+    model = prepared(network)
+    kept = {*heads(model), first_convolution(model), *joins(model)}
+    fix = {"first_layer": "FIRST_LAYER", "enable": "ENABLE", "disable": "DISABLE"}[overflow_fix]
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # its bars; standard output is the summary's
+            quantized = nncf.quantize(
+                model,
+                nncf.Dataset([image[None] for image in pixels]),
+                preset=nncf.QuantizationPreset.PERFORMANCE
+                if _is_relu(model)
+                else nncf.QuantizationPreset.MIXED,
+                target_device=nncf.TargetDevice.CPU,
+                subset_size=len(pixels),
+                ignored_scope=nncf.IgnoredScope(names=sorted(kept)),
+                advanced_parameters=nncf.AdvancedQuantizationParameters(
+                    overflow_fix=nncf.OverflowFix[fix],
+                    disable_bias_correction=True,  # it doubled the error of the features
+                ),
+            )
+    except (
+        RuntimeError,
+        ValueError,
+        nncf.ValidationError,
+        nncf.InternalError,
+        nncf.UnsupportedModelError,
+    ) as error:
+        raise Stopped(f"NNCF cannot quantize the network: {str(error).strip().splitlines()[-1]}") from error
+    _halve(quantized)
+    _name(quantized)
+    return _written(quantized)
+
+
+def load_nncf() -> ModuleType:
+    """Import NNCF, but not what would report its use to its maker over the network."""
+    load_openvino()
+    absent = object()
+    if "nncf" not in sys.modules and sys.modules.get("openvino_telemetry", absent) is absent:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment] - not to be imported
+    try:
+        import nncf
+    except ImportError as error:
+        raise MissingExtra(
+            "a network's INT8 form is made by NNCF, which is not installed: pip install 'gbad-batch[train]'"
+        ) from error
+    finally:
+        if sys.modules.get("openvino_telemetry", absent) is None:
+            del sys.modules["openvino_telemetry"]
+    nncf.set_log_level(40)  # errors: it prints to standard output
+    return nncf
+
+
+def prepared(network: bytes) -> Any:
+    """Read the graph with batch norms and other constants folded into the convolutions."""
+    from openvino._offline_transformations import apply_moc_transformations
+
+    model = load_openvino().Core().read_model(network)
+    apply_moc_transformations(model, cf=True, smart_reshape=False)
+    _name(model)
+    return model
+
+
+def _name(model: Any) -> None:
+    """Give operators names that depend on the graph alone: OpenVINO counts them through its process."""
+    for number, node in enumerate(model.get_ordered_ops()):
+        if node.get_type_name() not in ("Parameter", "Result"):
+            node.set_friendly_name(f"{node.get_type_name()}_{number}")
+
+
+def heads(model: Any) -> list[str]:
+    """Name the operators between the outputs and the last pooling on every way to them, poolings included.
+
+    Of the pyramid that pools first these are its poolings and all of the pyramid; of the plain one, the means
+    over P2..P5 and what follows. Raises Stopped where an output is reached without a pooling.
+    """
+    found: dict[str, Any] = {}
+    waiting = [result.input_value(0).get_node() for result in model.get_results()]
+    while waiting:
+        node = waiting.pop()
+        if node.get_friendly_name() in found or node.get_type_name() == "Constant":
+            continue
+        if node.get_type_name() == "Parameter":
+            raise Stopped("the network has no pooling before its outputs: what is to stay FP32 is not known")
+        found[node.get_friendly_name()] = node
+        if node.get_type_name() not in POOLINGS:
+            waiting += [source.get_node() for source in node.input_values()]
+    return sorted(found)
+
+
+def first_convolution(model: Any) -> str:
+    """Name the convolution that sees the pixels.
+
+    Quantizing them anew would add more noise than all that follows, for little: it has three channels.
+    """
+    return next(
+        node.get_friendly_name() for node in model.get_ordered_ops() if node.get_type_name() in CONVOLUTIONS
+    )
+
+
+def joins(model: Any) -> list[str]:
+    """Name the additions of two maps: what residual branches add up to."""
+    return [
+        node.get_friendly_name()
+        for node in model.get_ordered_ops()
+        if node.get_type_name() == "Add"
+        and all(source.get_node().get_type_name() != "Constant" for source in node.input_values())
+    ]
+
+
+def _is_relu(model: Any) -> bool:
+    """Tell whether ReLU is the backbone's only activation: then symmetric ranges lose nothing."""
+    return not any(node.get_type_name() in ACTIVATIONS for node in model.get_ops())
+
+
+def _halve(model: Any) -> None:
+    """Store as float16 each float32 constant that float16 holds exactly; it is converted at loading."""
+    from openvino import opset13 as ops
+
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "Constant" or node.get_element_type().get_type_name() != "f32":
+            continue
+        values = node.data
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16)
+        if values.size < WORTH_HALVING or not np.array_equal(half, values):
+            continue
+        whole = ops.convert(ops.constant(half), "f32")
+        for reader in node.output(0).get_target_inputs():
+            reader.replace_source_output(whole.output(0))
+
+
+def _written(model: Any) -> tuple[bytes, bytes]:
+    """Serialize a model, and drop from its XML what only tells how it was made."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "network.xml")
+        load_openvino().serialize(model, path)
+        xml, constants = path.read_bytes(), path.with_suffix(".bin").read_bytes()
+    tree = ET.fromstring(xml)  # noqa: S314 - OpenVINO has just written it
+    tree.attrib["name"] = "network"
+    outputs = {"pixels", "x", "logits"}
+    for parent in list(tree.iter()):
+        for child in [each for each in parent if each.tag in ("rt_info", "meta_data")]:
+            parent.remove(child)
+        if parent.tag == "port" and "names" in parent.attrib:
+            names = outputs.intersection(re.split(",", parent.attrib.pop("names")))
+            parent.attrib |= {"names": names.pop()} if names else {}
+    return ET.tostring(tree, "us-ascii", xml_declaration=True), constants

@@ -1,0 +1,484 @@
+"""Decoding a batch at a time: the GPU's graph by DALI's CPU operators, and on a GPU where one is here."""
+
+import io
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image
+
+from gbad_batch.engine import Scan, ScanSettings
+from gbad_batch.engine.bundle import Bundle
+from gbad_batch.engine.decode import DecodeLimits, Decoder, batch, device
+from gbad_batch.engine.decode.batch import BatchDecoder, Encoded
+from gbad_batch.engine.errors import DeviceLost
+from gbad_batch.engine.results import journal_path
+from gbad_batch.engine.results.journal import running
+from gbad_batch.engine.row import Row
+from gbad_batch.engine.runtime import open_engine
+from gbad_batch.export import engine_for
+
+SIZE, MOST = 48, 4
+# levels by which pixels may differ from the scan's on the CPU: mean, largest, largest on the outermost lines
+CPU, GPU = (0.3, 2, 16), (1.0, 12, 24)
+GPU_AGAIN = 2  # between two ways of decoding on a GPU
+
+Pixels = NDArray[np.uint8]
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def gpu(request: pytest.FixtureRequest) -> int | None:
+    """Give the number of the GPU, None for CPU operators."""
+    if request.param == "cpu":
+        return None
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU is here")
+    return 0
+
+
+@pytest.fixture
+def decode(gpu: int | None) -> BatchDecoder:
+    return BatchDecoder(Decoder(SIZE, DecodeLimits()), gpu, MOST, threads=2, hardware_share=0.65)
+
+
+@pytest.fixture(scope="module")
+def alone() -> Decoder:
+    return Decoder(SIZE, DecodeLimits())
+
+
+def bag(seed: int, size: tuple[int, int] = (90, 70)) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+def saved(picture: Image.Image, form: str = "JPEG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, form, **options)
+    return file.getvalue()
+
+
+def jpegs(count: int, first: int = 0) -> list[bytes]:
+    return [saved(bag(i, (60 + 7 * i, 110 - 5 * i)), quality=92) for i in range(first, first + count)]
+
+
+def without_tables(blob: bytes) -> bytes:
+    """Break the first Huffman table: header and end are whole, and no decoder reads the picture."""
+    at = blob.index(b"\xff\xc4") + 5
+    return blob[:at] + b"\xff" * 16 + blob[at + 16 :]
+
+
+def decoded(
+    decode: BatchDecoder, blobs: Sequence[bytes], **options: Any
+) -> tuple[list[Row], list[Row], Pixels]:
+    """Decode files as a scan does; returns all rows, those with pixels, and the pixels, on the host."""
+    rows = [Row(str(i)) for i in range(len(blobs))]
+    images = [decode(row, blob) for row, blob in zip(rows, blobs, strict=True)]
+    waiting = [(row, image) for row, image in zip(rows, images, strict=True) if image is not None]
+    kept, pixels = decode.together([row for row, _ in waiting], [image for _, image in waiting], **options)
+    return rows, kept, pixels.cpu().numpy() if hasattr(pixels, "cpu") else pixels
+
+
+def one(alone: Decoder, blob: bytes) -> tuple[Row, Any]:
+    """Decode a file as a scan on the CPU does; the pixels are None where it is bad."""
+    row = Row("0")
+    return row, alone(row, blob)
+
+
+def assert_alike(found: Pixels, wanted: Pixels, gpu: int | None) -> None:
+    mean, inside, rim = CPU if gpu is None else GPU
+    levels = np.abs(found.astype(int) - wanted)
+    assert levels.mean() <= mean
+    assert levels[1:-1, 1:-1].max() <= inside
+    assert levels.max() <= rim
+
+
+def fields(row: Row) -> tuple[Any, ...]:
+    return tuple(
+        getattr(row, name)
+        for name in ("sha256", "format", "width", "height", "bit_depth", "color", "status", "error")
+    )
+
+
+# --- pixels -------------------------------------------------------------------------------------------
+
+TURNED = b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"
+
+KINDS: dict[str, Callable[[], bytes]] = {
+    "baseline 4:2:0": lambda: saved(bag(1), subsampling=2),
+    "4:2:2": lambda: saved(bag(2), subsampling=1),
+    "4:4:4": lambda: saved(bag(3), subsampling=0),
+    "4:4:0": lambda: simplejpeg.encode_jpeg(np.asarray(bag(4)), colorsubsampling="440"),
+    "progressive": lambda: saved(bag(5), progressive=True),
+    "gray": lambda: saved(bag(6).convert("L")),
+    "restart markers": lambda: saved(bag(7), restart_marker_blocks=2),
+    "turned by EXIF": lambda: saved(
+        bag(8), exif=b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"
+    ),
+    "large": lambda: saved(bag(9, (900, 700))),
+    "small": lambda: saved(bag(10, (20, 31))),
+    "of the input size": lambda: saved(bag(11, (SIZE, SIZE))),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_jpegs_are_decoded_together_to_the_scans_pixels(
+    decode: BatchDecoder, alone: Decoder, gpu: int | None, kind: str
+) -> None:
+    blob = KINDS[kind]()
+    assert isinstance(decode(Row("0"), blob), Encoded)
+    (row,), (kept,), (pixels,) = decoded(decode, [blob])
+    wanted_row, wanted = one(alone, blob)
+    assert kept is row
+    assert row == wanted_row
+    assert (pixels.dtype, pixels.shape) == (np.uint8, (SIZE, SIZE, 3))
+    assert_alike(pixels, wanted, gpu)
+    if kind == "of the input size" and gpu is None:
+        assert np.array_equal(pixels, wanted)
+
+
+def cmyk() -> bytes:
+    return saved(bag(1).convert("CMYK"))
+
+
+def coded_as_rgb() -> bytes:
+    """Write a JPEG whose Adobe marker says that its components are RGB."""
+    return saved(bag(2), keep_rgb=True)
+
+
+OTHERS: dict[str, Callable[[], bytes]] = {
+    "CMYK": cmyk,
+    "RGB without YCbCr": coded_as_rgb,
+    "4:1:1": lambda: simplejpeg.encode_jpeg(np.asarray(bag(3)), colorsubsampling="411"),
+    **{form: lambda form=form: saved(bag(4), form) for form in ("PNG", "TIFF", "WEBP", "BMP", "JPEG2000")},
+    "16 bits": lambda: saved(Image.fromarray(np.asarray(bag(5))[..., 0].astype(np.uint16) * 257), "PNG"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_everything_else_is_decoded_on_the_cpu_whatever_its_batch(
+    decode: BatchDecoder, alone: Decoder, kind: str
+) -> None:
+    blob = OTHERS[kind]()
+    image, (row, wanted) = decode(Row("0"), blob), one(alone, blob)
+    assert row.status == "ok"
+    assert isinstance(image, np.ndarray)
+    assert np.array_equal(image, wanted)
+    found, _, pixels = decoded(decode, [*jpegs(2), blob, *jpegs(1, first=3)])
+    assert np.array_equal(pixels[2], wanted)
+    assert fields(found[2]) == fields(row)
+
+
+def test_what_is_large_is_not_decoded_together(
+    decode: BatchDecoder, alone: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blob = jpegs(1)[0]
+    for name, value in (("LARGEST_PIXELS", 60 * 110 - 1), ("LARGEST_BYTES", len(blob) - 1)):
+        with monkeypatch.context() as patch:
+            patch.setattr(batch, name, value)
+            image = decode(Row("0"), blob)
+            assert isinstance(image, np.ndarray)
+            assert np.array_equal(image, one(alone, blob)[1])
+
+
+def test_no_more_is_decoded_at_once_than_memory_allows(
+    decode: BatchDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, wanted = decoded(decode, jpegs(3))
+    monkeypatch.setattr(batch, "TOGETHER_PIXELS", 1)
+    _, kept, pixels = decoded(decode, jpegs(3))
+    assert [row.uri for row in kept] == ["0", "1", "2"]
+    assert np.array_equal(pixels, wanted)
+
+
+# --- batches ------------------------------------------------------------------------------------------
+
+
+def bad_files() -> list[bytes]:
+    """Files that the gate lets through, and one that it does not."""
+    whole = jpegs(1, first=6)[0]
+    return [
+        without_tables(whole),
+        whole[: len(whole) * 2 // 3] + b"\xff\xd9",  # cut, with an end marker of its own
+        whole[:-300],
+        without_tables(saved(bag(3), progressive=True)),
+    ]
+
+
+@pytest.mark.parametrize("places", [(0,), (3,), (1, 2), (0, 2, 3), (0, 1, 2, 3)])
+def test_a_bad_image_changes_no_other(
+    decode: BatchDecoder, alone: Decoder, gpu: int | None, places: tuple[int, ...]
+) -> None:
+    good, bad = jpegs(MOST), bad_files()
+    _, _, clean = decoded(decode, good)
+    mixed = [bad[i] if i in places else blob for i, blob in enumerate(good)]
+    rows, kept, pixels = decoded(decode, mixed)
+    wanted = [one(alone, blob)[0] for blob in mixed]
+    assert [fields(row) for row in rows] == [fields(row) for row in wanted]
+    assert kept == [row for row in rows if row.status == "ok"]
+    found = {row.uri: image for row, image in zip(kept, pixels, strict=True)}
+    for i in set(range(MOST)).difference(places):
+        levels = np.abs(found[str(i)].astype(int) - clean[i])
+        assert levels.max() <= (0 if gpu is None else GPU_AGAIN)
+    _, _, after = decoded(decode, good)
+    assert np.array_equal(after, clean)
+
+
+def test_order_and_rows_hold_over_many_batches(decode: BatchDecoder, alone: Decoder, gpu: int | None) -> None:
+    """More images than a graph takes, among them other formats, bad ones, and no image at all."""
+    blobs = [*jpegs(7), saved(bag(1), "PNG"), without_tables(jpegs(1)[0]), *jpegs(4, first=7), b"", cmyk()]
+    order = np.random.default_rng(5).permutation(len(blobs))
+    rows, kept, pixels = decoded(decode, [blobs[i] for i in order])
+    assert [int(row.uri) for row in kept] == [k for k, i in enumerate(order) if blobs[i] and i != 8]
+    assert [row.status for row in rows if row not in kept] == [
+        "empty" if not blobs[i] else "undecodable" for i in order if not blobs[i] or i == 8
+    ]
+    for row, image in zip(kept, pixels, strict=True):
+        assert_alike(image, one(alone, blobs[order[int(row.uri)]])[1], gpu)
+
+
+def test_batches_of_one_of_none_and_of_bad_images_alone(decode: BatchDecoder) -> None:
+    _, _, clean = decoded(decode, jpegs(1))
+    for blobs in ([], [without_tables(jpegs(1)[0])] * 2, [b"<html>"], [saved(bag(1), "PNG")]):
+        rows, kept, pixels = decoded(decode, blobs)
+        assert len(kept) == len(pixels) == sum(row.status == "ok" for row in rows)
+    _, _, again = decoded(decode, jpegs(1))
+    assert np.array_equal(again, clean)
+
+
+def test_those_that_wait_are_named_while_they_are_decoded(decode: BatchDecoder) -> None:
+    named = []
+
+    @contextmanager
+    def around(rows: Sequence[Row]) -> Iterator[None]:
+        named.append([row.uri for row in rows])
+        yield
+
+    decoded(decode, [*jpegs(2), saved(bag(1), "PNG"), *jpegs(3, first=2)], around=around)
+    assert named == [["0", "1", "3", "4", "5"]]
+
+
+def test_where_many_batches_fail_dali_is_not_asked_first(
+    decode: BatchDecoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, logger=device.__name__)
+    most = int(device.MOST_FAILED * device.RECENT)
+    bad, good = [without_tables(jpegs(1)[0]), *jpegs(1)], jpegs(2)
+    _, _, clean = decoded(decode, good)
+    for _ in range(most + 4):
+        decoded(decode, bad)
+    assert len(caplog.records) == most + 1
+    for _ in range(device.RECENT):  # asked again only when the failures are of long ago
+        _, _, pixels = decoded(decode, good)
+        assert np.abs(pixels.astype(int) - clean).max() <= GPU_AGAIN
+    decoded(decode, bad)
+    assert len(caplog.records) == most + 2
+
+
+def test_what_looks_left_out_is_decoded_once_more(decode: BatchDecoder, alone: Decoder) -> None:
+    """The JPEG hardware may skip an image without a word: then one colour is there, or another bag."""
+    blob = saved(bag(2, (300, 200)))
+    copy = blob[:2] + b"\xff\xfe\0\x06copy" + blob[2:]
+    plain = saved(Image.new("RGB", (80, 60), "white"))
+    _, _, pixels = decoded(decode, [blob, copy, plain, blob])
+    wanted = [one(alone, each)[1] for each in (blob, copy, plain)]
+    assert not np.array_equal(pixels[0], wanted[0])  # DALI's filter differs at the edge
+    assert np.array_equal(pixels[1], wanted[1])
+    assert np.array_equal(pixels[2], wanted[2])
+    assert np.array_equal(pixels[3], pixels[0])  # the same file twice is no doubt
+
+
+# --- the graph ----------------------------------------------------------------------------------------
+
+
+def test_the_graph_decodes_whole_images_alone(gpu: int | None) -> None:
+    """Decoding of a part of an image is known to crash."""
+    from gbad_batch.engine.decode.dali_graph import Form, define
+
+    form, options = Form(SIZE, MOST, 1, gpu, 0.5), {"batch_size": MOST, "num_threads": 1, "device_id": gpu}
+    graphs = [define(form, encoded, **options).serialize() for encoded in (True, False)]
+    found = re.findall(rb"decoders__\w+|slice|crop|roi", b"".join(graphs), re.IGNORECASE)
+    assert set(found) == {b"decoders__Image"}
+
+
+def test_a_graph_goes_on_after_a_bad_image_and_takes_no_empty_batch(gpu: int | None) -> None:
+    from gbad_batch.engine.decode.dali_graph import Form, Graph
+
+    graph = Graph(Form(SIZE, MOST, 1, gpu, 0.5), encoded=True)
+    good = [np.frombuffer(blob, np.uint8) for blob in jpegs(3)]
+    bad = np.frombuffer(without_tables(jpegs(1)[0]), np.uint8)
+    wanted = graph(good, [7, 8, 9])
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="decode"):
+            graph([good[0], bad], [1, 2])
+        for images, ids in (([], []), (good, [1]), (good * 2, [*range(6)])):
+            with pytest.raises(ValueError, match="no batch"):
+                graph(images, ids)
+        found = graph(good[1:], [4, 5])
+        assert found.ids == [4, 5]
+        assert found.marks == wanted.marks[1:]
+
+
+# --- scans --------------------------------------------------------------------------------------------
+
+
+class GraphScan(Scan):
+    """A scan that decodes as on a GPU, by DALI's CPU operators."""
+
+    def _open_decoder(self, limits: DecodeLimits) -> BatchDecoder:
+        alone, most = Decoder(self._scorer.input_size, limits), self.settings.batch_size_on("cpu")
+        return BatchDecoder(alone, None, most, self.threads, hardware_share=0.65)
+
+
+class LosingDecoder(BatchDecoder):
+    """Loses its GPU at the second batch."""
+
+    batches = 0
+
+    def together(self, rows: Sequence[Row], images: Sequence[Any], around: Any) -> Any:  # type: ignore[override]
+        self.batches += 1
+        if self.batches == 2:
+            with around(rows):
+                raise DeviceLost("the GPU failed")
+        return super().together(rows, images, around)
+
+
+class LosingScan(GraphScan):
+    """A scan whose GPU is lost."""
+
+    def _open_decoder(self, limits: DecodeLimits) -> BatchDecoder:
+        alone, most = Decoder(self._scorer.input_size, limits), self.settings.batch_size_on("cpu")
+        return LosingDecoder(alone, None, most, self.threads, hardware_share=0.65)
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """Write images of several formats, some of them bad, and a file that is no image."""
+    root = tmp_path / "archive"
+    root.mkdir()
+    blobs = [*jpegs(9), *bad_files(), saved(bag(1), "PNG"), saved(bag(2), "TIFF"), cmyk(), b"no image"]
+    for i in np.random.default_rng(1).permutation(len(blobs)):
+        (root / f"bag{i:02d}.{'txt.jpg' if i == len(blobs) - 1 else 'jpg'}").write_bytes(blobs[i])
+    return root
+
+
+def rows_of(scan: Scan) -> list[Row]:
+    return sorted(scan.rows(), key=lambda row: row.uri)
+
+
+def test_a_scan_gives_the_rows_of_a_scan_on_the_cpu(archive: Path, tiny_bundle: Bundle) -> None:
+    settings = ScanSettings(sources=(str(archive),), model=tiny_bundle.path, batch_size=MOST, threads=2)
+    plain, found = rows_of(Scan(settings)), rows_of(GraphScan(settings))
+    assert [(row.uri, row.offset, *fields(row)) for row in found] == [
+        (row.uri, row.offset, *fields(row)) for row in plain
+    ]
+    for row, wanted in zip(found, plain, strict=True):
+        if row.status == "ok":
+            assert row.reconstruction_loss == pytest.approx(wanted.reconstruction_loss, rel=0.05)
+
+
+def test_a_lost_gpu_leaves_its_images_to_be_decoded_apart(
+    archive: Path, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    out = tmp_path / "r.parquet"
+    settings = ScanSettings(
+        sources=(str(archive),), out=out, model=tiny_bundle.path, batch_size=MOST, threads=2
+    )
+    with pytest.raises(DeviceLost, match="run the same command again"):
+        LosingScan(settings).run()
+    assert len(running(journal_path(out))) == MOST
+    summary = GraphScan(settings).run()
+    wanted = rows_of(Scan(settings))
+    assert summary.images == len(wanted)
+    assert summary.ok == sum(row.status == "ok" for row in wanted)
+
+
+# --- on a GPU alone -----------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("gpu", ["cuda"], indirect=True)
+def test_pixels_that_are_on_the_gpu_score_as_those_from_the_host(gpu: int, tmp_path: Path) -> None:
+    import torch
+    import torch_bundle
+
+    from gbad_batch.engine.bundle import write_bundle
+
+    bundle = write_bundle(tmp_path / "small", torch_bundle.manifest(), torch_bundle.files())
+    pixels = np.stack([np.asarray(bag(i, (64, 64))) for i in range(300)])  # more than the largest graph holds
+    with closing(open_engine(engine_for(bundle, device=f"cuda:{gpu}"))) as runner:
+        host, there = runner(pixels), runner(torch.from_numpy(pixels).cuda(gpu))
+        assert np.array_equal(host.x, there.x)
+        with pytest.raises(ValueError, match="must be uint8"):
+            runner(torch.from_numpy(pixels).cuda(gpu).half())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("gpu", ["cuda"], indirect=True)
+def test_the_hardware_writes_into_nothing_that_is_still_read(gpu: int) -> None:
+    """As in pytorch/vision#9606: a slow reader of a batch is queued, then the next batch is decoded."""
+    import torch
+
+    decode = BatchDecoder(Decoder(256, DecodeLimits()), gpu, 64, threads=4, hardware_share=1.0)
+    sets = [[saved(bag(i + 64 * k, (700, 500)), quality=92) for i in range(64)] for k in range(2)]
+    wanted = [torch.from_numpy(decoded(decode, blobs)[2]).cuda(gpu) for blobs in sets]
+    reader, differences, held = torch.cuda.Stream(gpu), [], None
+    for step in range(100):
+        rows = [Row(str(i)) for i in range(64)]
+        images = [decode(row, blob) for row, blob in zip(rows, sets[step % 2], strict=True)]
+        kept, pixels = decode.together(rows, [image for image in images if image is not None])
+        assert len(kept) == 64
+        reader.synchronize()  # as a lane does before it gives up what it has read
+        held = pixels
+        with torch.cuda.stream(reader):
+            torch.cuda._sleep(20_000_000)  # cycles: about ten milliseconds
+            differences.append((held.short() - wanted[step % 2].short()).abs().amax())
+    reader.synchronize()
+    assert max(each.item() for each in differences) <= GPU_AGAIN
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("gpu", ["cuda"], indirect=True)
+def test_gray_jpegs_by_the_hundred(decode: BatchDecoder, alone: Decoder, gpu: int) -> None:
+    """Which crash with an output type of ANY_DATA."""
+    blobs = [saved(bag(i, (200 + i, 150)).convert("L")) for i in range(MOST)]
+    wanted = [one(alone, blob)[1] for blob in blobs]
+    for _ in range(50):
+        for image, reference in zip(decoded(decode, blobs)[2], wanted, strict=True):
+            assert_alike(image, reference, gpu)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("gpu", ["cuda"], indirect=True)
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_the_hardwares_share_changes_little(alone: Decoder, gpu: int, share: float) -> None:
+    decode = BatchDecoder(Decoder(SIZE, DecodeLimits()), gpu, 8, threads=2, hardware_share=share)
+    _, _, pixels = decoded(decode, jpegs(8))
+    for blob, image in zip(jpegs(8), pixels, strict=True):
+        assert_alike(image, one(alone, blob)[1], gpu)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("gpu", ["cuda"], indirect=True)
+def test_a_scan_on_a_gpu_gives_the_rows_of_a_scan_on_the_cpu(archive: Path, tmp_path: Path, gpu: int) -> None:
+    import torch_bundle
+
+    from gbad_batch.engine.bundle import write_bundle
+
+    bundle = write_bundle(tmp_path / "small", torch_bundle.manifest(), torch_bundle.files())
+    sources = (str(archive),)
+    plain = rows_of(Scan(ScanSettings(sources=sources, model=bundle.path, device="cpu")))
+    found = rows_of(
+        Scan(ScanSettings(sources=sources, model=bundle.path, device=f"cuda:{gpu}", batch_size=MOST))
+    )
+    assert [(row.uri, *fields(row)) for row in found] == [(row.uri, *fields(row)) for row in plain]
+    for row, wanted in zip(found, plain, strict=True):
+        if row.status == "ok":
+            assert row.reconstruction_loss == pytest.approx(wanted.reconstruction_loss, rel=0.05)
