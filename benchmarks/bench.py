@@ -1,6 +1,7 @@
 """Where systems are measured beside each other: on which images, for how long, in which folders."""
 
 import argparse
+import hashlib
 import subprocess
 import sys
 import tempfile
@@ -125,8 +126,9 @@ def open_bench(settings: BenchSettings) -> Iterator[Bench]:
 
 
 def untrained(work: Path) -> Path:
-    """Return the bundle of an untrained ResNeXt-50, made once, in a process of its own."""
-    path = work / "untrained-resnext50"
+    """Return the bundle of an untrained ResNeXt-50, made once in a process of its own."""
+    maker = hashlib.sha256(Path(__file__).with_name("untrained.py").read_bytes()).hexdigest()
+    path = work / f"untrained-resnext50-{maker[:12]}"
     if not (path / "bundle.json").exists():
         subprocess.run([sys.executable, "-m", "benchmarks.untrained", str(path)], check=True, cwd=ROOT)
     return path

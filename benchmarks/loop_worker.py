@@ -54,7 +54,7 @@ class Worker:
         self._bundle = Bundle.read(bundle)
         self._precision = "int8" if technique.endswith("int8") else "fp32"
         self._networks = TECHNIQUES[technique](self._bundle, cache)
-        self._warm: set[LoopSettings] = set()
+        self._warm: dict[LoopSettings, float] = {}  # seconds that the first batch took
 
     def answer(self, folder: Path, out: Path, settings: LoopSettings) -> dict[str, Any]:
         """Score a folder and write its rows; the first batch of new settings is run before, to warm up."""
@@ -62,8 +62,9 @@ class Worker:
         size = self._bundle.manifest.architecture.input_size
         with torch.inference_mode() if settings.inference_mode else torch.no_grad():
             if settings not in self._warm:
+                began = time.perf_counter()
                 self._networks(torch.zeros(settings.batch, 3, size, size, dtype=torch.uint8), settings.batch)
-                self._warm.add(settings)
+                self._warm[settings] = time.perf_counter() - began
             cpu, began, batch_ms = _cpu_seconds(), time.perf_counter(), []
             found = list(_scored(self._networks, Images(folder, size), settings, batch_ms))
             _write(out, self._bundle, self._precision, found)
@@ -73,6 +74,7 @@ class Worker:
             "seconds": seconds,
             "cpu_seconds": _cpu_seconds() - cpu,
             "peak_mb": _peak_mb(),
+            "warmup_seconds": self._warm[settings],
             "batch_ms": batch_ms,
         }
 

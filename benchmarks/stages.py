@@ -1,9 +1,11 @@
 """Each stage of a scan alone, on all cores: what the machine's limit is."""
 
+import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,15 +18,14 @@ from gbad_batch.engine.bundle import Bundle
 from gbad_batch.engine.decode import DecodeLimits, Decoder
 from gbad_batch.engine.decode.resize import Resizer
 from gbad_batch.engine.machine import usable_cores
-from gbad_batch.engine.progress import Progress
 from gbad_batch.engine.results import open_results
 from gbad_batch.engine.row import Row
 from gbad_batch.engine.runtime import Engine, Outputs, open_engine
 from gbad_batch.engine.runtime.runtime_openvino import DEVICE, load_openvino
+from gbad_batch.engine.scan import Scan
 from gbad_batch.engine.scorer import Scorer, batches
 from gbad_batch.engine.settings import BATCH_SIZES, ScanSettings
 from gbad_batch.engine.sources import SourceSettings, Tally, find
-from gbad_batch.export import engine_for
 
 from .resume import made_up_row
 
@@ -60,16 +61,20 @@ class Stages:
         self._size = self.bundle.manifest.architecture.input_size
         self._decoder = Decoder(self._size, DecodeLimits())
         self._pixels = [self._decode(blob) for blob in self._blobs]
-        self._pool = ThreadPoolExecutor(usable_cores())
-        self._settings = ScanSettings(model=bundle, device="cpu", precision=precision, cache_dir=cache)  # type: ignore[arg-type]
-        engine = engine_for(self.bundle, device="cpu", precision=precision, cache_dir=cache)
-        self.runner = open_engine(engine)
-        self.runner(np.stack(self._pixels[:BATCH]))  # warm
+        self._stack = ExitStack()
+        self._cores = self._stack.enter_context(ThreadPoolExecutor(usable_cores()))
+        chosen: Any = {"precision": precision, "cache_dir": cache}
+        settings = ScanSettings(sources=tuple(map(str, pictures)), model=bundle, device="cpu", **chosen)
+        self._scan = OpenScan(settings)
+        self._scorer = self._scan.opened(self._stack)
+        self._streams = self._stack.enter_context(ThreadPoolExecutor(self._scorer.plan.streams))
+        # the whole machine for one batch, as a loop without overlap has it
+        self._runner = self._stack.enter_context(closing(open_engine(self._scorer.engine)))
+        self._outputs = self._runner(np.stack(self._pixels))
 
     def close(self) -> None:
-        """Free the engine."""
-        self.runner.close()
-        self._pool.shutdown()
+        """Free the engines."""
+        self._stack.close()
 
     def pixels(self) -> Alone:
         """Decode and resize, as the scan's stage `decode` does."""
@@ -77,11 +82,12 @@ class Stages:
 
     def engine(self) -> Alone:
         """Run the networks on batches that are ready."""
-        return _alone(lambda: [self.runner(batch) for batch in self._batches()], len(self._pixels))
+        ready, run = list(self._batches()), self._scorer.runner
+        return _alone(lambda: list(self._streams.map(run, ready)), len(self._pixels))
 
     def batch_ms(self) -> list[float]:
         """Time each batch in the networks, nothing beside them."""
-        return [_once(partial(self.runner, batch)) * 1e3 for batch in self._batches()]
+        return [_once(partial(self._runner, batch)) * 1e3 for batch in self._batches()]
 
     def without_overlap(self) -> Alone:
         """Read and decode a batch on all cores, then run the networks on it, then the next."""
@@ -91,15 +97,15 @@ class Stages:
         """Measure every stage; the listing is that of `folder`."""
         whole = partial(_decoded, Decoder(None, DecodeLimits()))
         stored = [whole(blob) for blob in self._blobs]
-        outputs = self.runner(np.stack(self._pixels))
         return {
             "list": self.listing(folder),
             "read": self.read(),
+            "hash": self._on_all_cores(hashlib.sha256, self._blobs),
             "decode": self._on_all_cores(whole, self._blobs),
             "resize": self._on_all_cores(Resizer(self._size), stored),
             "decode_resize": self.pixels(),
             "engine": self.engine(),
-            "bigan": self.bigan(outputs.x),
+            "bigan": self.bigan(),
             "decision": self.decision(),
             "write": write(),
         }
@@ -114,35 +120,33 @@ class Stages:
         """Read the files, as the scan does."""
         sources = tuple(map(str, self._paths))
         candidates = list(find(SourceSettings(sources=sources), Tally(), lambda _: True))
-        most = self._settings.max_file_size
+        most = self._scan.settings.max_file_size
         return self._on_all_cores(lambda candidate: candidate.read(most), candidates)
 
-    def bigan(self, x: NDArray[np.float32]) -> Alone:
-        """Run the BiGAN's graph alone on the features [n, features] of all pictures."""
+    def bigan(self) -> Alone:
+        """Run the BiGAN's graph alone on the features of all pictures."""
         core = load_openvino().Core()
         graph = core.read_model(self.bundle.bigan_onnx)
         model = core.compile_model(graph, DEVICE, {"INFERENCE_PRECISION_HINT": "f32"})
         request = model.create_infer_request()
-        parts = [x[i : i + BATCH] for i in range(0, len(x), BATCH)]
+        parts = [self._outputs.x[i : i + BATCH] for i in range(0, len(self._pixels), BATCH)]
         request.infer({"x": parts[0]})
-        return _alone(lambda: [request.infer({"x": part}) for part in parts], len(x))
+        return _alone(lambda: [request.infer({"x": part}) for part in parts], len(self._pixels))
 
     def decision(self) -> Alone:
         """Fill the rows of batches whose outputs are there; it is one thread, so its time is the CPU's."""
-        progress, done = Progress(), 0
-        with Scorer(self._settings, progress) as scorer:
-            outputs = self.runner(np.stack(self._pixels))
-            scorer.runner.close()
-            scorer.runner = KeptOutputs(scorer.engine, outputs)
-            while progress.seconds["decide"] < LEAST_S:
-                rows = ((Row("picture"), pixels) for pixels in self._pixels)
-                done += sum(len(scorer(batch).images) for batch in batches(rows, BATCH))
-        return Alone(progress.seconds["decide"] / done, progress.seconds["decide"] / done)
+        scorer, spent, done = self._scorer, self._scan.progress.seconds, 0
+        runner, scorer.runner = scorer.runner, KeptOutputs(scorer.engine, self._outputs)
+        while spent["decide"] < LEAST_S:
+            rows = ((Row("picture"), pixels) for pixels in self._pixels)
+            done += sum(len(scorer(batch).images) for batch in batches(rows, BATCH))
+        scorer.runner = runner
+        return Alone(spent["decide"] / done, spent["decide"] / done)
 
     def _one_after_the_other(self) -> None:
         for i in range(0, len(self._paths), BATCH):
-            blobs = self._pool.map(Path.read_bytes, self._paths[i : i + BATCH])
-            self.runner(np.stack(list(self._pool.map(self._decode, blobs))))
+            blobs = self._cores.map(Path.read_bytes, self._paths[i : i + BATCH])
+            self._runner(np.stack(list(self._cores.map(self._decode, blobs))))
 
     def _decode(self, blob: bytes) -> Pixels:
         return _decoded(self._decoder, blob)
@@ -152,7 +156,16 @@ class Stages:
             yield np.stack(self._pixels[i : i + BATCH])
 
     def _on_all_cores(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Alone:
-        return _alone(lambda: list(self._pool.map(function, items)), len(items))
+        return _alone(lambda: list(self._cores.map(function, items)), len(items))
+
+
+class OpenScan(Scan):
+    """A scan whose scorer is used by itself."""
+
+    def opened(self, stack: ExitStack) -> Scorer:
+        """Open what the scan needs, until the stack is closed, and return the scorer."""
+        self._open(stack)
+        return self._scorer
 
 
 class KeptOutputs:

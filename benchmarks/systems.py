@@ -34,6 +34,7 @@ class Measured:
     cpu_seconds: float  # of all its processes, start-up apart
     startup_seconds: float
     peak_mb: float  # of its largest process
+    warmup_seconds: float = 0.0  # before the clock: the first batch of a loop, compilation included
     stage_seconds: Mapping[str, float] = field(default_factory=dict)  # busy, summed over threads
     batch_ms: Sequence[float] = ()  # of each batch in the networks, where the system tells
 

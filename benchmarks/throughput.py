@@ -25,6 +25,7 @@ PERCENTILES = (50, 95, 99)
 TOGETHER = {  # stages alone, and the scan's own names of them
     "list": "list",
     "read": "read",
+    "hash": "hash",
     "decode_resize": "decode",
     "engine": "infer",
     "decision": "decide",
@@ -163,18 +164,20 @@ def _system(found: Found, name: str) -> dict[str, object]:
         "cpu_seconds_an_image": _median([run.cpu_seconds / run.images for run in runs]),
         "peak_mb": max(run.peak_mb for run in runs),
         "startup_seconds": _median([run.startup_seconds for run in runs]),
+        "warmup_seconds": runs[-1].warmup_seconds,
         "batch_ms": _percentiles(batches),
         "agreement_with_fp32": asdict(alike) if alike else None,
     }
 
 
 def _systems_table(found: Found) -> Table:
-    rows = [["system", "img/s", "times the loop", "CPU s/img", "peak MB", "start-up s", "batch ms p50/95/99"]]
+    head = ["system", "img/s", "times the loop", "CPU s/img", "peak MB", "start-up s", "warm-up s"]
+    rows = [[*head, "batch ms p50/95/99"]]
     for name, runs in found.runs.items():
         told = _system(found, name)
         ratio = str(found.ratio(name)) if PEER in found.runs else "-"
         cells = [name, str(found.speed(name)), ratio, f"{told['cpu_seconds_an_image']:.4f}"]
-        cells += [f"{told['peak_mb']:.0f}", f"{told['startup_seconds']:.2f}"]
+        cells += [f"{told['peak_mb']:.0f}", f"{told['startup_seconds']:.2f}", f"{told['warmup_seconds']:.2f}"]
         rows.append([*cells, _written([each for run in runs for each in run.batch_ms])])
     return rows
 

@@ -13,6 +13,7 @@ from safetensors.numpy import save
 from torch import Tensor, nn
 
 from gbad_batch.engine.bundle import write_bundle
+from gbad_batch.engine.bundle.manifest import OPTIONAL_FILES
 from gbad_batch.engine.decode import DecodeLimits, Decoder
 from gbad_batch.engine.durable import remove
 from gbad_batch.engine.model.architecture import Architecture
@@ -23,11 +24,13 @@ from gbad_batch.engine.row import Row
 from gbad_batch.engine.synth import gate_images
 from gbad_batch.engine.training.packing import Outcome, gate_archive, manifest
 from gbad_batch.engine.training.phase3 import Losses, Phase3Settings, class_maximum
+from gbad_batch.export.to_int8 import quantize
 from gbad_batch.export.to_onnx import export_graphs
 
 IMAGES = 64  # that statistics, operating points and gate come from
 SEED = 302
-LOOSE = {"loss_rel": 1.0, "score": 1.0, "flips": 1.0}  # speed is all that is asked of it
+LOOSE = {"loss_rel": 1.0, "score": 1.0, "flips": 1.0}  # speed is all that is asked of it,
+LOOSE_INT8 = {"loss_rel": 1e6, "score": 1e6, "flips": 1.0}  # of its INT8 form too
 TEXT = "# {name}\n\nRandom weights, for figures of speed alone: its scores say nothing about a bag.\n"
 
 
@@ -40,7 +43,8 @@ def write_untrained(out: Path, architecture: Architecture, count: int = IMAGES) 
     settle(model, pixels)
     outcome = _outcome(model, pixels)
     name = f"untrained-{architecture.backbone}"
-    content = manifest(name, True, outcome, Phase3Settings()) | {"tolerance": LOOSE}
+    content = manifest(name, True, outcome, Phase3Settings())
+    content |= {"tolerance": LOOSE, "tolerance_int8": LOOSE_INT8}
     arrays = model.arrays()
     for decision in outcome.decisions.values():
         arrays |= decision.tensors()
@@ -51,6 +55,7 @@ def write_untrained(out: Path, architecture: Architecture, count: int = IMAGES) 
         "bigan.onnx": bigan,
         "gate.tar": gate_archive(model, images),
         "README.md": TEXT.format(name=name).encode(),
+        **dict(zip(OPTIONAL_FILES, quantize(network, list(pixels.numpy())), strict=True)),
     }
     write_bundle(out, content, files)
     return out

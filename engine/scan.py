@@ -237,7 +237,7 @@ def flow(
     decoded = pipeline.parallel(decode, listed, threads, 2 * size + threads, "decode")
     gathered = pipeline.background(map(together, batches(decoded, size)), 1, "gather")
     scored = pipeline.parallel(score, gathered, streams, 2 * streams, "score")
-    yield from pipeline.background(scored, SCORED, "write")
+    yield from pipeline.background(scored, SCORED, "scored")
 
 
 def listing(settings: ScanSettings) -> SourceSettings:

@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 import simplejpeg
 import torch
 import torch_bundle
-from benchmarks import growth, history, nightly, systems
+from benchmarks import growth, history, nightly, stages, systems
 from benchmarks.__main__ import main
 from benchmarks.accuracy import agreement
 from benchmarks.archives import SIDES, Passes, sized_bags
@@ -32,6 +33,7 @@ from gbad_batch.engine.runtime import OUTPUTS
 
 ROOT = Path(__file__).parents[1]
 IMAGES = 3
+STAGES = "list read hash decode resize decode_resize engine bigan decision write"
 BENCH = ["--images", str(IMAGES), "--rounds", "1", "--seconds", "0.1"]
 LOSSY = """
 import subprocess, sys
@@ -44,10 +46,25 @@ sys.exit(code)
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def briefly() -> Iterator[None]:
+    """Repeat stages for a moment only: what they take is not asked here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "LEAST_S", 0.01)
+        patch.setattr(stages, "WRITTEN", 1000)
+        yield
+
+
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundles") / "small"
     return write_bundle(folder, torch_bundle.manifest(), torch_bundle.files()).path
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundles") / "untrained"
+    return write_untrained(folder, torch_bundle.ARCHITECTURE, count=4)
 
 
 @pytest.fixture(scope="module")
@@ -114,11 +131,10 @@ def test_the_peer_finds_what_the_command_finds(throughput: dict[str, Any]) -> No
 
 
 def test_stages_are_measured_alone_and_together(throughput: dict[str, Any]) -> None:
-    stages = throughput["stages"]["resnext50"]
-    alone = ["list", "read", "decode", "resize", "decode_resize", "engine", "bigan", "decision", "write"]
-    assert list(stages["alone_img_s"]) == alone
-    assert {"list", "read", "decode", "infer", "decide", "write"} <= stages["together_seconds"].keys()
-    assert stages["batch_ms"].keys() == stages["batch_ms_alone"].keys() == {"p50", "p95", "p99"}
+    found = throughput["stages"]["resnext50"]
+    assert set(STAGES.split()) == found["alone_img_s"].keys()
+    assert {"list", "read", "decode", "infer", "decide", "write"} <= found["together_seconds"].keys()
+    assert found["batch_ms"].keys() == found["batch_ms_alone"].keys() == {"p50", "p95", "p99"}
 
 
 def test_the_users_loop_is_tried_in_all_its_settings(throughput: dict[str, Any]) -> None:
@@ -163,10 +179,10 @@ def test_what_inductor_compiles_agrees(bundle: Path, tmp_path: Path) -> None:
 # --- what they are measured on ---
 
 
-def test_an_untrained_bundle_is_whole(tmp_path: Path) -> None:
-    path = write_untrained(tmp_path / "untrained", torch_bundle.ARCHITECTURE, count=4)
-    made = Bundle.read(path)
+def test_an_untrained_bundle_is_whole(untrained: Path) -> None:
+    made = Bundle.read(untrained)
     assert made.manifest.demo
+    assert made.has_int8
     assert set(made.manifest.decisions) == {"gbad", "classes", "combined"}
     assert made.gate().reconstruction_loss.std() > 0
 
@@ -186,17 +202,18 @@ def test_passes_hold_every_picture_so_often(archive: Path, tmp_path: Path) -> No
 # --- staircase ---
 
 
-def test_staircase_has_a_row_for_each_step(bundle: Path, archive: Path, tmp_path: Path) -> None:
-    words = ["staircase", "--model", str(bundle), "--archive", str(archive), "--work", str(tmp_path), *BENCH]
-    steps = ["openvino_fp32", "openvino_int8", "regrouped", "fp32"]
-    found = figures_of([*words, "--steps", *steps], tmp_path / "staircase.json")
-    for name in ("openvino_fp32", "fp32"):
+def test_staircase_has_a_row_for_each_step(untrained: Path, archive: Path, tmp_path: Path) -> None:
+    words = ["staircase", "--model", str(untrained), "--archive", str(archive), "--work", str(tmp_path)]
+    steps = ["openvino_int8", "regrouped", "fp32", "int8"]
+    found = figures_of([*words, *BENCH, "--steps", *steps], tmp_path / "staircase.json")
+    for name in ("openvino_int8", "fp32", "int8"):
         assert found[f"img_s_{name}"] > 0
         assert found[f"peak_mb_{name}"] > 0
-        assert found[f"loss_rel_max_{name}"] < 0.05
-    assert "INT8" in found["not_run"]["img_s_openvino_int8"]
+    # both decode alike but for a level here and there; what is left is INT8's own
+    assert found["loss_rel_max_fp32"] == 0 < found["loss_rel_max_int8"]
+    assert found["loss_rel_max_openvino_int8"] == pytest.approx(found["loss_rel_max_int8"], abs=0.05)
     assert "--regrouped" in found["not_run"]["img_s_regrouped"]
-    assert any(kind.startswith("Convolution") for kind in found["operator_ms"]["openvino_fp32"])
+    assert any(kind.startswith("Convolution") for kind in found["operator_ms"]["openvino_int8"])
 
 
 # --- growth ---
@@ -263,7 +280,7 @@ def test_a_damaged_history_is_refused_by_its_line(tmp_path: Path) -> None:
 
 def test_the_examples_of_the_docs_are_accepted() -> None:
     page = (ROOT / "docs" / "nightly.md").read_text()
-    commands = re.findall(r"-m benchmarks nightly(.*?)(?: > .*)?$", page, re.MULTILINE)
+    commands = re.findall(r"-m benchmarks nightly (--.*?)(?: > .*)?$", page, re.MULTILINE)
     parser = argparse.ArgumentParser()
     nightly.options(parser)
     assert len(commands) == 2
