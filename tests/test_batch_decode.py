@@ -1,5 +1,6 @@
 """Decoding a batch at a time: the GPU's graph by DALI's CPU operators, and on a GPU where one is here."""
 
+import hashlib
 import io
 import logging
 import re
@@ -79,7 +80,7 @@ def decoded(
     decode: BatchDecoder, blobs: Sequence[bytes], **options: Any
 ) -> tuple[list[Row], list[Row], Pixels]:
     """Decode files as a scan does; returns all rows, those with pixels, and the pixels, on the host."""
-    rows = [Row(str(i)) for i in range(len(blobs))]
+    rows = [Row(str(i), sha256=hashlib.sha256(blob).digest()) for i, blob in enumerate(blobs)]
     images = [decode(row, blob) for row, blob in zip(rows, blobs, strict=True)]
     waiting = [(row, image) for row, image in zip(rows, images, strict=True) if image is not None]
     kept, pixels = decode.together([row for row, _ in waiting], [image for _, image in waiting], **options)
@@ -88,7 +89,7 @@ def decoded(
 
 def one(alone: Decoder, blob: bytes) -> tuple[Row, Any]:
     """Decode a file as a scan on the CPU does; the pixels are None where it is bad."""
-    row = Row("0")
+    row = Row("0", sha256=hashlib.sha256(blob).digest())
     return row, alone(row, blob)
 
 

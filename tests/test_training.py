@@ -134,7 +134,7 @@ def test_the_weights_of_a_bundle_give_what_its_graphs_give(bundle: Bundle):
     with torch.inference_mode():
         plain = model(torch.from_numpy(pixels))
     np.testing.assert_allclose(plain.logits, gate.logits, rtol=1e-4, atol=1e-5)
-    with closing(open_engine(engine_for(bundle))) as runner:
+    with closing(open_engine(engine_for(bundle, precision="fp32"))) as runner:
         ours = runner(pixels)
     np.testing.assert_allclose(ours.x, plain.x, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(ours.reconstruction_loss, plain.reconstruction_loss, rtol=1e-3)
