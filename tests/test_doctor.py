@@ -44,7 +44,7 @@ def test_it_says_why_a_scan_runs_where_it_does(tiny_bundle: Bundle) -> None:
     found = findings(*model)
     assert found["machine", "NVIDIA GPU"] == "none found"
     assert found["engine", "because"] == "no NVIDIA GPU is here; OpenVINO is the backend of the CPU"
-    assert found["engine", "images at a time"] == "8"
+    assert found["engine", "and would compute"].startswith("batch 8, ")
     assert found["engine", "checked"].startswith(f"parity with FP32 on {tiny.GATE_IMAGES} images")
     asked = findings(*model, "--device", "cpu", "--engine", "openvino")["engine", "because"]
     assert asked == "--device cpu asks for it; --engine openvino asks for it"

@@ -288,6 +288,8 @@ class _Training:
         if finished is None:
             raise Refused(f"{self.run.path} holds no finished phase I: run it first, with --phase 1")
         self.model.network.load_state_dict(finished["state"])
+        # as training left it: features have the same bits whether or not this process trained the network
+        self.model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model.eval()
 
     def _decided(self) -> Outcome:
