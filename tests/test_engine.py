@@ -145,6 +145,36 @@ def test_pixels_of_another_form_are_an_error_of_the_caller(engine: Engine) -> No
                 runner(wrong)  # type: ignore[arg-type]
 
 
+FIRST_BATCHES = """
+import faulthandler, os, sys, threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+import tiny_bundle as tiny
+from gbad_batch.engine.bundle import Bundle
+from gbad_batch.engine.runtime import open_engine
+from gbad_batch.export import engine_for
+
+faulthandler.dump_traceback_later(60, exit=True)
+runner, together = open_engine(engine_for(Bundle.read(Path(sys.argv[1]))), 8, 8), threading.Barrier(8)
+
+def first(seed):
+    pixels = tiny.pictures(2, seed=seed)
+    together.wait()
+    runner(pixels)
+
+sys.setswitchinterval(1e-5)
+with ThreadPoolExecutor(8) as pool:
+    list(pool.map(first, range(8)))
+"""
+
+
+@pytest.mark.parametrize("attempt", range(4))
+def test_first_batches_that_start_together_end(engine: Engine, tiny_bundle: Bundle, attempt: int) -> None:
+    """OpenVINO's own first conversion of an array is not safe there: every other attempt hung."""
+    words = [sys.executable, "-c", FIRST_BATCHES, str(tiny_bundle.path)]
+    subprocess.run(words, check=True, cwd=Path(__file__).parent)
+
+
 @pytest.mark.parametrize(("threads", "streams"), [(1, 1), (2, 1), (3, 3)])
 def test_a_batch_that_fails_is_told_and_harms_no_other(threads: int, streams: int) -> None:
     """Also on one thread, also the same batch again, and whatever is computed at the same time."""

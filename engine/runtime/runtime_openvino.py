@@ -36,6 +36,8 @@ def load_openvino() -> Any:
             sys.modules.pop(_CONVERTER, None)
     import openvino
 
+    # its table of array types is made at the first use, and two threads that make it at once never end
+    openvino.Type.u8.to_dtype()
     return openvino
 
 
