@@ -36,7 +36,6 @@ STEPS = {
     "inductor": Step("inductor", "+ Inductor with freezing"),
     "openvino_fp32": Step("openvino_fp32", "OpenVINO FP32 in the same loop"),
     "openvino_int8": Step("openvino_int8", "+ INT8", "int8"),
-    "regrouped": Step("openvino_int8", "+ regrouped convolutions", "int8"),
     "fp32": Step("fp32", "gbad-batch scan: stages overlap, FP32"),
     "int8": Step("int8", "gbad-batch scan, INT8", "int8"),
     "tuned_fp32": Step("fp32", "gbad-batch scan after tune, FP32"),
@@ -48,7 +47,6 @@ def options(parser: argparse.ArgumentParser) -> None:
     """Declare the bundle and the steps."""
     add = parser.add_argument
     add("--model", type=Path, metavar="BUNDLE", help="in the place of an untrained ResNeXt-50")
-    add("--regrouped", type=Path, metavar="BUNDLE", help="the same with regrouped convolutions in INT8")
     add("--steps", nargs="+", default=list(STEPS), choices=STEPS, metavar="STEP", help=", ".join(STEPS))
     bench_options(parser)
 
@@ -60,14 +58,14 @@ def run(arguments: argparse.Namespace) -> Report:
     bundle = arguments.model or untrained(settings.work)
     with open_bench(settings) as bench:
         for name in arguments.steps:
-            _open(bench, name, bundle, arguments.regrouped)
+            _open(bench, name, bundle)
         loop, _ = bench.search("eager")
         turns = Turns(bench)
         turns.warm_up()
         for number in range(settings.rounds):
             turns.round(number)
         accuracy = bench.accuracy(bundle)
-        operators = _operators(bench, turns, bundle, arguments.regrouped)
+        operators = _operators(bench, turns, bundle)
         _add_rows(report, bench, turns, accuracy)
         said = {"bundle": described_bundle(bundle), "archive": bench.described()}
     for name, kinds in operators.items():
@@ -79,15 +77,10 @@ def run(arguments: argparse.Namespace) -> Report:
     return report
 
 
-def _open(bench: Bench, name: str, bundle: Path, regrouped: Path | None) -> None:
+def _open(bench: Bench, name: str, bundle: Path) -> None:
     """Open the system of a step, or note why it is not to be had."""
     step = STEPS[name]
-    if name == "regrouped":
-        if regrouped is None:
-            bench.not_run[name] = "no --regrouped bundle is given"
-        else:
-            bench.open(name, step.kind, regrouped)
-    elif name.startswith("tuned"):
+    if name.startswith("tuned"):
         cache = bench.settings.work / "engines-tuned"
         try:
             _tune(bundle, step.precision, cache)
@@ -110,15 +103,12 @@ def _tune(bundle: Path, precision: str, cache: Path) -> None:
         raise NotRun(spent.said or f"tune ended with exit code {spent.code}")
 
 
-def _operators(
-    bench: Bench, turns: Turns, bundle: Path, regrouped: Path | None
-) -> dict[str, dict[str, float]]:
+def _operators(bench: Bench, turns: Turns, bundle: Path) -> dict[str, dict[str, float]]:
     """Profile each OpenVINO engine that ran, by kind of operator."""
-    bundles = {"openvino_fp32": bundle, "openvino_int8": bundle, "regrouped": regrouped or bundle}
     found = {}
-    for name in bundles.keys() & turns.runs.keys():
-        pixels = _batch(bench.passes.pictures, bundles[name])
-        found[name] = operator_ms(bundles[name], STEPS[name].precision, bench.cache, pixels)
+    for name in {"openvino_fp32", "openvino_int8"} & turns.runs.keys():
+        pixels = _batch(bench.passes.pictures, bundle)
+        found[name] = operator_ms(bundle, STEPS[name].precision, bench.cache, pixels)
     return found
 
 

@@ -204,7 +204,7 @@ def test_passes_hold_every_picture_so_often(archive: Path, tmp_path: Path) -> No
 
 def test_staircase_has_a_row_for_each_step(untrained: Path, archive: Path, tmp_path: Path) -> None:
     words = ["staircase", "--model", str(untrained), "--archive", str(archive), "--work", str(tmp_path)]
-    steps = ["openvino_int8", "regrouped", "fp32", "int8"]
+    steps = ["openvino_int8", "fp32", "int8"]
     found = figures_of([*words, *BENCH, "--steps", *steps], tmp_path / "staircase.json")
     for name in ("openvino_int8", "fp32", "int8"):
         assert found[f"img_s_{name}"] > 0
@@ -212,7 +212,6 @@ def test_staircase_has_a_row_for_each_step(untrained: Path, archive: Path, tmp_p
     # both decode alike but for a level here and there; what is left is INT8's own
     assert found["loss_rel_max_fp32"] == 0 < found["loss_rel_max_int8"]
     assert found["loss_rel_max_openvino_int8"] == pytest.approx(found["loss_rel_max_int8"], abs=0.05)
-    assert "--regrouped" in found["not_run"]["img_s_regrouped"]
     assert any(kind.startswith("Convolution") for kind in found["operator_ms"]["openvino_int8"])
 
 
