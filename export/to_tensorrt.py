@@ -1,8 +1,10 @@
 """From the weights of a bundle to TensorRT's plans: one of the trunk, one of the BiGAN.
 
 By TensorRT's own builder from ONNX graphs in half precision, for TensorRT 11 has no flag for it: networks are
-strongly typed, and a type is what the graph says. The trunk has two forms, timed on the GPU that it is built
-for: one ends with the feature maps, pooling and heads following in torch; one holds these too, in float32.
+strongly typed, and a type is what the graph says. torch-tensorrt would build the same plans, but without the
+name that ties a plan to its bundle, and with one minor version of TensorRT alone. The trunk has two forms,
+timed on the GPU that it is built for: one ends with the feature maps, pooling and heads following in torch;
+one holds these too, in float32.
 """
 
 import logging
