@@ -31,8 +31,9 @@ Set on {benign} benign images of the calibration split, decision '{default}'.
 
 Phase I: {epochs} at {sizes} pixels, batch {batch}, {optimizer}; weights are those of the best epoch on
 validation. Phase II: {steps} steps; over the last, D told {d_real:.2f} of (s, E(s)) and {d_fake:.2f} of
-(G(z), z) right, the standard deviation of G(z) was {std_g:.2f}, of E(s) {std_e:.2f}. Phase III: the SVM of
-`gbad` is {kernel}; its AUROC is {seen:.3f} on training images and {unseen:.3f} on validation.
+(G(z), z) right, the standard deviation of G(z) was {std_g:.2f} times that of s, of E(s) {std_e:.2f}.
+Phase III: the SVM of `gbad` is {kernel}; its AUROC is {seen:.3f} on training images and
+{unseen:.3f} on validation.
 
 ## Limits
 

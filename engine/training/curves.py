@@ -48,7 +48,7 @@ def draw_bigan(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     middle.axhline(0.98, color="grey", linestyle=":")
     middle.set(xlabel="step", title="D tells right", ylim=(0, 1.02))
     middle.legend()
-    for key, label in (("std_g", "G(z)"), ("std_e", "E(s)")):
+    for key, label in (("std_g", "G(z), by that of s"), ("std_e", "E(s)")):
         right.plot(steps, _column(lines, key), label=label)
     for bound in (0.3, 3.0):
         right.axhline(bound, color="grey", linestyle=":")

@@ -132,7 +132,7 @@ class _Players:
                 "reconstruction": reconstruction.item(),
                 "d_real": (real > 0).float().mean().item(),
                 "d_fake": (fake < 0).float().mean().item(),
-                "std_g": _spread(generated),
+                "std_g": _spread(generated) / _spread(s),
                 "std_e": _spread(encoded),
             }
         )
@@ -188,14 +188,16 @@ def check_collapse(
 ) -> str | None:
     """Return a warning where the BiGAN looks collapsed and the set is small; raises Stopped on a large one.
 
-    `figures` are those of `train_bigan`, `auroc` that of the reconstruction loss on validation images.
+    G(z) is held to the spread of the features themselves, for that is below 1 where most of them are dead;
+    E(x) to that of z, which is 1. `figures` are those of `train_bigan`, `auroc` that of the reconstruction
+    loss on validation images.
     """
     signs = {
         f"D tells every pair apart ({figures['d_real']:.2f} / {figures['d_fake']:.2f})": min(
             figures["d_real"], figures["d_fake"]
         )
         > 0.98,
-        f"the std of G(z) is {figures['std_g']:.2f}": not 0.3 <= figures["std_g"] <= 3,
+        f"the std of G(z) is {figures['std_g']:.2f} of the features'": not 0.3 <= figures["std_g"] <= 3,
         f"the std of E(x) is {figures['std_e']:.2f}": not 0.3 <= figures["std_e"] <= 3,
         f"the reconstruction loss has an AUROC of {auroc:.2f} on validation": not auroc >= 0.5,
     }
