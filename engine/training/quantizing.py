@@ -208,12 +208,14 @@ def _tolerance(found: Parity) -> Tolerance:
 
     Losses and scores differ by the noise of quantization, which is the same on every CPU that computes as it
     should; so they are held to what they differ by here, with a margin, and a CPU whose sums overflow fails.
-    What the noise may cost is a matter of decisions, and a gate is small: as many may flip as chance flips
-    for an engine that agrees on a share AGREEMENT. Raises Stopped where it flips more here.
+    What the noise may cost is a matter of decisions, and a gate is small: as many may flip as chance flips,
+    at any of the operating points, for an engine that agrees on a share AGREEMENT at each. Raises Stopped
+    where it flips more here.
     """
     from scipy.stats import binom
 
-    flips = float(binom.ppf(SURE, found.images, 1 - AGREEMENT)) / found.images
+    sure = 1 - (1 - SURE) / len(found.flips)  # at all of the points together (Bonferroni)
+    flips = float(binom.ppf(sure, found.images, 1 - AGREEMENT)) / found.images
     point, most = max(found.flips.items(), key=lambda item: item[1])
     if most > flips:
         raise Stopped(
