@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> Report:
         root = Path(scratch)
         whole, listed = _sizes(WHOLE, share), _sizes(LISTED, share)
         pictures = bags(root / "bags", min(PICTURES, *whole.values()))
-        tiny = thumbnails(root / "thumbnails", max(listed.values()))
+        tiny = thumbnails(root / "thumbnails", sum(listed.values()))  # each is linked in all of the archives
         scans = {
             "whole": {n: scan_of(root, n, pictures, k, model=arguments.model) for n, k in whole.items()},
             "listed": {n: scan_of(root, n, tiny, k, idle=True) for n, k in listed.items()},
