@@ -8,6 +8,7 @@ pooling on the way to the outputs. OpenVINO alone runs the result.
 
 import contextlib
 import io
+import logging
 import re
 import sys
 import tempfile
@@ -95,7 +96,7 @@ def load_nncf() -> ModuleType:
     finally:
         if sys.modules.get("openvino_telemetry", absent) is None:
             del sys.modules["openvino_telemetry"]
-    nncf.set_log_level(40)  # errors: it prints to standard output
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # it prints to standard output
     return nncf
 
 
