@@ -110,25 +110,34 @@ class Spent:
     peak_mb: float  # of its largest process
 
 
+# A child counts as its own peak what its parent held at its start, so a small process starts the command.
+STARTER = """
+import json, os, subprocess, sys, time
+began = time.perf_counter()
+process = subprocess.Popen(sys.argv[2:])
+_, status, usage = os.wait4(process.pid, 0)
+seconds = time.perf_counter() - began
+process.returncode = os.waitstatus_to_exitcode(status)  # or Popen would wait for it again
+cpu, peak = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e6
+with open(sys.argv[1], "w") as file:
+    json.dump([process.returncode, seconds, cpu, peak], file)
+"""
+
+
 def spent_on(words: Sequence[str]) -> Spent:
     """Run a command to its end."""
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as error:
-        began = time.perf_counter()
-        process = subprocess.Popen(words, stdout=out, stderr=error)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - began
-        process.returncode = os.waitstatus_to_exitcode(status)  # or Popen would wait for it again
+    with (
+        tempfile.TemporaryFile("w+") as out,
+        tempfile.TemporaryFile("w+") as error,
+        tempfile.NamedTemporaryFile("r") as usage,
+    ):
+        starter = [sys.executable, "-I", "-S", "-c", STARTER, usage.name, *words]
+        subprocess.run(starter, check=True, stdout=out, stderr=error)
+        code, seconds, cpu_seconds, peak_mb = json.load(usage)
         out.seek(0)
         error.seek(0)
         said = error.read().strip().splitlines()
-        return Spent(
-            process.returncode,
-            out.read(),
-            said[-1] if said else "",
-            seconds,
-            usage.ru_utime + usage.ru_stime,
-            usage.ru_maxrss * 1024 / 1e6,
-        )
+        return Spent(code, out.read(), said[-1] if said else "", seconds, cpu_seconds, peak_mb)
 
 
 @dataclass(frozen=True)
