@@ -25,7 +25,6 @@ from gbad_batch.engine.row import THREATS
 from gbad_batch.engine.runtime import OUTPUTS, open_engine
 from gbad_batch.export import engine_for
 
-pytest.importorskip("nncf")
 
 from gbad_batch.engine.training.quantizing import QuantizeSettings, carried, quantize_bundle
 from gbad_batch.export.to_int8 import first_convolution, heads, joins, prepared
