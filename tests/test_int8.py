@@ -23,10 +23,8 @@ from gbad_batch.engine.errors import BundleError, Refused, Stopped
 from gbad_batch.engine.results.schema import read_footer
 from gbad_batch.engine.row import THREATS
 from gbad_batch.engine.runtime import OUTPUTS, open_engine
-from gbad_batch.export import engine_for
-
-
 from gbad_batch.engine.training.quantizing import QuantizeSettings, carried, quantize_bundle
+from gbad_batch.export import engine_for
 from gbad_batch.export.to_int8 import first_convolution, heads, joins, prepared
 
 PIXELS = {"pixels": ("u8", (None, tiny.SIZE, tiny.SIZE, 3))}
