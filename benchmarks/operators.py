@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gbad_batch.engine.bundle import Bundle
 from gbad_batch.engine.errors import Refused
 from gbad_batch.engine.machine import usable_cores
-from gbad_batch.engine.runtime.runtime_openvino import DEVICE, load_openvino
+from gbad_batch.engine.runtime.runtime_openvino import DEVICE, open_core
 from gbad_batch.export import engine_for
 
 from .systems import NotRun
@@ -36,7 +36,7 @@ def operator_ms(bundle: Path, precision: str, cache: Path, pixels: NDArray[np.ui
         engine = engine_for(Bundle.read(bundle), device="cpu", precision=precision, cache_dir=cache)
     except Refused as error:
         raise NotRun(str(error)) from error
-    core = load_openvino().Core()
+    core = open_core()
     compiled = core.import_model(io.BytesIO(engine.blob), DEVICE, COUNTED)
     request = compiled.create_infer_request()
     found: list[dict[str, float]] = []

@@ -21,7 +21,7 @@ from gbad_batch.engine.machine import usable_cores
 from gbad_batch.engine.results import open_results
 from gbad_batch.engine.row import Row
 from gbad_batch.engine.runtime import Engine, Outputs, open_engine
-from gbad_batch.engine.runtime.runtime_openvino import DEVICE, load_openvino
+from gbad_batch.engine.runtime.runtime_openvino import DEVICE, open_core
 from gbad_batch.engine.scan import Scan
 from gbad_batch.engine.scorer import Scorer, batches
 from gbad_batch.engine.settings import BATCH_SIZES, ScanSettings
@@ -125,7 +125,7 @@ class Stages:
 
     def bigan(self) -> Alone:
         """Run the BiGAN's graph alone on the features of all pictures."""
-        core = load_openvino().Core()
+        core = open_core()
         graph = core.read_model(self.bundle.bigan_onnx)
         model = core.compile_model(graph, DEVICE, {"INFERENCE_PRECISION_HINT": "f32"})
         request = model.create_infer_request()

@@ -21,7 +21,7 @@ from xml.etree import ElementTree as ET
 import numpy as np
 
 from ..engine.errors import MissingExtra, Stopped
-from ..engine.runtime.runtime_openvino import load_openvino
+from ..engine.runtime.runtime_openvino import load_openvino, open_core
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -104,7 +104,7 @@ def prepared(network: bytes) -> Any:
     """Read the graph with batch norms and other constants folded into the convolutions."""
     from openvino._offline_transformations import apply_moc_transformations
 
-    model = load_openvino().Core().read_model(network)
+    model = open_core().read_model(network)
     apply_moc_transformations(model, cf=True, smart_reshape=False)
     _name(model)
     return model

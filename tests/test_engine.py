@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tiny_bundle as tiny
 from numpy.typing import NDArray
+from PIL import Image
 
 from gbad_batch.engine.bundle import Bundle, default_bundle_path, write_bundle
 from gbad_batch.engine.decode import DecodeLimits, Decoder
@@ -143,6 +144,26 @@ def test_pixels_of_another_form_are_an_error_of_the_caller(engine: Engine) -> No
         ):
             with pytest.raises(ValueError, match="must be uint8"):
                 runner(wrong)  # type: ignore[arg-type]
+
+
+SIGNALLED = """
+import os, signal, sys
+from pathlib import Path
+from gbad_batch.engine import Scan, ScanSettings
+
+signal.signal(signal.SIGUSR1, lambda *_: None)
+for _ in range(2):
+    Scan(ScanSettings(sources=(sys.argv[1],), out=Path(sys.argv[2]), overwrite=True)).run()
+    os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_signals_do_no_harm_once_an_engine_is_closed(tmp_path: Path) -> None:
+    """OpenVINO's plugin takes the stack that signals are handled on with it when it goes."""
+    for number in range(16):
+        Image.new("RGB", (80, 60), (200, 200, number)).save(tmp_path / f"{number}.png")
+    words = [sys.executable, "-c", SIGNALLED, str(tmp_path), str(tmp_path / "r.parquet")]
+    subprocess.run(words, check=True)
 
 
 FIRST_BATCHES = """

@@ -7,6 +7,7 @@ One such model, compiled once, gives an image the same bits whatever its batch, 
 import io
 import math
 import sys
+from functools import cache
 from queue import LifoQueue
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,16 @@ def load_openvino() -> Any:
     return openvino
 
 
+@cache
+def open_core() -> Any:
+    """Open OpenVINO once for the process, and never close it.
+
+    Its CPU plugin gives the thread that opens it another stack for signals, and frees that when it is closed,
+    elsewhere too: the next signal then ends the process by SIGSEGV.
+    """
+    return load_openvino().Core()
+
+
 def version() -> str:
     """Version of OpenVINO, as in a cache key."""
     return str(load_openvino().get_version())
@@ -54,7 +65,7 @@ def build(network: bytes, bigan: bytes, constants: bytes = b"") -> bytes:
     OpenVINO cannot read or run them.
     """
     ov = load_openvino()
-    core = ov.Core()
+    core = open_core()
     try:
         joined = _joined(ov, core.read_model(network, constants), core.read_model(bigan))
         _check_activations(joined)
@@ -115,10 +126,8 @@ class OpenVINORunner:
 
     def _open(self) -> Any:
         engine = self.engine
-        openvino = load_openvino()
         try:
-            core = openvino.Core()
-            compiled = core.import_model(io.BytesIO(engine.blob), DEVICE, _properties(self._threads))
+            compiled = open_core().import_model(io.BytesIO(engine.blob), DEVICE, _properties(self._threads))
             _check_ports(compiled, engine)
             return compiled.create_infer_request()
         except RuntimeError as error:
