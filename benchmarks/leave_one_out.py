@@ -62,8 +62,8 @@ class Size:
         """Write it for a heading."""
         return (
             f"{self.images} + {self.images} synthetic images at {self.pixels} pixels, {self.backbone}, "
-            f"{self.windows} epochs on windows and {self.epochs} on whole images, {self.steps} steps of "
-            f"phase II, {self.seeds} seeds of phases II and III"
+            f"{self.windows} epochs on windows and {self.epochs} on whole images, with places, "
+            f"{self.steps} steps of phase II, {self.seeds} seeds of phases II and III"
         )
 
 
@@ -73,7 +73,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     add("--class", dest="threat", choices=THREATS, help="this one alone; otherwise each in turn")
     add("--images", type=int, default=2000, metavar="N", help="training images with threats, and without")
     add("--pixels", type=int, default=128, metavar="S", help="a side")
-    add("--windows", type=int, default=8, metavar="N", help="epochs of phase I on windows around threats")
+    add("--windows", type=int, default=4, metavar="N", help="epochs of phase I on windows around threats")
     add("--epochs", type=int, default=4, metavar="N", help="epochs of phase I on whole images, after them")
     add("--steps", type=int, default=2000, metavar="N", help="of phase II")
     add("--seeds", type=int, default=3, metavar="N", help="of phases II and III")
@@ -153,7 +153,7 @@ def _trained(threat: str, size: Size, work: Path) -> tuple[Contest, NDArray[np.f
         phases=(1, 2),
         architecture=Architecture(backbone=size.backbone, input_size=size.pixels),
         phase1=Phase1Settings(
-            stages=(Stage(size.pixels // 2, size.windows, 0.5), Stage(size.pixels, size.epochs))
+            stages=(Stage(size.pixels // 2, size.windows, 0.5), Stage(size.pixels, size.epochs)), places=1.0
         ),
         phase2=Phase2Settings(steps=size.steps),
     )

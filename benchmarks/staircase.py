@@ -105,11 +105,9 @@ def _tune(bundle: Path, precision: str, cache: Path) -> None:
 
 def _operators(bench: Bench, turns: Turns, bundle: Path) -> dict[str, dict[str, float]]:
     """Profile each OpenVINO engine that ran, by kind of operator."""
-    found = {}
-    for name in {"openvino_fp32", "openvino_int8"} & turns.runs.keys():
-        pixels = _batch(bench.passes.pictures, bundle)
-        found[name] = operator_ms(bundle, STEPS[name].precision, bench.cache, pixels)
-    return found
+    ran = [name for name in ("openvino_fp32", "openvino_int8") if name in turns.runs]
+    pixels = _batch(bench.passes.pictures, bundle)
+    return {name: operator_ms(bundle, STEPS[name].precision, bench.cache, pixels) for name in ran}
 
 
 def _batch(pictures: list[Path], bundle: Path) -> np.ndarray:

@@ -158,6 +158,15 @@ _HOW_TO_TRAIN = options(
     click.option(
         "--learning-rate", type=float, default=2e-3, show_default=True, help="Phase I's, at its peak."
     ),
+    click.option(
+        "--places",
+        type=click.FloatRange(0),
+        default=0.0,
+        show_default=True,
+        metavar="WEIGHT",
+        help="Learn in phase I where threats lie, too, where the labels have boxes: the weight of that loss "
+        "(1 is a good one). Bundles hold nothing of it; small threats are learned from fewer images.",
+    ),
     click.option("--pos-weight", is_flag=True, help="Weight each class by its scarcity in phase I."),
     click.option("--mixed", is_flag=True, help="Phase I in bfloat16 where that is safe."),
     click.option(

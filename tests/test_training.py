@@ -27,6 +27,7 @@ from gbad_batch.engine.model.decision import Decision
 from gbad_batch.engine.model.gbad import GBAD
 from gbad_batch.engine.row import Row
 from gbad_batch.engine.runtime import open_engine
+from gbad_batch.engine.synth import SynthSettings, write_archive
 from gbad_batch.engine.training import features, phase1, phase2, pipeline
 from gbad_batch.engine.training.augment import Augmentation, ImageSettings, draw, training_images
 from gbad_batch.engine.training.data import Labelled, Shares, Splits, split
@@ -123,6 +124,7 @@ def test_training_gives_a_bundle_with_all_that_a_scan_needs(bundle: Bundle):
     assert len(bundle.gate().images) == 2
     card = bundle.files["README.md"].decode()
     assert "not for operational decisions" in card
+    assert "from ImageNet weights of the backbone" in card
     assert "On the test split" in card
     assert "not supported" in card
     assert manifest.provenance["test"]["map"][0] is not None
@@ -169,15 +171,7 @@ def train_and_die(settings: TrainSettings, killed_in: tuple[str, int]) -> None:
     train(settings, die)
 
 
-@pytest.mark.parametrize(
-    "killed_in",
-    [
-        ("phase I", 3),
-        ("features", 64),
-        ("phase II", 31),
-        ("phase III", 1),
-    ],
-)
+@pytest.mark.parametrize("killed_in", [("phase I", 3), ("features", 64), ("phase II", 31), ("phase III", 1)])
 def test_a_training_that_was_killed_ends_with_the_same_weights(
     settings: TrainSettings, bundle: Bundle, tmp_path: Path, killed_in: tuple[str, int]
 ):
@@ -191,6 +185,42 @@ def test_a_training_that_was_killed_ends_with_the_same_weights(
     train(own, lambda phase, done, _total, _figures: seen.append((phase, done)))
     assert ("phase I", 1) not in seen  # it went on
     assert Bundle.read(own.out).files["weights.safetensors"] == bundle.files["weights.safetensors"]
+
+
+def test_places_are_learned_and_gone_on_with(settings: TrainSettings, tmp_path: Path):
+    write_archive(tmp_path / "bags", SynthSettings(40, 1, 0.5))
+    placed = replace(settings.phase1, stages=(Stage(32, 1, 0.5), Stage(64, 1)), batch_size=8, places=1.0)
+    own = replace(
+        settings,
+        labels=tmp_path / "bags" / "boxes.json",
+        images=tmp_path / "bags" / "images",
+        out=tmp_path / "bundle",
+        run=tmp_path / "run",
+        phases=(1,),
+        phase1=placed,
+    )
+    states = []
+    for name, killed_in, places in (("a", None, 1.0), ("b", ("phase I", 3), 1.0), ("c", None, 0.0)):
+        each = replace(own, run=tmp_path / name, phase1=replace(placed, places=places))
+        if killed_in is not None:
+            process = multiprocessing.get_context("spawn").Process(
+                target=train_and_die, args=(each, killed_in)
+            )
+            process.start()
+            process.join()
+            assert process.exitcode == -signal.SIGKILL
+        train(each)
+        states.append(torch.load(each.run / "network.pt", weights_only=True)["state"])
+    whole, killed, unplaced = states
+    assert whole.keys() == GBAD(ARCHITECTURE).network.state_dict().keys()  # nothing of the places
+    assert all(torch.equal(whole[key], killed[key]) for key in whole)
+    assert not all(torch.equal(whole[key], unplaced[key]) for key in whole)
+
+
+def test_places_without_boxes_are_refused(settings: TrainSettings, tmp_path: Path):
+    own = replace(settings, run=tmp_path / "run", out=tmp_path / "bundle", phases=(1,))
+    with pytest.raises(Refused, match="need boxes around the threats"):
+        train(replace(own, phase1=replace(own.phase1, places=1.0)))
 
 
 def test_a_phase_runs_alone_and_again(settings: TrainSettings, bundle: Bundle, tmp_path: Path):
@@ -226,11 +256,17 @@ def test_a_training_starts_from_the_network_of_a_bundle(
     settings: TrainSettings, bundle: Bundle, tmp_path: Path
 ):
     slow = replace(settings.phase1, learning_rate=0.0, average_decay=0.0)
-    own = replace(settings, run=tmp_path / "run", phases=(1,), phase1=slow, start=bundle.path)
-    train(own)
-    state = torch.load(own.run / "network.pt", weights_only=True)["state"]
-    assert np.array_equal(state["fc5.weight"].numpy(), bundle.tensors()["network.fc5.weight"])
-    other = replace(own, run=tmp_path / "other", architecture=replace(ARCHITECTURE, latent=8))
+    own = replace(
+        settings, out=tmp_path / "bundle", run=tmp_path / "run", phase1=slow, start=bundle.path, int8_images=0
+    )
+    out = train(own)
+    assert out is not None
+    found = Bundle.read(out)
+    assert np.array_equal(found.tensors()["network.fc5.weight"], bundle.tensors()["network.fc5.weight"])
+    assert f"from the network of the bundle gbad ({bundle.hash[:12]})" in found.files["README.md"].decode()
+    other = replace(
+        own, out=tmp_path / "no", run=tmp_path / "other", architecture=replace(ARCHITECTURE, latent=8)
+    )
     with pytest.raises(Refused, match="another architecture"):
         train(other)
 
@@ -409,6 +445,13 @@ def test_the_bigan_learns_to_reconstruct_benign_features():
         seen, unseen = (bigan(torch.from_numpy(x))[0].numpy() for x in (benign[400:], other))
     assert figures["reconstruction"] < 0.75
     assert np.median(seen) < np.median(unseen)
+
+
+def test_features_that_are_all_dead_are_a_collapse_and_no_crash():
+    bigan = BiGAN(Architecture(features=16))
+    figures = train_bigan(bigan, np.zeros((64, 16), np.float32), Phase2Settings(steps=5), 0, silent)
+    with pytest.raises(Stopped, match="collapsed"):
+        check_collapse(figures, 0.5, 5000, Phase2Settings())
 
 
 def test_a_collapse_is_named():

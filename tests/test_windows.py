@@ -82,7 +82,7 @@ def test_the_images_show_the_window_alone(bags: Labelled):
 
 
 def test_without_boxes_windows_are_refused(bags: Labelled):
-    with pytest.raises(Refused, match="no boxes to lay them around"):
+    with pytest.raises(Refused, match="need boxes around the threats"):
         BoxedThreats(replace(bags, boxes=()), np.arange(3))
 
 
@@ -119,6 +119,7 @@ DEFAULTS = {
     "optimizer": "adamw",
     "learning_rate": 1e-3,
     "pos_weight": False,
+    "places": 0.0,
     "mixed": False,
     "bigan_steps": 10,
     "phase3": "insample",

@@ -37,8 +37,6 @@ def load_openvino() -> Any:
             sys.modules.pop(_CONVERTER, None)
     import openvino
 
-    # its table of array types is made at the first use, and two threads that make it at once never end
-    openvino.Type.u8.to_dtype()
     return openvino
 
 
@@ -49,7 +47,10 @@ def open_core() -> Any:
     Its CPU plugin gives the thread that opens it another stack for signals, and frees that when it is closed,
     elsewhere too: the next signal then ends the process by SIGSEGV.
     """
-    return load_openvino().Core()
+    ov = load_openvino()
+    # its table of array types is made at the first use, and two threads that make it at once never end
+    ov.Type.u8.to_dtype()
+    return ov.Core()
 
 
 def version() -> str:

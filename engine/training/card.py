@@ -29,10 +29,10 @@ Set on {benign} benign images of the calibration split, decision '{default}'.
 
 ## Phases
 
-Phase I: {epochs} at {sizes} pixels, batch {batch}, {optimizer}; weights are those of the best epoch on
-validation. Phase II: {steps} steps; over the last, D told {d_real:.2f} of (s, E(s)) and {d_fake:.2f} of
-(G(z), z) right, the standard deviation of G(z) was {std_g:.2f} times that of s, of E(s) {std_e:.2f}.
-Phase III: the SVM of `gbad` is {kernel}; its AUROC is {seen:.3f} on training images and
+Phase I: {epochs} at {sizes} pixels, batch {batch}, {optimizer}{places}, from {begun}; weights are those of
+the best epoch on validation. Phase II: {steps} steps; over the last, D told {d_real:.2f} of (s, E(s)) and
+{d_fake:.2f} of (G(z), z) right, the standard deviation of G(z) was {std_g:.2f} times that of s, of E(s)
+{std_e:.2f}. Phase III: the SVM of `gbad` is {kernel}; its AUROC is {seen:.3f} on training images and
 {unseen:.3f} on validation.
 
 ## Limits
@@ -67,6 +67,8 @@ def card(
         sizes=", ".join(_seen(*stage) for stage in settings["stages"]),
         batch=settings["batch_size"],
         optimizer=settings["optimizer"],
+        places=", with a loss of where threats lie" if settings["places"] else "",
+        begun=_begun(provenance["begun"]),
         steps=provenance["settings"]["phase2"]["steps"],
         **{key: provenance["bigan"][key] for key in ("d_real", "d_fake", "std_g", "std_e")},
         kernel=judged["kernel"],
@@ -108,6 +110,13 @@ def _counts(images: Mapping[str, Mapping[str, int]]) -> str:
     """Count images and labels of each split."""
     head = ["split", "images", "benign", *THREATS]
     return _table(head, [[split, *map(str, row.values())] for split, row in images.items()])
+
+
+def _begun(begun: Mapping[str, Any]) -> str:
+    """Say what phase I started from."""
+    if "bundle" in begun:
+        return f"the network of the bundle {begun['name']} ({begun['bundle'][:12]})"
+    return "ImageNet weights of the backbone" if begun["imagenet"] else "random weights"
 
 
 def _projected(images: int) -> str:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,17 +12,24 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..model.backbone import channels
 from ..model.gbad import GBAD
-from .augment import Augmentation, ImageSettings, training_images
+from ..model.network import Network
+from ..row import THREATS
+from .augment import Augmentation, ImageSettings, draw, training_images
 from .average import Average
 from .checkpoint import RunFolder, State
 from .data import Index, Labelled, batches
 from .observe import Observed, observe
+from .places import IGNORED, Places, cell_targets, moved_boxes, place_loss
 from .progress import Progress
 from .windows import BoxedThreats
 
 NAME = "phase1"
 CHECKPOINT_EVERY_S = 120.0  # when a checkpoint is written changes no weight
+
+
+Cells = Callable[[int], NDArray[np.float32]]  # n: targets [N, 5, n, n] of a batch
 
 
 class Stage(NamedTuple):
@@ -47,6 +54,7 @@ class Phase1Settings:
     average_decay: float = 0.998
     balance_classes: bool = False  # pos_weight: each class's absences by its presences
     mixed: bool = False  # bfloat16 where that is safe
+    places: float = 0.0  # weight of the loss of where threats lie, which needs their boxes; 0: none
     patience: int = 3  # epochs of the last stage without a better validation mAP before it ends
     watched: int = 1024  # images of training and of validation that figures are taken on, each
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -74,22 +82,34 @@ class Classifier:
         self.settings = settings
         self.positive_weight = positive_weight
         self.average = Average(self.network, settings.average_decay)
-        self.optimizer = _optimizer(network, settings)
+        self.places = _places(network) if settings.places else None
+        self.optimizer = _optimizer([network, *([self.places] if self.places else [])], settings)
         self.epoch = self.step = 0  # epochs done, and steps of this one
         self.smooth = math.log(2)
         self.best: State | None = None  # averaged weights of the best epoch
         self.best_map = -1.0
         self.lines: list[dict[str, Any]] = []  # figures of each epoch
 
-    def learn(self, images: Tensor, labels: Tensor, rate: float) -> float:
-        """Take one step on images [N, 3, S, S] and labels [N, 5]; returns the loss, smoothed over steps."""
+    def learn(self, images: Tensor, labels: Tensor, rate: float, cells: Cells | None = None) -> float:
+        """Take one step on images [N, 3, S, S] and labels [N, 5]; returns the loss, smoothed over steps.
+
+        `cells` gives the targets [N, 5, n, n] of the image's n x n cells, where places are learned too; the
+        loss that is returned is that of the labels alone.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * rate
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.settings.mixed):
-            logits = self.network(images)[1]
-        loss = classification_loss(logits.float(), labels, self.positive_weight)
+            if self.places is None or cells is None:
+                logits, found = self.network(images)[1], []
+            else:
+                maps = self.network.backbone(images)  # type: ignore[operator]
+                logits, found = self.network.heads(maps)[1], self.places(maps)  # type: ignore[operator]
+        loss = total = classification_loss(logits.float(), labels, self.positive_weight)
+        if cells is not None and found:
+            wanted = [torch.from_numpy(cells(each.shape[-1])).to(images.device) for each in found]
+            total = loss + self.settings.places * place_loss([each.float() for each in found], wanted)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        total.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_norm)
         self.optimizer.step()
         self.average.update(self.network)
@@ -124,6 +144,7 @@ class Classifier:
             "network": self.network.state_dict(),
             "average": self.average.module.state_dict(),
             "average_steps": self.average.steps,
+            "places": None if self.places is None else self.places.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),  # of networks that drop paths or units
             "best": self.best,
@@ -135,6 +156,8 @@ class Classifier:
         self.network.load_state_dict(state["network"])
         self.average.module.load_state_dict(state["average"])
         self.average.steps = state["average_steps"]
+        if self.places is not None:
+            self.places.load_state_dict(state["places"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
         self.best = state["best"]
@@ -156,7 +179,8 @@ def train_network(
     `network` maps normalized images to (features, logits); the model gives the constants of normalization.
     """
     stages = settings.by_epoch
-    boxed = BoxedThreats(data.labelled, data.train) if any(each.window < 1 for each in stages) else None
+    needed = settings.places > 0 or any(each.window < 1 for each in stages)
+    boxed = BoxedThreats(data.labelled, data.train) if needed else None
     classifier = Classifier(network, settings, _positive_weight(data, settings))
     if (state := run.load(NAME)) is not None:
         classifier.restore(state)
@@ -181,7 +205,10 @@ def train_network(
         first = classifier.step
         for index, batch in training_images(data.labelled.paths, plan[first:], epoch, images, parts):
             rate = _rate(epoch, classifier.step, len(plan), settings)
-            loss = classifier.learn(batch, torch.from_numpy(labels[index]).to(device), rate)
+            cells = None
+            if boxed is not None and settings.places:
+                cells = _cells(boxed, index, epoch, images, parts)
+            loss = classifier.learn(batch, torch.from_numpy(labels[index]).to(device), rate, cells)
             now = time.monotonic()
             speed = (classifier.step - first) * len(index) / (now - begun)
             figures = {"loss": loss, "mAP": classifier.best_map, "pixels": stage.size, "img/s": speed}
@@ -245,9 +272,34 @@ def _positive_weight(data: Phase1Data, settings: Phase1Settings) -> Tensor | Non
     return torch.from_numpy((2 * labels.any(axis=1).sum() - present) / present).float()
 
 
-def _optimizer(network: nn.Module, settings: Phase1Settings) -> torch.optim.Optimizer:
+def _places(network: nn.Module) -> Places:
+    assert isinstance(network, Network)  # the report's own, which has no maps to share, never asks for them
+    return Places(channels(network.backbone)).to(next(network.parameters()).device)
+
+
+def _cells(
+    boxed: BoxedThreats, index: Index, epoch: int, images: ImageSettings, parts: NDArray[np.float32] | None
+) -> Cells:
+    """Say what the cells of a batch hold, as its images were cut and moved."""
+    placed = []
+    for k in index.tolist():
+        of = boxed.of(k, None if parts is None else parts[k])
+        if of is not None:
+            assert images.augmentation is not None
+            drawn = draw(images.augmentation, images.size, (images.seed, epoch, k))
+            of = moved_boxes(of[0] * images.size, drawn, images.size), of[1]
+        placed.append(of)
+
+    def targets(cells: int) -> NDArray[np.float32]:
+        unknown = np.full((len(THREATS), cells, cells), IGNORED, np.float32)
+        return np.stack([unknown if of is None else cell_targets(*of, images.size, cells) for of in placed])
+
+    return targets
+
+
+def _optimizer(modules: Sequence[nn.Module], settings: Phase1Settings) -> torch.optim.Optimizer:
     """Decay weights of layers, not biases and norms."""
-    parameters = list(network.parameters())
+    parameters = [each for module in modules for each in module.parameters()]
     decayed = {
         "params": [each for each in parameters if each.ndim > 1],
         "weight_decay": settings.weight_decay,

@@ -132,8 +132,8 @@ class _Players:
                 "reconstruction": reconstruction.item(),
                 "d_real": (real > 0).float().mean().item(),
                 "d_fake": (fake < 0).float().mean().item(),
-                "std_g": _spread(generated) / _spread(s),
-                "std_e": _spread(encoded),
+                "std_g": (_spread(generated) / _spread(s)).item(),
+                "std_e": _spread(encoded).item(),
             }
         )
 
@@ -215,6 +215,6 @@ def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.step()
 
 
-def _spread(values: Tensor) -> float:
+def _spread(values: Tensor) -> Tensor:
     """Root mean square over dimensions of the standard deviation over the batch; 0 is one point for all."""
-    return values.detach().flatten(1).var(dim=0).mean().sqrt().item()
+    return values.detach().flatten(1).var(dim=0).mean().sqrt()

@@ -340,6 +340,7 @@ class _Training:
         splits = {name: index for name, index in vars(self.splits).items() if len(index)}
         return {
             "epochs": [line for line in self.run.figures() if line["phase"] == phase1.NAME],
+            "begun": _begun(self.settings),
             "images": {name: counts(self.labelled.labels[index]) for name, index in splits.items()},
             "projected": counts(self.labelled.labels[self.projected]),
             "bigan": dict(figures),
@@ -356,6 +357,14 @@ class _Training:
         size = self.settings.architecture.input_size
         found = probabilities(self.model.network, self.model, chosen.paths, size)
         draw_samples(self.run.path / "plots", chosen, found, size)
+
+
+def _begun(settings: TrainSettings) -> dict[str, Any]:
+    """Say what phase I started from: another bundle's network, ImageNet's weights, or random ones."""
+    if settings.start is None:
+        return {"imagenet": settings.backbone_weights is not None}
+    bundle = Bundle.read(settings.start)
+    return {"bundle": bundle.hash, "name": bundle.manifest.name}
 
 
 def _shared_bags(alike: NDArray[np.intp], splits: Splits) -> list[str]:

@@ -77,6 +77,7 @@ def train_settings(dataset: Path, **given: Any) -> TrainSettings:
             optimizer=given["optimizer"],
             learning_rate=given["learning_rate"],
             balance_classes=given["pos_weight"],
+            places=given["places"],
             mixed=given["mixed"],
         ),
         phase2=Phase2Settings(steps=given["bigan_steps"]),

@@ -46,9 +46,20 @@ class BoxedThreats:
             self._classes[k] = classes
         if not self._boxes:
             raise Refused(
-                "a stage of --stages shows windows of the images, and the labels of the training images hold "
-                "no boxes to lay them around: name labels with boxes by --labels, or leave the windows out"
+                "windows in --stages and the weight of --places need boxes around the threats, and the "
+                "labels of the training images hold none: name labels with boxes by --labels, or do without"
             )
+
+    def of(self, k: int, part: NDArray[np.float32] | None) -> tuple[NDArray[np.float64], Index] | None:
+        """Boxes [m, 4] as shares of a part (left, top, width, height) of image `k`, and classes [m].
+
+        None where the image holds threats that have no boxes.
+        """
+        if k not in self._boxes:
+            return None if self._labels[k].any() else (np.empty((0, 4)), np.empty(0, np.intp))
+        left, top, width, height = (0, 0, 1, 1) if part is None else part.tolist()
+        boxes = (self._boxes[k] - [left, top, left, top]) / [width, height, width, height]
+        return boxes, self._classes[k]
 
     def draw(self, index: Index, share: float, key: Sequence[int]) -> Windows:
         """Draw a window around a box of each image of `index`; equal keys draw equal windows.
