@@ -137,7 +137,7 @@ _HOW_TO_TRAIN = options(
         "--start",
         type=click.Path(path_type=Path),
         metavar="BUNDLE",
-        help="Go on from the network of a bundle of the same architecture.",
+        help="Begin with the backbone and the pyramid of a bundle of the same architecture.",
     ),
     click.option(
         "--stages",

@@ -31,6 +31,7 @@ from gbad_batch.engine.synth import SynthSettings, write_archive
 from gbad_batch.engine.training import features, phase1, phase2, pipeline
 from gbad_batch.engine.training.augment import Augmentation, ImageSettings, draw, training_images
 from gbad_batch.engine.training.data import Labelled, Shares, Splits, split
+from gbad_batch.engine.training.norms import fold_norms, put_norms
 from gbad_batch.engine.training.phase1 import Phase1Settings, Stage, classification_loss
 from gbad_batch.engine.training.phase2 import (
     Phase2Settings,
@@ -252,6 +253,39 @@ def test_the_run_folder_tells_how_it_went(settings: TrainSettings, bundle: Bundl
     assert list((settings.run / "tensorboard").glob("events.*"))
 
 
+def test_norms_keep_features_alive_whatever_the_images_have_in_common():
+    torch.manual_seed(0)
+    network, images = GBAD(ARCHITECTURE).network.train(), torch.randn(32, 3, 64, 64)
+    with torch.no_grad():
+        for layer in network.fpn.output:
+            torch.nn.init.normal_(layer.bias, 0.0, 50.0)  # type: ignore[arg-type]
+        before = network(images)[0]
+        put_norms(network)
+        after = network(images)[0]
+    assert (before.amax(dim=0) == 0).float().mean() > 0.3
+    assert (after.amax(dim=0) == 0).float().mean() < 0.01
+
+
+def test_norms_fold_away():
+    torch.manual_seed(0)
+    network, images = GBAD(ARCHITECTURE).network, torch.randn(16, 3, 64, 64)
+    plain = set(network.state_dict())
+    put_norms(network)
+    with torch.no_grad():
+        for level in network.fc:
+            torch.nn.init.normal_(level[0].weight, 1.0, 0.3)  # type: ignore[index]
+            torch.nn.init.normal_(level[0].bias, 0.0, 0.3)  # type: ignore[index]
+    for _ in range(3):
+        network.train()(images)
+    with torch.no_grad():
+        before = network.eval()(images)
+        fold_norms(network)
+        after = network(images)
+    assert set(network.state_dict()) == plain
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_a_training_starts_from_the_network_of_a_bundle(
     settings: TrainSettings, bundle: Bundle, tmp_path: Path
 ):
@@ -262,8 +296,12 @@ def test_a_training_starts_from_the_network_of_a_bundle(
     out = train(own)
     assert out is not None
     found = Bundle.read(out)
-    assert np.array_equal(found.tensors()["network.fc5.weight"], bundle.tensors()["network.fc5.weight"])
-    assert f"from the network of the bundle gbad ({bundle.hash[:12]})" in found.files["README.md"].decode()
+    kernel = "network.fpn.output.0.weight"
+    assert np.array_equal(found.tensors()[kernel], bundle.tensors()[kernel])
+    assert (
+        f"from backbone and pyramid of the bundle gbad ({bundle.hash[:12]})"
+        in found.files["README.md"].decode()
+    )
     other = replace(
         own, out=tmp_path / "no", run=tmp_path / "other", architecture=replace(ARCHITECTURE, latent=8)
     )

@@ -115,7 +115,7 @@ def _counts(images: Mapping[str, Mapping[str, int]]) -> str:
 def _begun(begun: Mapping[str, Any]) -> str:
     """Say what phase I started from."""
     if "bundle" in begun:
-        return f"the network of the bundle {begun['name']} ({begun['bundle'][:12]})"
+        return f"backbone and pyramid of the bundle {begun['name']} ({begun['bundle'][:12]})"
     return "ImageNet weights of the backbone" if begun["imagenet"] else "random weights"
 
 

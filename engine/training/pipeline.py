@@ -29,6 +29,7 @@ from .curves import draw_bigan, draw_epochs, draw_samples
 from .data import Index, Labelled, Splits, counts, load_labelled, split
 from .datasets.duplicates import fingerprints, groups_of
 from .features import FEATURES, LEAST_READABLE, open_features
+from .norms import fold_norms, put_norms
 from .observe import probabilities
 from .packing import Outcome, pack
 from .phase1 import Phase1Data, train_network
@@ -180,6 +181,7 @@ class _Training:
         if finished is None:
             self._start()
             torch.manual_seed(settings.seed + 1)
+            put_norms(model.network)
             model.network.to(settings.device)
             lines = train_network(
                 model,
@@ -191,6 +193,7 @@ class _Training:
                 self.progress,
             )
             model.network.to("cpu")
+            fold_norms(model.network)
             round_to_half(model.network)
             self.run.save("network", {"state": model.network.state_dict()})
             self.run.drop(phase1.NAME)
@@ -279,7 +282,8 @@ class _Training:
                 )
             form = bundle.manifest.preprocessing
             other = GBAD.from_arrays(settings.architecture, bundle.tensors(), form.mean, form.std)
-            network.load_state_dict(other.network.state_dict())
+            network.backbone.load_state_dict(other.network.backbone.state_dict())
+            network.fpn.load_state_dict(other.network.fpn.state_dict())
         else:
             _load_imagenet(network.backbone, settings)
 

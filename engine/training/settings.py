@@ -38,7 +38,7 @@ class TrainSettings:
     backbone_weights: Path | None = None  # ImageNet weights of the backbone; HUB: those that timm fetches
     projected: int = 0  # training images to make by projecting threats into benign ones
     projected_from: Path | None = None  # grey pictures of threats, or SYNTH; None: the boxes of the labels
-    start: Path | None = None  # a bundle whose network phase I starts from
+    start: Path | None = None  # a bundle whose backbone and pyramid phase I starts from
     architecture: Architecture = field(default_factory=Architecture)
     phase1: Phase1Settings = field(default_factory=Phase1Settings)
     phase2: Phase2Settings = field(default_factory=Phase2Settings)
