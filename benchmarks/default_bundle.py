@@ -70,7 +70,7 @@ FIRST = Phase1Settings(
 PHASE1 = Phase1Settings(
     stages=(Stage(128, 5, 0.5), Stage(256, 3)), weight_decay=0.02, places=1.0, watched=512
 )
-PHASE2 = Phase2Settings(steps=6000)
+PHASE2 = Phase2Settings()
 SMALL = "small"  # folder of the copies that phase I reads
 T5 = (500, 205)  # bags and seed
 DECISIONS = ("gbad", "classes", "combined")

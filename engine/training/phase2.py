@@ -1,6 +1,7 @@
 """Phase II: the BiGAN on standardized features of benign images."""
 
 import copy
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,7 @@ class Phase2Settings:
 
     steps: int = 4000
     batch_size: int = 64  # features
-    rate_discriminator: float = 1e-4  # Adam's learning rate
+    rate_discriminator: float = 1e-4  # Adam's learning rate at the first step; all fall to zero by a cosine
     rate_generator: float = 1e-3  # of E and G
     reconstruction: float = 10.0  # weight of mean |s - G(E(s))| in the loss of E and G
     real_label: float = 0.9  # smoothed
@@ -115,6 +116,7 @@ class _Players:
 
     def step(self, s: Tensor, z: Tensor) -> None:
         """Train D once, then E and G once; notes figures of this batch."""
+        self._anneal(len(self.figures))
         encoded, generated = self.bigan.encoder(s), self.bigan.generator(z)
         real = self.discriminator(s, encoded.detach())
         fake = self.discriminator(generated.detach(), z)
@@ -136,6 +138,13 @@ class _Players:
                 "std_e": _spread(encoded).item(),
             }
         )
+
+    def _anneal(self, step: int) -> None:
+        """Let learning rates fall: at constant ones E(x) drifts off to many times the spread of z."""
+        share = 0.5 * (1 + math.cos(math.pi * step / self.settings.steps))
+        rates = self.settings.rate_discriminator, self.settings.rate_generator
+        for optimizer, rate in zip((self.adam_d, self.adam_eg), rates, strict=True):
+            optimizer.param_groups[0]["lr"] = rate * share
 
     def state(self) -> State:
         """Return all that a later process needs to go on as if nothing had happened."""
