@@ -29,11 +29,12 @@ def guard_auroc(fitted: Path, judged: Path) -> float:
 
 
 def _cues(archive: Path, most: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Cues [n, d] and whether there is a threat [n], of images evenly spread over an archive."""
+    """Cues [n, d] and whether there is a threat [n], of images drawn from an archive."""
     labels = read_labels(archive)
     paths = find_images(archive / "images")
     position = join(labels, [str(path) for path in paths])
-    chosen = np.unique(np.linspace(0, len(position) - 1, min(most, len(position))).astype(int))
+    # not every so many: in `synth`'s archives every so many hold a threat
+    chosen = np.sort(np.random.default_rng(0).permutation(len(position))[:most])
     return np.stack([_cues_of(paths[position[k]]) for k in chosen]), labels.positive[chosen]
 
 
