@@ -179,8 +179,7 @@ def train_network(
     `network` maps normalized images to (features, logits); the model gives the constants of normalization.
     """
     stages = settings.by_epoch
-    needed = settings.places > 0 or any(each.window < 1 for each in stages)
-    boxed = BoxedThreats(data.labelled, data.train) if needed else None
+    boxed = _boxed(data, settings)
     classifier = Classifier(network, settings, _positive_weight(data, settings))
     if (state := run.load(NAME)) is not None:
         classifier.restore(state)
@@ -192,22 +191,12 @@ def train_network(
         parts, labels = None, data.labelled.labels
         if boxed is not None and stage.window < 1:
             parts, labels = boxed.draw(np.concatenate(plan), stage.window, (seed, 7, epoch))
-        images = ImageSettings(
-            size=stage.size,
-            mean=tuple(model.pixel_mean.tolist()),
-            std=tuple(model.pixel_std.tolist()),
-            augmentation=settings.augmentation,
-            seed=seed,
-            device=str(device),
-            threads=torch.get_num_threads(),
-        )
+        images = _images(model, stage, settings, seed, device)
         begun = saved = time.monotonic()
         first = classifier.step
         for index, batch in training_images(data.labelled.paths, plan[first:], epoch, images, parts):
             rate = _rate(epoch, classifier.step, len(plan), settings)
-            cells = None
-            if boxed is not None and settings.places:
-                cells = _cells(boxed, index, epoch, images, parts)
+            cells = _cells(boxed, index, epoch, images, parts) if boxed and settings.places else None
             loss = classifier.learn(batch, torch.from_numpy(labels[index]).to(device), rate, cells)
             now = time.monotonic()
             speed = (classifier.step - first) * len(index) / (now - begun)
@@ -226,6 +215,26 @@ def train_network(
     network.load_state_dict(classifier.best)
     network.eval()
     return classifier.lines
+
+
+def _boxed(data: Phase1Data, settings: Phase1Settings) -> BoxedThreats | None:
+    """Read the boxes of training images where windows or places need them."""
+    needed = settings.places > 0 or any(each.window < 1 for each in settings.by_epoch)
+    return BoxedThreats(data.labelled, data.train) if needed else None
+
+
+def _images(
+    model: GBAD, stage: Stage, settings: Phase1Settings, seed: int, device: torch.device
+) -> ImageSettings:
+    return ImageSettings(
+        size=stage.size,
+        mean=tuple(model.pixel_mean.tolist()),
+        std=tuple(model.pixel_std.tolist()),
+        augmentation=settings.augmentation,
+        seed=seed,
+        device=str(device),
+        threads=torch.get_num_threads(),
+    )
 
 
 def classification_loss(logits: Tensor, labels: Tensor, positive_weight: Tensor | None = None) -> Tensor:
@@ -292,7 +301,9 @@ def _cells(
 
     def targets(cells: int) -> NDArray[np.float32]:
         unknown = np.full((len(THREATS), cells, cells), IGNORED, np.float32)
-        return np.stack([unknown if of is None else cell_targets(*of, images.size, cells) for of in placed])
+        return np.stack(
+            [unknown if of is None else cell_targets(of[0], of[1], images.size, cells) for of in placed]
+        )
 
     return targets
 
