@@ -139,11 +139,11 @@ def _train(work: Path, bundle: Path) -> None:
     table = work / "training.json"
     table.write_bytes(write_coco(_training_labels(work)))
     counts = {name: SETS[name].count for name in SPLIT_OF}
-    first = TrainSettings(
+    settings = TrainSettings(
         labels=table,
         images=work,
-        out=work / "first",
-        run=work / "run-first",
+        out=bundle,
+        run=work / "run",
         name="default",
         demo=True,
         data=(
@@ -151,13 +151,16 @@ def _train(work: Path, bundle: Path) -> None:
             f"{', '.join(f'{name} {number}' for name, number in counts.items())}; recipe "
             f"{recipe_hash()[:12]} of `python -m benchmarks default_bundle`)"
         ),
+        start=work / "first",
         architecture=ARCHITECTURE,
-        phase1=FIRST,
+        phase1=PHASE1,
         phase2=PHASE2,
     )
-    if not first.out.exists():
-        train(first, _told)
-    train(replace(first, out=bundle, run=work / "run", phase1=PHASE1, start=first.out), _told)
+    if not (work / "first").exists():
+        # nobody scans with it: it needs no INT8 form
+        first = replace(settings, out=work / "first", run=work / "run-first", start=None, int8_images=0)
+        train(replace(first, phase1=FIRST), _told)
+    train(settings, _told)
 
 
 def _training_labels(work: Path) -> Labels:

@@ -165,7 +165,7 @@ _HOW_TO_TRAIN = options(
         show_default=True,
         metavar="WEIGHT",
         help="Learn in phase I where threats lie, too, where the labels have boxes: the weight of that loss "
-        "(1 is a good one). Bundles hold nothing of it; small threats are learned from fewer images.",
+        "(the default bundle had 1). Bundles hold nothing of it.",
     ),
     click.option("--pos-weight", is_flag=True, help="Weight each class by its scarcity in phase I."),
     click.option("--mixed", is_flag=True, help="Phase I in bfloat16 where that is safe."),

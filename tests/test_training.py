@@ -172,15 +172,20 @@ def train_and_die(settings: TrainSettings, killed_in: tuple[str, int]) -> None:
     train(settings, die)
 
 
+def train_until_killed(settings: TrainSettings, killed_in: tuple[str, int]) -> None:
+    """Train in a process of its own, and see it die by SIGKILL at a step of a phase."""
+    process = multiprocessing.get_context("spawn").Process(target=train_and_die, args=(settings, killed_in))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
 @pytest.mark.parametrize("killed_in", [("phase I", 3), ("features", 64), ("phase II", 31), ("phase III", 1)])
 def test_a_training_that_was_killed_ends_with_the_same_weights(
     settings: TrainSettings, bundle: Bundle, tmp_path: Path, killed_in: tuple[str, int]
 ):
     own = replace(settings, run=tmp_path / "run", out=tmp_path / "bundle")
-    process = multiprocessing.get_context("spawn").Process(target=train_and_die, args=(own, killed_in))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    train_until_killed(own, killed_in)
     assert not own.out.exists()
     seen: list[tuple[str, int]] = []
     train(own, lambda phase, done, _total, _figures: seen.append((phase, done)))
@@ -204,12 +209,7 @@ def test_places_are_learned_and_gone_on_with(settings: TrainSettings, tmp_path: 
     for name, killed_in, places in (("a", None, 1.0), ("b", ("phase I", 3), 1.0), ("c", None, 0.0)):
         each = replace(own, run=tmp_path / name, phase1=replace(placed, places=places))
         if killed_in is not None:
-            process = multiprocessing.get_context("spawn").Process(
-                target=train_and_die, args=(each, killed_in)
-            )
-            process.start()
-            process.join()
-            assert process.exitcode == -signal.SIGKILL
+            train_until_killed(each, killed_in)
         train(each)
         states.append(torch.load(each.run / "network.pt", weights_only=True)["state"])
     whole, killed, unplaced = states

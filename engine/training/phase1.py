@@ -98,14 +98,15 @@ class Classifier:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * rate
+        found: list[Tensor] = []
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.settings.mixed):
-            if self.places is None or cells is None:
-                logits, found = self.network(images)[1], []
+            if self.places is None:
+                logits = self.network(images)[1]
             else:
                 maps = self.network.backbone(images)  # type: ignore[operator]
                 logits, found = self.network.heads(maps)[1], self.places(maps)  # type: ignore[operator]
         loss = total = classification_loss(logits.float(), labels, self.positive_weight)
-        if cells is not None and found:
+        if cells is not None:
             wanted = [torch.from_numpy(cells(each.shape[-1])).to(images.device) for each in found]
             total = loss + self.settings.places * place_loss([each.float() for each in found], wanted)
         self.optimizer.zero_grad(set_to_none=True)
@@ -196,7 +197,7 @@ def train_network(
         first = classifier.step
         for index, batch in training_images(data.labelled.paths, plan[first:], epoch, images, parts):
             rate = _rate(epoch, classifier.step, len(plan), settings)
-            cells = _cells(boxed, index, epoch, images, parts) if boxed and settings.places else None
+            cells = _placed(boxed, index, epoch, images, parts) if boxed and settings.places else None
             loss = classifier.learn(batch, torch.from_numpy(labels[index]).to(device), rate, cells)
             now = time.monotonic()
             speed = (classifier.step - first) * len(index) / (now - begun)
@@ -286,7 +287,7 @@ def _places(network: nn.Module) -> Places:
     return Places(channels(network.backbone)).to(next(network.parameters()).device)
 
 
-def _cells(
+def _placed(
     boxed: BoxedThreats, index: Index, epoch: int, images: ImageSettings, parts: NDArray[np.float32] | None
 ) -> Cells:
     """Say what the cells of a batch hold, as its images were cut and moved."""

@@ -16,6 +16,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from ..row import THREATS
 from .augment import Draw
+from .windows import LEAST_SEEN, overlap
 
 MAPS = 2  # the last of the backbone's maps
 PRIOR = 0.01  # share of cells that hold a threat, before anything is learned
@@ -71,8 +72,7 @@ def cell_targets(
     targets = np.zeros((len(THREATS), cells, cells), np.float32)
     pitch = size / cells
     shown = np.clip(boxes, 0, size)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    whole = (shown[:, 2:] - shown[:, :2]).prod(axis=1) > 0.5 * areas
+    whole = overlap(boxes, np.array([0.0, 0.0, size, size])) > LEAST_SEEN
     for box, threat in zip(shown, classes, strict=True):
         targets[threat][_cells(box[:2], box[2:], pitch)] = IGNORED
     for box, threat in zip(shown[whole], classes[whole], strict=True):

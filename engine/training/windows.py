@@ -82,7 +82,7 @@ class BoxedThreats:
             parts[k] = np.concatenate([part[:2], part[2:] - part[:2]])
             if own:
                 labels[k] = False
-                seen = _overlap(boxes, part) >= LEAST_SEEN
+                seen = overlap(boxes, part) >= LEAST_SEEN
                 labels[k, [each for each, inside in zip(self._classes[k], seen, strict=True) if inside]] = (
                     True
                 )
@@ -98,7 +98,7 @@ def _around(box: NDArray[np.float64], share: float, random: np.random.Generator)
     return np.concatenate([start, start + side])
 
 
-def _overlap(boxes: NDArray[np.float64], part: NDArray[np.float64]) -> NDArray[np.float64]:
+def overlap(boxes: NDArray[np.float64], part: NDArray[np.float64]) -> NDArray[np.float64]:
     """Share of each box [m, 4] that lies inside a part [4]: [m]."""
     inside = np.minimum(boxes[:, 2:], part[2:]) - np.maximum(boxes[:, :2], part[:2])
     areas = np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(axis=1), 1e-12)
