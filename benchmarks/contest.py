@@ -111,7 +111,7 @@ def open_run(run: Path, labels: Path, images: Path) -> Contest:
     listed = load_labelled(labels, images)
     looked_at = RunFolder(run).load("images")
     network = run / "network.pt"
-    if listed.digest() != config["images"] or looked_at is None:
+    if listed.digest(images) != config["images"] or looked_at is None:
         raise Refused(f"{run} was trained on other images than {labels}: name its data set as training did")
     whole = np.flatnonzero(looked_at["readable"].numpy())
     labelled = listed.take(whole)

@@ -350,9 +350,10 @@ def synth(out: Path, check: tuple[Path, Path] | None, as_json: bool, **given: An
         _check_likeness(out, *check, as_json=as_json)
         return
     from .console import synth_bar
+    from .machine import usable_cores
     from .synth import SynthSettings, write_archive
 
-    settings = SynthSettings(**given)
+    settings = SynthSettings(workers=usable_cores(), **given)
     with synth_bar(settings.count) as progress:
         counts = write_archive(out, settings, progress)
     if as_json:

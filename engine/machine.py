@@ -1,11 +1,16 @@
-"""What this machine lends to a scan: cores and their kind."""
+"""What this machine lends to a scan: cores and their kind, and processes that do not outlive it."""
 
+import ctypes
 import os
+import signal
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 def usable_cores() -> int:
@@ -35,6 +40,24 @@ def _cgroup_quota() -> float | None:
     except (OSError, ValueError):
         return None
     return quota_us / period_us if quota_us > 0 else None
+
+
+def die_with(parent: int) -> None:
+    """Have this process killed when the process `parent`, which started it, dies, be it by SIGKILL."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before prctl took effect
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def keep_freed_memory() -> None:
+    """Have malloc keep what is freed for its next user, in place of giving it back to the system.
+
+    A step of training takes and frees the same gigabytes as the one before: given back, they are faulted in
+    again, page by page.
+    """
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_MAX, 0)
+    libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 @cache

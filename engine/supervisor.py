@@ -7,7 +7,6 @@ limit, the parent starts it again: the new child finds the journalled images and
 (`isolated.py`), on the CPU.
 """
 
-import ctypes
 import logging
 import os
 import select
@@ -20,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import Stopped
+from .machine import die_with
 from .results.journal import running
 from .text import signal_name
 
@@ -33,7 +33,6 @@ DECODER_SIGNALS = frozenset(
 OWN_CODES = frozenset({0, 1, 2, 3, 4, 130, 143})
 LOST_CODE = 75  # of a child whose GPU answers it no more; ours, never the command's
 MOST_LOSSES = 3  # of a command; where its GPU is lost more often, no image is to blame
-PR_SET_PDEATHSIG = 1
 
 
 def supervise(scan: Callable[[], int], journal: Path, decode_timeout_s: float, feed_stdin: bool) -> int:
@@ -86,11 +85,10 @@ def _start(scan: Callable[[], int], feed: "StdinFeed | None") -> int:
     code = 1
     try:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the scan can end in order
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == parent:  # else the parent died before prctl took effect
-            if feed and reader is not None:
-                feed.become_stdin(reader)
-            code = scan()
+        die_with(parent)
+        if feed and reader is not None:
+            feed.become_stdin(reader)
+        code = scan()
     except BaseException as error:  # noqa: BLE001 - told here: nothing gets past _exit
         sys.excepthook(type(error), error, error.__traceback__)
     finally:

@@ -171,3 +171,22 @@ def test_a_class_left_out_is_in_no_training(tmp_path: Path):
     part.write_text(part.read_text().replace('"generator": "', '"generator": "another '))
     figures_of(words, tmp_path / "other.json")
     assert "another" not in part.read_text()
+
+
+# --- boxes ---
+
+
+def test_arms_of_phase_one_are_compared(tmp_path: Path):
+    words = ["boxes", "--images", "40", "--pixels", "64", "--epochs", "1", "--work", str(tmp_path / "work")]
+    found = figures_of([*words, "--seeds", "1"], tmp_path / "first.json")
+    arms = ("images", "windows", "places", "windows_and_places")
+    assert all(0 < found[f"{arm}_gun"] <= 1 for arm in arms)
+    assert len({found[f"{arm}_map"] for arm in arms}) == 4
+    before = times(tmp_path / "work", "*.npz")
+    assert len(before) == 4
+    both = figures_of([*words, "--seeds", "2", "--only", "places"], tmp_path / "again.json")
+    assert found["places_map"] in (both["places_map_least"], both["places_map_most"])
+    assert both["places_map_least"] < both["places_map"] < both["places_map_most"]
+    after = times(tmp_path / "work", "*.npz")
+    assert before.items() <= after.items()
+    assert len(after) == 5

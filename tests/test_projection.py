@@ -201,6 +201,29 @@ def test_each_source_projects_into_benign_images(
         assert on_air.sum() < 0.4 * (picture != alike[0]).any(axis=2).sum()
 
 
+def test_boxes_hold_what_was_projected(bags: dict[str, Labelled], tmp_path: Path) -> None:
+    benign = bags["benign"]
+    made = project_threats(tmp_path / "made", benign, SynthThreats(), 6, 0, silent)
+    again = project_threats(tmp_path / "made", benign, SynthThreats(), 6, 0, silent)
+    assert made.boxes == again.boxes
+    hosts = [np.asarray(Image.open(path)).astype(int) for path in benign.paths]
+    for path, boxes, flags in zip(made.paths, made.boxes, made.labels, strict=True):
+        assert {box.threat for box in boxes} == set(np.array(THREATS)[flags])
+        picture = np.asarray(Image.open(path)).astype(int)
+        darker = min(
+            ((host - picture).max(axis=2) for host in hosts if host.shape == picture.shape),
+            key=lambda difference: np.abs(difference).sum(),
+        )
+        inside = np.zeros(darker.shape, bool)
+        for box in boxes:
+            window = slice(int(box.y), int(box.y + box.height)), slice(int(box.x), int(box.x + box.width))
+            inside[window] = True
+            rows, columns = np.nonzero(darker[window] > 15)
+            assert np.ptp(rows) > 0.6 * box.height
+            assert np.ptp(columns) > 0.6 * box.width
+        assert (darker[~inside] > 60).sum() <= 0.02 * (darker > 60).sum()
+
+
 def test_pictures_belong_to_seed_and_number(bags: dict[str, Labelled], tmp_path: Path) -> None:
     benign = bags["benign"]
     few = project_threats(tmp_path / "few", benign, SynthThreats(), 2, 4, silent)
@@ -308,6 +331,19 @@ def test_training_takes_projected_images_into_the_train_split_alone(
     assert f"{made} images of the train split are benign ones into which threats were projected" in card
     assert "projected" not in (plain.out / "README.md").read_text()
     assert list((plain.run).glob("projected")) == []
+
+
+def test_places_are_learned_from_projected_threats(settings: TrainSettings, tmp_path: Path) -> None:
+    placed = replace(settings.phase1, places=1.0)
+    own = replace(settings, run=tmp_path / "run", phases=(1,), phase1=placed)
+    with pytest.raises(Refused, match="the labels of the training images hold none"):
+        train(replace(own, run=tmp_path / "bare", projected=0, projected_from=None))
+    train(own)
+    train(replace(own, run=tmp_path / "plain", phase1=settings.phase1))
+    states = [
+        torch.load(tmp_path / run / "network.pt", weights_only=True)["state"] for run in ("run", "plain")
+    ]
+    assert any(not torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
 def test_a_projection_that_was_killed_goes_on(settings: TrainSettings, tmp_path: Path) -> None:

@@ -4,6 +4,10 @@ import csv
 import io
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +167,43 @@ def test_boxes_are_coco_and_agree_with_the_labels(archive: Path):
         held.setdefault(Path(image["file_name"]).stem, set()).add(found["category_id"])
     for name, row in read_labels(archive).items():
         assert held.get(name, set()) == {k for k, value in enumerate(row, 1) if value == 1}
+
+
+@pytest.mark.parametrize("killed", ["a worker", "the writer"])
+def test_workers_do_not_outlive_a_kill(tmp_path: Path, killed: str):
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from gbad_batch.engine.errors import GbadError\n"
+        "from gbad_batch.engine.synth import SynthSettings, write_archive\n"
+        "try: write_archive(Path('new'), SynthSettings(count=100_000, workers=2))\n"
+        "except GbadError as error: sys.exit(str(error))"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while len(list(tmp_path.rglob("*.jpg"))) < 2 and writer.poll() is None:
+        time.sleep(0.02)
+    workers = [
+        int(each) for each in Path(f"/proc/{writer.pid}/task/{writer.pid}/children").read_text().split()
+    ]
+    workers = [each for each in workers if b"spawn_main" in Path(f"/proc/{each}/cmdline").read_bytes()]
+    assert len(workers) == 2
+    os.kill(workers[0] if killed == "a worker" else writer.pid, signal.SIGKILL)
+    _, said = writer.communicate(timeout=60)
+    if killed == "a worker":
+        assert said == (
+            "a process that drew images was ended from outside, perhaps for want of memory: remove new and "
+            "begin again\n"
+        )
+    deadline = time.monotonic() + 30
+    while any(_alive(each) for each in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_the_settings_and_the_generators_hash_are_kept(archive: Path):

@@ -218,6 +218,29 @@ def test_places_are_learned_and_gone_on_with(settings: TrainSettings, tmp_path: 
     assert not all(torch.equal(whole[key], unplaced[key]) for key in whole)
 
 
+def test_a_run_knows_its_images_and_boxes(settings: TrainSettings, tmp_path: Path):
+    write_archive(tmp_path / "bags", SynthSettings(40, 1, 0.5))
+    labels, images = tmp_path / "bags" / "boxes.json", tmp_path / "bags" / "images"
+    placed = replace(settings.phase1, stages=(Stage(32, 1),), batch_size=8, places=1.0)
+    own = replace(
+        settings, labels=labels, images=images, run=tmp_path / "run", phases=(1,), phase1=placed, threads=1
+    )
+    train(own)
+    trained = (own.run / "network.pt").stat().st_mtime_ns
+    moved = (tmp_path / "bags").rename(tmp_path / "moved")
+    otherwise = moved / "images" / ".." / "images"
+    train(replace(own, labels=moved / "boxes.json", images=otherwise))
+    assert (own.run / "network.pt").stat().st_mtime_ns == trained
+    told = json.loads((moved / "boxes.json").read_text())
+    told["annotations"][0]["bbox"][0] += 1
+    (moved / "boxes.json").write_text(json.dumps(told))
+    changed = replace(own, labels=moved / "boxes.json", images=moved / "images")
+    with pytest.raises(Refused, match="differs in boxes"):
+        train(replace(changed, phases=(2,)))
+    train(changed)  # phase I by name: it is done again
+    assert (own.run / "network.pt").stat().st_mtime_ns > trained
+
+
 def test_places_without_boxes_are_refused(settings: TrainSettings, tmp_path: Path):
     own = replace(settings, run=tmp_path / "run", out=tmp_path / "bundle", phases=(1,))
     with pytest.raises(Refused, match="need boxes around the threats"):

@@ -4,8 +4,11 @@ import csv
 import hashlib
 import json
 import multiprocessing
+import os
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,13 +17,14 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from ..errors import Refused
+from ..errors import Refused, Stopped
+from ..machine import die_with
 from ..row import THREATS
 from .looks import LOOKS
 from .picture import Picture, SynthSettings, ThreatBox, render_bag
 
 QUALITY = 95
-CHUNK = 16  # images a task
+CHUNK = 4  # images a task: an interrupt waits for those that are begun
 NOT_GENERATOR = ("__init__", "archive", "isolated", "likeness")  # their changes change no picture
 
 
@@ -60,7 +64,8 @@ def write_archive(
 ) -> Counts:
     """Write OUT/images, labels.csv, boxes.json and synth.json; `progress` is told the images done.
 
-    Raises Refused where the settings make no sense or OUT already holds files.
+    Raises Refused where the settings make no sense or OUT already holds files, and Stopped where one of the
+    worker processes is ended from outside.
     """
     _check(out, settings)
     (out / "images").mkdir(parents=True)
@@ -114,8 +119,19 @@ def _chunks(out: Path, settings: SynthSettings) -> Iterator[list[_Record]]:
         yield from map(_write_chunk, tasks)
         return
     spawn = multiprocessing.get_context("spawn")  # a fork would copy another library's locked threads
-    with ProcessPoolExecutor(settings.workers, mp_context=spawn) as pool:
-        yield from pool.map(_write_chunk, tasks)
+    with ProcessPoolExecutor(settings.workers, spawn, _start_worker, (os.getpid(),)) as pool:
+        try:
+            yield from pool.map(_write_chunk, tasks)
+        except BrokenProcessPool as error:
+            raise Stopped(
+                "a process that drew images was ended from outside, perhaps for want of memory: "
+                f"remove {out} and begin again"
+            ) from error
+
+
+def _start_worker(parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent obeys it, for all
+    die_with(parent)
 
 
 def _write_chunk(task: tuple[Path, SynthSettings, range]) -> list[_Record]:

@@ -1,6 +1,7 @@
 """Labelled images for training, and their deal into four disjoint splits."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -41,18 +42,24 @@ class Labelled:
         )
 
     def joined(self, more: "Labelled") -> "Labelled":
-        """Return these images and, after them, more; boxes are not kept."""
+        """Return these images and, after them, more."""
         return Labelled(
             self.paths + more.paths,
             np.concatenate([self.labels, more.labels]),
             self.groups + more.groups,
             self.splits + more.splits,
+            (self.boxes or ((),) * len(self.paths)) + (more.boxes or ((),) * len(more.paths)),
         )
 
-    def digest(self) -> str:
-        """Name this data set: SHA-256 of names, labels and splits."""
-        lines = zip(self.paths, self.labels.tolist(), self.groups, self.splits, strict=True)
+    def digest(self, folder: Path) -> str:
+        """Name this data set: SHA-256 of paths as seen from a folder, labels and splits."""
+        paths = [os.path.relpath(path, folder) for path in self.paths]
+        lines = zip(paths, self.labels.tolist(), self.groups, self.splits, strict=True)
         return hashlib.sha256("\n".join(str(line) for line in lines).encode()).hexdigest()
+
+    def boxes_digest(self) -> str:
+        """Name the boxes: SHA-256."""
+        return hashlib.sha256(repr(self.boxes).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

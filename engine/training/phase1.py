@@ -64,6 +64,11 @@ class Phase1Settings:
         """Return the stage of each epoch."""
         return [stage for stage in self.stages for _ in range(stage.epochs)]
 
+    @property
+    def needs_boxes(self) -> bool:
+        """Tell whether windows or places are learned from."""
+        return self.places > 0 or any(each.window < 1 for each in self.by_epoch)
+
 
 @dataclass(frozen=True)
 class Phase1Data:
@@ -180,7 +185,7 @@ def train_network(
     `network` maps normalized images to (features, logits); the model gives the constants of normalization.
     """
     stages = settings.by_epoch
-    boxed = _boxed(data, settings)
+    boxed = BoxedThreats(data.labelled, data.train) if settings.needs_boxes else None
     classifier = Classifier(network, settings, _positive_weight(data, settings))
     if (state := run.load(NAME)) is not None:
         classifier.restore(state)
@@ -216,12 +221,6 @@ def train_network(
     network.load_state_dict(classifier.best)
     network.eval()
     return classifier.lines
-
-
-def _boxed(data: Phase1Data, settings: Phase1Settings) -> BoxedThreats | None:
-    """Read the boxes of training images where windows or places need them."""
-    needed = settings.places > 0 or any(each.window < 1 for each in settings.by_epoch)
-    return BoxedThreats(data.labelled, data.train) if needed else None
 
 
 def _images(

@@ -1,6 +1,5 @@
 """From labelled images to a bundle: the three phases in order, each going on from where a kill left it."""
 
-import hashlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from ..bundle import DEFAULT_PFA, Bundle, check_vacant, write_bundle
 from ..durable import remove
 from ..errors import MissingExtra, Refused, Stopped
 from ..evaluation import Bags, Scored, figures
-from ..machine import usable_cores
+from ..machine import keep_freed_memory, usable_cores
 from ..model.backbone import fetch_backbone_weights, load_backbone_weights
 from ..model.bigan import BiGAN
 from ..model.decision import Decision
@@ -108,6 +107,7 @@ class _Training:
             check_vacant(settings.out)
         self.settings, self.progress = settings, progress
         self.started = time.time()
+        keep_freed_memory()
         threads = settings.threads or usable_cores()
         torch.set_num_threads(threads)
         torch.manual_seed(settings.seed)
@@ -115,7 +115,7 @@ class _Training:
         self.run = RunFolder(settings.run)
         listed = load_labelled(settings.labels, settings.images, settings.form, settings.class_map)
         named = set() if settings.phases == PHASES else {f"phase{k}" for k in settings.phases}
-        named |= {"projected"} if "phase1" in named else set()
+        named |= {"boxes", "projected"} if "phase1" in named else set()
         self._again(self.run.open(_config(settings, listed, threads), may_change=named))
         self.warnings: list[str] = []
         self.labelled, self.splits = self._prepared(listed)
@@ -123,12 +123,12 @@ class _Training:
 
     def _again(self, changed: set[str]) -> None:
         """Forget the phases that are asked for by name with other settings, and what rests on them."""
-        if "projected" in changed:
+        if changed & {"boxes", "projected"}:
             remove(self.run.path / FOLDER)
-        if changed & {"phase1", "projected"}:
+        if changed & {"phase1", "boxes", "projected"}:
             self.run.drop("network", phase1.NAME)
             remove(self.run.path / FEATURES)
-        if changed & {"phase1", "projected", "phase2"}:
+        if changed & {"phase1", "boxes", "projected", "phase2"}:
             self.run.drop("bigan", phase2.NAME)
         self.run.settle()
 
@@ -410,23 +410,17 @@ def _config(settings: TrainSettings, listed: Labelled, threads: int) -> dict[str
     start = Bundle.read(settings.start).hash if settings.start else None
     keys: Sequence[str] = ("seed", "device", "architecture", "shares", "phase1", "phase2", "phase3")
     weights = str(settings.backbone_weights) if settings.backbone_weights else None
+    cut = settings.projected > 0 and settings.projected_from is None
+    source = settings.projected_from and str(settings.projected_from)
     return {
-        "images": listed.digest(),
+        "images": listed.digest(settings.images),
+        "boxes": listed.boxes_digest() if cut or settings.phase1.needs_boxes else None,
         "threads": threads,
         "start": start,
         "weights": weights,
-        "projected": _projection(settings, listed),
+        "projected": [settings.projected, source] if settings.projected else None,
         **{key: own[key] for key in keys},
     }
-
-
-def _projection(settings: TrainSettings, listed: Labelled) -> list[Any] | None:
-    """Name what is projected: how many, and from where; boxes by their SHA-256."""
-    if not settings.projected:
-        return None
-    source = settings.projected_from
-    boxes = hashlib.sha256(repr(listed.boxes).encode()).hexdigest()
-    return [settings.projected, boxes if source is None else str(source)]
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,9 @@
 """Training images that projection makes: benign ones of the train split, with threats in them."""
 
 import io
+import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +18,13 @@ from ..row import THREATS, Row
 from ..synth import air_of
 from ..synth.picture import SHARES
 from .data import Labelled
+from .datasets import Box
 from .progress import Progress
 from .projection import AREAS, Pixels, bags_of, place, project, varied
 from .threats import Threats
 
 FOLDER = "projected"  # in the run folder
-HELD = "threats"  # key in the text of a picture: what it holds
+HELD = "threats"  # key in the text of a picture: what it holds and where, JSON
 MANY = (0.64, 0.28, 0.08)  # share of images with one, two and three threats
 
 
@@ -43,20 +46,20 @@ def project_threats(
     hosts = np.random.default_rng((seed, 7)).permutation(len(benign.paths))[:count]
     decoder = Decoder(None, DecodeLimits())
 
-    def make(number: int) -> list[bool] | None:
+    def make(number: int) -> tuple[Box, ...]:
         return _made(
             folder / f"{number:06d}.png", benign.paths[hosts[number]], decoder, threats, (seed, 8, number)
         )
 
-    held: list[list[bool] | None] = []
+    held: list[tuple[Box, ...]] = []
     pool = ThreadPoolExecutor(usable_cores())
     try:
-        for flags in pool.map(make, range(count)):
-            held.append(flags)
+        for boxes in pool.map(make, range(count)):
+            held.append(boxes)
             progress("project threats", len(held), count, {})
     finally:
         pool.shutdown(cancel_futures=True)  # an interrupt waits for no picture that is not begun
-    made = [number for number, flags in enumerate(held) if flags]
+    made = [number for number, boxes in enumerate(held) if boxes]
     if not made:
         raise Refused(
             f"none of {count} threats could be projected: none stands out from its surroundings, or no "
@@ -64,38 +67,39 @@ def project_threats(
         )
     chosen = benign.take(hosts[made])
     paths = tuple(folder / f"{number:06d}.png" for number in made)
-    return Labelled(paths, np.array([held[number] for number in made]), chosen.groups, chosen.splits)
+    boxes = tuple(held[number] for number in made)
+    labels = np.array([[name in {box.threat for box in each} for name in THREATS] for each in boxes])
+    return Labelled(paths, labels, chosen.groups, chosen.splits, boxes)
 
 
 def _made(
     path: Path, host: Path, decoder: Decoder, threats: Threats, key: tuple[int, ...]
-) -> list[bool] | None:
-    """Tell what a picture holds, [5], once it is written; None where its host takes no threat."""
+) -> tuple[Box, ...]:
+    """Tell what a picture holds, once it is written; nothing where its host takes no threat."""
     if not path.exists():
         pixels = decoder(Row(uri=str(host)), host.read_bytes())
         assert pixels is not None  # training looked at every image
-        picture, names = projected(pixels, threats, np.random.default_rng(key))
-        if not names:
-            return None
-        write_whole(path, _png(picture, names))
+        picture, boxes = projected(pixels, threats, np.random.default_rng(key))
+        if not boxes:
+            return ()
+        write_whole(path, _png(picture, boxes))
     with Image.open(path) as stored:
-        names = str(stored.info[HELD]).split(",")
-    return [name in names for name in THREATS]
+        return tuple(Box(*each) for each in json.loads(stored.info[HELD]))
 
 
-def _png(picture: Pixels, names: list[str]) -> bytes:
+def _png(picture: Pixels, boxes: list[Box]) -> bytes:
     text, file = PngInfo(), io.BytesIO()
-    text.add_text(HELD, ",".join(names))
+    text.add_text(HELD, json.dumps([astuple(box) for box in boxes]))
     Image.fromarray(picture).save(file, "PNG", pnginfo=text, compress_level=3)
     return file.getvalue()
 
 
-def projected(picture: Pixels, threats: Threats, random: np.random.Generator) -> tuple[Pixels, list[str]]:
-    """Project one to three threats into the bags of a picture; returns it with the names of those in it."""
+def projected(picture: Pixels, threats: Threats, random: np.random.Generator) -> tuple[Pixels, list[Box]]:
+    """Project one to three threats into the bags of a picture; returns it with what is in it now."""
     air, bags = air_of(picture), bags_of(picture)
-    names: list[str] = []
+    boxes: list[Box] = []
     if not bags:
-        return picture, names
+        return picture, boxes
     for name in _drawn(threats.names, random):
         bag = bags[random.integers(len(bags))]
         threat = threats.draw(name, air, random)
@@ -103,8 +107,8 @@ def projected(picture: Pixels, threats: Threats, random: np.random.Generator) ->
         at = None if sized is None else place(sized, bag, random)
         if sized is not None and at is not None:
             picture = project(picture, sized, at)
-            names.append(name)
-    return picture, names
+            boxes.append(sized.box(at))
+    return picture, boxes
 
 
 def _drawn(names: tuple[str, ...], random: np.random.Generator) -> list[str]:

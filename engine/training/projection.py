@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..synth import air_of
+from .datasets import Box
 
 Pixels = NDArray[np.uint8]  # [H, W, 3]
 Transmission = NDArray[np.float32]  # [h, w, 3] in [0, 1], 1 where nothing is
@@ -52,6 +53,12 @@ class Threat:
         from scipy.ndimage import binary_fill_holes
 
         return np.asarray(binary_fill_holes(self.transmission.min(axis=2) < SEEN), np.bool_)
+
+    def box(self, at: tuple[int, int]) -> Box:
+        """Bound the outline in a picture where the upper left corner lies at row and column."""
+        rows, columns = (np.flatnonzero(self.outline.any(axis=axis)).tolist() for axis in (1, 0))
+        top, left = at[0] + rows[0], at[1] + columns[0]
+        return Box(self.name, left, top, columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)
 
 
 @dataclass(frozen=True)
