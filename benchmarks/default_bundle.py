@@ -182,18 +182,22 @@ def _training_labels(work: Path) -> Labels:
 
 def _write_small(work: Path, name: str, images: Sequence[str]) -> list[tuple[int, int]]:
     """Write the pixels that a scan makes of each image, uncompressed; returns widths and heights before."""
-    side = ARCHITECTURE.input_size
     folder = work / SMALL / name
     folder.mkdir(parents=True, exist_ok=True)
-    decoder = Decoder(side, DecodeLimits())
+    decoder = Decoder(ARCHITECTURE.input_size, DecodeLimits())
 
     def shrink(image: str) -> tuple[int, int]:
-        row = Row(image)
-        pixels = decoder(row, (work / name / "images" / image).read_bytes())
-        if pixels is None or row.width is None or row.height is None:
-            raise ValueError(f"{name}/{image} is {row.status}: {row.error}")
-        Image.fromarray(pixels).save(folder / f"{Path(image).stem}.bmp")
-        return row.width, row.height
+        source, small = work / name / "images" / image, folder / f"{Path(image).stem}.bmp"
+        if not small.exists():
+            row = Row(image)
+            pixels = decoder(row, source.read_bytes())
+            if pixels is None:
+                raise ValueError(f"{name}/{image} is {row.status}: {row.error}")
+            part = small.with_suffix(".part")  # a kill leaves no half of one
+            Image.fromarray(pixels).save(part, "BMP")
+            part.rename(small)
+        with Image.open(source) as whole:
+            return whole.size
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         return list(pool.map(shrink, images))

@@ -164,8 +164,8 @@ _HOW_TO_TRAIN = options(
         default=0.0,
         show_default=True,
         metavar="WEIGHT",
-        help="Learn in phase I where threats lie, too, where the labels have boxes: the weight of that loss "
-        "(the default bundle had 1). Bundles hold nothing of it.",
+        help="Learn in phase I where threats lie, too, where the labels have boxes or --project adds "
+        "threats: the weight of that loss (the default bundle had 1). Bundles hold nothing of it.",
     ),
     click.option("--pos-weight", is_flag=True, help="Weight each class by its scarcity in phase I."),
     click.option("--mixed", is_flag=True, help="Phase I in bfloat16 where that is safe."),

@@ -5,6 +5,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -212,6 +214,9 @@ def test_places_are_learned_and_gone_on_with(settings: TrainSettings, tmp_path: 
             train_until_killed(each, killed_in)
         train(each)
         states.append(torch.load(each.run / "network.pt", weights_only=True)["state"])
+    told = {name: (tmp_path / name / "metrics.jsonl").read_text() for name in ("a", "b", "c")}
+    assert [json.loads(line)["places_loss"] > 0 for line in told["a"].splitlines()] == [True, True]
+    assert "places_loss" not in told["c"]
     whole, killed, unplaced = states
     assert whole.keys() == GBAD(ARCHITECTURE).network.state_dict().keys()  # nothing of the places
     assert all(torch.equal(whole[key], killed[key]) for key in whole)
@@ -274,6 +279,23 @@ def test_the_run_folder_tells_how_it_went(settings: TrainSettings, bundle: Bundl
     drawn = {path.name for path in (settings.run / "plots").iterdir()}
     assert drawn == {"epochs.png", "precision_recall_f1.png", "samples.png", "bigan.png"}
     assert list((settings.run / "tensorboard").glob("events.*"))
+
+
+def test_memory_that_training_frees_is_not_faulted_in_again():
+    code = (
+        "import resource, sys\n"
+        "from gbad_batch.engine.machine import keep_freed_memory\n"
+        "if sys.argv[1] == 'kept': keep_freed_memory()\n"
+        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "before = faults()\n"
+        "for _ in range(10): b'x' * (64 << 20)\n"
+        "print(faults() - before)"
+    )
+    kept, given_back = (
+        int(subprocess.run([sys.executable, "-c", code, how], check=True, capture_output=True).stdout)
+        for how in ("kept", "given back")
+    )
+    assert kept < 0.2 * given_back
 
 
 def test_norms_keep_features_alive_whatever_the_images_have_in_common():

@@ -121,12 +121,17 @@ def _chunks(out: Path, settings: SynthSettings) -> Iterator[list[_Record]]:
     spawn = multiprocessing.get_context("spawn")  # a fork would copy another library's locked threads
     with ProcessPoolExecutor(settings.workers, spawn, _start_worker, (os.getpid(),)) as pool:
         try:
-            yield from pool.map(_write_chunk, tasks)
+            # not `map`, which cancels the rest itself: CPython 3.11 then forgets to end the other workers
+            for future in [pool.submit(_write_chunk, task) for task in tasks]:
+                yield future.result()
         except BrokenProcessPool as error:
             raise Stopped(
                 "a process that drew images was ended from outside, perhaps for want of memory: "
                 f"remove {out} and begin again"
             ) from error
+        except BaseException:  # an interrupt, or a full disk
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _start_worker(parent: int) -> None:

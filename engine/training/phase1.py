@@ -27,6 +27,8 @@ from .windows import BoxedThreats
 
 NAME = "phase1"
 CHECKPOINT_EVERY_S = 120.0  # when a checkpoint is written changes no weight
+SMOOTHING = 0.02  # of losses that are shown: the share of a new step
+NOTED = ("epoch", "step", "smooth", "smooth_places", "best_map", "lines")  # of Classifier, in checkpoints
 
 
 Cells = Callable[[int], NDArray[np.float32]]  # n: targets [N, 5, n, n] of a batch
@@ -91,6 +93,7 @@ class Classifier:
         self.optimizer = _optimizer([network, *([self.places] if self.places else [])], settings)
         self.epoch = self.step = 0  # epochs done, and steps of this one
         self.smooth = math.log(2)
+        self.smooth_places: float | None = None  # until the first step
         self.best: State | None = None  # averaged weights of the best epoch
         self.best_map = -1.0
         self.lines: list[dict[str, Any]] = []  # figures of each epoch
@@ -113,14 +116,17 @@ class Classifier:
         loss = total = classification_loss(logits.float(), labels, self.positive_weight)
         if cells is not None:
             wanted = [torch.from_numpy(cells(each.shape[-1])).to(images.device) for each in found]
-            total = loss + self.settings.places * place_loss([each.float() for each in found], wanted)
+            of_places = place_loss([each.float() for each in found], wanted)
+            total = loss + self.settings.places * of_places
+            value, before = of_places.item(), self.smooth_places
+            self.smooth_places = value if before is None else before + (value - before) * SMOOTHING
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_norm)
         self.optimizer.step()
         self.average.update(self.network)
         self.step += 1
-        self.smooth += (loss.item() - self.smooth) * 0.02
+        self.smooth += (loss.item() - self.smooth) * SMOOTHING
         return self.smooth
 
     def end_epoch(self, observed: Observed, seconds: float, images: int) -> None:
@@ -128,6 +134,7 @@ class Classifier:
         stages = self.settings.by_epoch
         stage = stages[self.epoch]
         line = {"epoch": self.epoch + 1, "size": stage.size, "window": stage.window, "loss": self.smooth}
+        line |= {} if self.smooth_places is None else {"places_loss": self.smooth_places}
         speed = {"seconds": round(seconds, 1), "images_per_second": round(images / seconds, 1)}
         self.lines.append({**line, **speed, **observed.line()})
         # on a few validation images with no positive of a class there is no mAP: the last epoch is then best
@@ -154,7 +161,7 @@ class Classifier:
             "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),  # of networks that drop paths or units
             "best": self.best,
-            **{name: getattr(self, name) for name in ("epoch", "step", "smooth", "best_map", "lines")},
+            **{name: getattr(self, name) for name in NOTED},
         }
 
     def restore(self, state: State) -> None:
@@ -167,7 +174,7 @@ class Classifier:
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
         self.best = state["best"]
-        for name in ("epoch", "step", "smooth", "best_map", "lines"):
+        for name in NOTED:
             setattr(self, name, state[name])
 
 

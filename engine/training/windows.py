@@ -47,7 +47,8 @@ class BoxedThreats:
         if not self._boxes:
             raise Refused(
                 "windows in --stages and the weight of --places need boxes around the threats, and the "
-                "labels of the training images hold none: name labels with boxes by --labels, or do without"
+                "labels of the training images hold none: name labels with boxes by --labels, add threats by "
+                "--project, or do without"
             )
 
     def of(self, k: int, part: NDArray[np.float32] | None) -> tuple[NDArray[np.float64], Index] | None:
