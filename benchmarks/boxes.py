@@ -15,7 +15,7 @@ from gbad_batch.engine.evaluation.measures import AveragePrecision, Measure, Ran
 from gbad_batch.engine.machine import usable_cores
 from gbad_batch.engine.model.architecture import Architecture
 from gbad_batch.engine.model.gbad import GBAD
-from gbad_batch.engine.row import THREATS
+from gbad_batch.engine.row import THREATS, named
 from gbad_batch.engine.synth import SynthSettings
 from gbad_batch.engine.training.checkpoint import RunFolder
 from gbad_batch.engine.training.data import Labelled, load_labelled
@@ -100,9 +100,8 @@ def _labels(size: Size, work: Path) -> tuple[Path, Labelled]:
     names = [*HELD, "train"]
     gathered = Gathered()
     for i, path in enumerate(listed.paths):
-        held = [name for name, present in zip(THREATS, listed.labels[i], strict=True) if present]
         split = names[int(np.searchsorted(bounds, i, "right"))]
-        gathered.add(str(path), held, str(pool), split=split, boxes=listed.boxes[i])
+        gathered.add(str(path), named(listed.labels[i]), str(pool), split=split, boxes=listed.boxes[i])
     file = work / f"boxes-{size.images}.json"
     file.write_bytes(write_coco(gathered.labels(file)))
     return file, load_labelled(file, pool)

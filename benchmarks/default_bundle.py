@@ -22,7 +22,7 @@ from gbad_batch.engine import Scan, ScanSettings
 from gbad_batch.engine.decode import DecodeLimits, Decoder
 from gbad_batch.engine.evaluation import EvaluateSettings, Evaluation, evaluate
 from gbad_batch.engine.model.architecture import Architecture
-from gbad_batch.engine.row import THREATS, Row
+from gbad_batch.engine.row import THREATS, Row, named
 from gbad_batch.engine.synth import SynthSettings, generator_hash, write_archive
 from gbad_batch.engine.training.datasets import Box, Labels, read_labels
 from gbad_batch.engine.training.datasets.coco import write_coco
@@ -175,8 +175,7 @@ def _training_labels(work: Path) -> Labels:
             names = [f"{SMALL}/{name}/{Path(image).stem}.bmp" for image in labels.names]
             boxes = tuple(map(_shrunk, boxes, shapes))
         for k, image in enumerate(names):
-            held = [threat for threat, present in zip(THREATS, labels.labels[k], strict=True) if present]
-            gathered.add(image, held, labels.places[k], split=split, boxes=boxes[k])
+            gathered.add(image, named(labels.labels[k]), labels.places[k], split=split, boxes=boxes[k])
     return gathered.labels(work)
 
 

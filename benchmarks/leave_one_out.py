@@ -19,7 +19,7 @@ from gbad_batch.engine.machine import cpu_model, usable_cores
 from gbad_batch.engine.model.architecture import Architecture
 from gbad_batch.engine.model.gbad import GBAD
 from gbad_batch.engine.model.network import normalize
-from gbad_batch.engine.row import THREATS
+from gbad_batch.engine.row import THREATS, named
 from gbad_batch.engine.synth import SynthSettings, generator_hash
 from gbad_batch.engine.training.checkpoint import RunFolder
 from gbad_batch.engine.training.data import Labelled, load_labelled
@@ -175,8 +175,7 @@ def _write_labels(file: Path, threat: str, pool: Labelled, images: int) -> None:
             given |= dict.fromkeys(islice(members, round(share * images)), split)
     gathered = Gathered()
     for i, split in sorted(given.items()):
-        held = [name for name, present in zip(THREATS, pool.labels[i], strict=True) if present]
-        gathered.add(str(pool.paths[i]), held, str(file), split=split, boxes=pool.boxes[i])
+        gathered.add(str(pool.paths[i]), named(pool.labels[i]), str(file), split=split, boxes=pool.boxes[i])
     file.write_bytes(write_coco(gathered.labels(file)))
 
 

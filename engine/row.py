@@ -1,9 +1,16 @@
 """One candidate of the archive, one row of the results: the columns that every stage shares."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 THREATS = ("gun", "knife", "wrench", "pliers", "scissors")  # SIXray's order, and the logits'
+
+
+def named(flags: Iterable[bool]) -> list[str]:
+    """Name the threats whose flags [5] are set."""
+    return [threat for threat, flag in zip(THREATS, flags, strict=True) if flag]
+
 
 Digest = bytes  # the field `bytes` hides the type's own name inside Row
 Kind = Literal["image", "container"]

@@ -16,7 +16,7 @@ from .errors import Refused, Stopped
 from .model.decision import Decision, on_device
 from .plan import Plan, plan_for
 from .progress import Progress
-from .row import THREATS, ImageFault, Row
+from .row import ImageFault, Row, named
 from .runtime import EngineFailed, Outputs, Runner, open_engine
 from .settings import ScanSettings
 
@@ -170,7 +170,7 @@ class Scorer:
             row.anomaly_score = scores[i]
             row.anomalous = scores[i] >= self.point.threshold
             if row.anomalous:
-                row.threats = [threat for threat, is_over in zip(THREATS, over[i], strict=True) if is_over]
+                row.threats = named(over[i])
 
 
 def _on_host(pixels: Any) -> list[Pixels]:
