@@ -76,9 +76,9 @@ def run(arguments: argparse.Namespace) -> Comparison:
     size = Size(arguments.images, arguments.pixels, arguments.windows, arguments.epochs)
     arguments.work.mkdir(parents=True, exist_ok=True)
     report = Comparison(
-        f"Phase I on {size.images} synthetic images at {size.pixels} pixels, {size.backbone}, "
-        f"{arguments.seeds} seeds: {size.windows} epochs on windows or {size.windows // PER_WHOLE} on whole "
-        f"images, then {size.epochs} on whole images; AP on test images, half of them with threats"
+        f"Phase I on {size.images} synthetic images at {size.pixels} pixels, {size.backbone}, seeds: "
+        f"{arguments.seeds}; {size.windows} epochs on windows or {size.windows // PER_WHOLE} on whole ones, "
+        f"then {size.epochs} on whole ones; AP on test images, half of them with threats"
     )
     labels, pool = _labels(size, arguments.work)
     test = pool.take(np.flatnonzero(np.array(pool.splits) == "test"))
