@@ -159,7 +159,7 @@ def _train(work: Path, bundle: Path, counts: Mapping[str, int]) -> None:
 
 
 def _training_labels(work: Path) -> Labels:
-    """Join the sets of all splits; of training images, read two dozen times, small copies stand in for them."""
+    """Join the sets of all splits; small copies stand in for training images, read dozens of times."""
     gathered = Gathered()
     for name, split in SPLIT_OF.items():
         labels = read_labels(work / name / "boxes.json")
