@@ -258,12 +258,14 @@ def train(dataset: Path, run: Path | None, report_exact: bool, **given: Any) -> 
     """
     need_extra("train", "torch", "timm", "sklearn", "onnx", "onnxscript", "nvidia.dali", "matplotlib")
     from .console import training_shown
+    from .machine import keep_freed_memory
     from .training.pipeline import train as train_bundle
     from .training.pipeline import train_as_reported
     from .training.settings import train_settings
 
     out = given["out"]
     settings = train_settings(dataset, run=run or out.with_name(f"{out.name}.run"), **given)
+    keep_freed_memory()  # here, for a library's caller may want another malloc
     with training_shown() as progress:
         if report_exact:
             lines = train_as_reported(settings, progress)

@@ -16,7 +16,7 @@ from ..bundle import DEFAULT_PFA, Bundle, check_vacant, write_bundle
 from ..durable import remove
 from ..errors import MissingExtra, Refused, Stopped
 from ..evaluation import Bags, Scored, figures
-from ..machine import keep_freed_memory, usable_cores
+from ..machine import usable_cores
 from ..model.backbone import fetch_backbone_weights, load_backbone_weights
 from ..model.bigan import BiGAN
 from ..model.decision import Decision
@@ -107,7 +107,6 @@ class _Training:
             check_vacant(settings.out)
         self.settings, self.progress = settings, progress
         self.started = time.time()
-        keep_freed_memory()
         threads = settings.threads or usable_cores()
         torch.set_num_threads(threads)
         torch.manual_seed(settings.seed)
