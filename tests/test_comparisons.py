@@ -181,12 +181,11 @@ def test_arms_of_phase_one_are_compared(tmp_path: Path):
     found = figures_of([*words, "--seeds", "1"], tmp_path / "first.json")
     arms = ("images", "windows", "places", "windows_and_places")
     assert all(0 < found[f"{arm}_gun"] <= 1 for arm in arms)
-    assert len({found[f"{arm}_map"] for arm in arms}) == 4
     before = times(tmp_path / "work", "*.npz")
-    assert len(before) == 4
+    assert len({np.load(file)["probabilities"].tobytes() for file in before}) == len(before) == 4
     both = figures_of([*words, "--seeds", "2", "--only", "places"], tmp_path / "again.json")
     assert found["places_map"] in (both["places_map_least"], both["places_map_most"])
-    assert both["places_map_least"] < both["places_map"] < both["places_map_most"]
+    assert both["places_map_least"] <= both["places_map"] <= both["places_map_most"]
     after = times(tmp_path / "work", "*.npz")
     assert before.items() <= after.items()
     assert len(after) == 5
