@@ -1,6 +1,5 @@
 """`python -m benchmarks gpu`: what needs no GPU of it; it keeps its time and names what has not run."""
 
-import os
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from benchmarks import gpu
 from benchmarks.archives import bags, linked
 from benchmarks.gpu_parts import PARTS, Subject, measured
 from benchmarks.report import Report
+from processes import runs
 
 from gbad_batch.engine.bundle import write_bundle
 
@@ -76,18 +76,10 @@ def test_what_takes_too_long_ends_with_all_that_it_started(tmp_path: Path) -> No
         assert gpu.finished(command, seconds) is None
         seconds *= 2  # until the machine is fast enough
     for _ in range(1000):
-        if not _runs(int(file.read_text())):
+        if not runs(int(file.read_text())):
             return
         time.sleep(0.02)
     pytest.fail("what it has started still runs")
-
-
-def _runs(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z" and os.getpgid(pid) > 0
 
 
 def test_what_has_not_run_is_named_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tarfile
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_bundle as tiny
 from PIL import Image
+from processes import children
 
 from gbad_batch.engine import Scan, ScanSettings, Summary
 from gbad_batch.engine.bundle import Bundle, write_bundle
@@ -468,14 +468,6 @@ def wait_for(condition: Any, seconds: float = 60.0) -> Any:
             return found
         time.sleep(0.01)
     raise AssertionError("what was waited for did not come")
-
-
-def children(pid: int) -> list[int]:
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended since it was named
-            found += map(int, task.read_text().split())
-    return found
 
 
 def cpu_seconds(pid: int) -> float:

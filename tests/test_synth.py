@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from processes import children, runs
 
 from gbad_batch.engine.errors import Refused
 from gbad_batch.engine.row import THREATS
@@ -182,9 +183,8 @@ def test_workers_do_not_outlive_a_kill(tmp_path: Path, killed: str):
     while len(list(tmp_path.rglob("*.jpg"))) < 2 and writer.poll() is None:
         time.sleep(0.02)
     workers = [
-        int(each) for each in Path(f"/proc/{writer.pid}/task/{writer.pid}/children").read_text().split()
+        each for each in children(writer.pid) if b"spawn_main" in Path(f"/proc/{each}/cmdline").read_bytes()
     ]
-    workers = [each for each in workers if b"spawn_main" in Path(f"/proc/{each}/cmdline").read_bytes()]
     assert len(workers) == 2
     os.kill(workers[0] if killed == "a worker" else writer.pid, signal.SIGKILL)
     _, said = writer.communicate(timeout=60)
@@ -194,16 +194,9 @@ def test_workers_do_not_outlive_a_kill(tmp_path: Path, killed: str):
             "begin again\n"
         )
     deadline = time.monotonic() + 30
-    while any(_alive(each) for each in workers):
+    while any(map(runs, workers)):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-
-
-def _alive(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def test_the_settings_and_the_generators_hash_are_kept(archive: Path):

@@ -1,0 +1,21 @@
+"""What the system tells of other processes."""
+
+from contextlib import suppress
+from pathlib import Path
+
+
+def children(pid: int) -> list[int]:
+    """Process ids of those that any thread of a process has started, and that are not yet forgotten."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended since it was named
+            found += map(int, task.read_text().split())
+    return found
+
+
+def runs(pid: int) -> bool:
+    """Tell whether a process is neither gone nor dead, which one is that nobody has waited for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
