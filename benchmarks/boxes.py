@@ -14,10 +14,8 @@ from gbad_batch.engine.evaluation.bootstrap import Bags, with_intervals
 from gbad_batch.engine.evaluation.measures import AveragePrecision, Measure, Ranking
 from gbad_batch.engine.machine import usable_cores
 from gbad_batch.engine.model.architecture import Architecture
-from gbad_batch.engine.model.gbad import GBAD
 from gbad_batch.engine.row import THREATS, named
 from gbad_batch.engine.synth import SynthSettings
-from gbad_batch.engine.training.checkpoint import RunFolder
 from gbad_batch.engine.training.data import Labelled, load_labelled
 from gbad_batch.engine.training.datasets.coco import write_coco
 from gbad_batch.engine.training.datasets.labels import Gathered
@@ -27,8 +25,8 @@ from gbad_batch.engine.training.pipeline import train
 from gbad_batch.engine.training.settings import TrainSettings
 
 from .archives import default_work_dir, labelled_set
-from .comparison import Comparison, Judged
-from .contest import stored
+from .comparison import Comparison, Judged, over_seeds
+from .contest import classifier_of, stored
 
 ARMS = {  # windows in the first epochs, weight of the places
     "images": (False, 0.0),
@@ -129,10 +127,7 @@ def _scores(arm: str, seed: int, size: Size, labels: Path, test: Labelled, work:
 def _trained(settings: TrainSettings, test: Labelled) -> dict[str, NDArray[np.float64]]:
     print(f"training in {settings.run}", file=sys.stderr)
     train(settings)
-    model, finished = GBAD(settings.architecture), RunFolder(settings.run).load("network")
-    assert finished is not None
-    model.network.load_state_dict(finished["state"])
-    model.eval()
+    model = classifier_of(settings.run, settings.architecture)
     size = settings.architecture.input_size
     return {"probabilities": probabilities(model.network, model, test.paths, size).astype(np.float64)}
 
@@ -147,13 +142,9 @@ def _judged(test: Labelled, found: Sequence[NDArray[np.float64]]) -> dict[str, J
     seeds = range(len(found))
     means = {threat: [f"{threat}.{seed}" for seed in seeds] for threat in THREATS}
     by_seed = {f"map.{seed}": [f"{threat}.{seed}" for threat in THREATS] for seed in seeds}
-    intervals = with_intervals(
-        measures, means | by_seed | {"map": list(measures)}, test.positive, Bags.named(test.groups)
-    )
-    judged = {}
-    for name in ("map", *THREATS):
-        values = [intervals[f"{name}.{seed}"].value for seed in seeds]
-        whole = intervals[name]
-        defined = np.array([np.nan if each is None else each for each in values])
-        judged[name] = Judged(defined.mean(), whole.low, whole.high, defined.min(), defined.max())
-    return judged
+    means |= by_seed | {"map": list(measures)}
+    intervals = with_intervals(measures, means, test.positive, Bags.named(test.groups))
+    return {
+        name: over_seeds(intervals[name], [intervals[f"{name}.{seed}"] for seed in seeds])
+        for name in ("map", *THREATS)
+    }

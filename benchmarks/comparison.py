@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from gbad_batch.engine.evaluation.bootstrap import Bags, with_intervals
+from gbad_batch.engine.evaluation.bootstrap import Bags, Figure, with_intervals
 from gbad_batch.engine.evaluation.figures import percent, ranked
 from gbad_batch.engine.evaluation.measures import Auroc, AveragePrecision, Measure, Ranking, Share
 from gbad_batch.engine.training.phase3 import threshold_at
@@ -48,10 +48,15 @@ def judge(positive: Flags, test: Sequence[Scores], benign: Sequence[Scores], bag
     found = with_intervals(measures, means, positive, bags)
     judged = {}
     for name, parts in means.items():
-        values = np.array([found[part].value for part in parts], np.float64)
-        whole = found[name] if len(parts) > 1 else found[parts[0]]
-        judged[name] = Judged(values.mean(), whole.low, whole.high, values.min(), values.max())
+        judged[name] = over_seeds(found[name], [found[part] for part in parts])
     return judged
+
+
+def over_seeds(mean: Figure, parts: Sequence[Figure]) -> Judged:
+    """Join the figure of each seed and their mean; of one seed the interval is its own."""
+    values = np.array([part.value for part in parts], np.float64)
+    whole = mean if len(parts) > 1 else parts[0]
+    return Judged(values.mean(), whole.low, whole.high, values.min(), values.max())
 
 
 def _measures(positive: Flags, scores: Scores, benign: Scores) -> dict[str, Measure]:

@@ -19,7 +19,7 @@ from gbad_batch.engine.errors import Refused
 from gbad_batch.engine.evaluation.bootstrap import Bags
 from gbad_batch.engine.model.architecture import Architecture
 from gbad_batch.engine.model.bigan import BiGAN
-from gbad_batch.engine.model.gbad import round_to_half
+from gbad_batch.engine.model.gbad import GBAD, round_to_half
 from gbad_batch.engine.training.checkpoint import CONFIG, RunFolder
 from gbad_batch.engine.training.data import Labelled, Shares, Splits, load_labelled, split
 from gbad_batch.engine.training.features import open_features
@@ -128,6 +128,14 @@ def open_run(run: Path, labels: Path, images: Path) -> Contest:
         Phase3Settings(**{key: _tuple(value) for key, value in config["phase3"].items()}),
         hashlib.sha256(file.read_bytes() + network.read_bytes()).hexdigest(),
     )
+
+
+def classifier_of(run: Path, architecture: Architecture) -> GBAD:
+    """Give a model with the network of a run whose phase I is done."""
+    model, finished = GBAD(architecture), RunFolder(run).load("network")
+    assert finished is not None
+    model.network.load_state_dict(finished["state"])
+    return model.eval()
 
 
 def stored(path: Path, compute: Callable[[], Named]) -> Named:

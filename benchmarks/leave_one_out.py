@@ -17,11 +17,9 @@ from numpy.typing import NDArray
 from gbad_batch.engine.durable import write_whole
 from gbad_batch.engine.machine import cpu_model, usable_cores
 from gbad_batch.engine.model.architecture import Architecture
-from gbad_batch.engine.model.gbad import GBAD
 from gbad_batch.engine.model.network import normalize
 from gbad_batch.engine.row import THREATS, named
 from gbad_batch.engine.synth import SynthSettings, generator_hash
-from gbad_batch.engine.training.checkpoint import RunFolder
 from gbad_batch.engine.training.data import Labelled, load_labelled
 from gbad_batch.engine.training.datasets.coco import write_coco
 from gbad_batch.engine.training.datasets.labels import Gathered
@@ -33,7 +31,7 @@ from gbad_batch.engine.training.settings import TrainSettings
 
 from .archives import default_work_dir, labelled_set
 from .comparison import Comparison, Judged
-from .contest import Contest, open_run
+from .contest import Contest, classifier_of, open_run
 from .report import commit
 
 RESULTS = Path(__file__).parent / "results" / "leave_one_out"
@@ -182,10 +180,7 @@ def _write_labels(file: Path, threat: str, pool: Labelled, images: int) -> None:
 @torch.no_grad()
 def _pooled(contest: Contest, run: Path, architecture: Architecture) -> NDArray[np.float32]:
     """Global averages of the backbone's maps C2..C5, side by side [n, d]."""
-    model, finished = GBAD(architecture), RunFolder(run).load("network")
-    assert finished is not None
-    model.network.load_state_dict(finished["state"])
-    model.eval()
+    model = classifier_of(run, architecture)
     images, parts = decoded(contest.labelled.paths, architecture.input_size), []
     while batch := [image for image in islice(images, AT_ONCE) if image is not None]:
         pixels = torch.from_numpy(np.stack(batch))
