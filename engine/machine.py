@@ -1,4 +1,4 @@
-"""What this machine lends to a scan: cores and their kind, and processes that do not outlive it."""
+"""What this machine lends to a process: cores and their kind, memory, and a life within its parent's."""
 
 import ctypes
 import os

@@ -122,7 +122,7 @@ class _Training:
 
     def _again(self, changed: set[str]) -> None:
         """Forget the phases that are asked for by name with other settings, and what rests on them."""
-        if changed & {"boxes", "projected"}:
+        if "projected" in changed:
             remove(self.run.path / FOLDER)
         if changed & {"phase1", "boxes", "projected"}:
             self.run.drop("network", phase1.NAME)
@@ -409,11 +409,11 @@ def _config(settings: TrainSettings, listed: Labelled, threads: int) -> dict[str
     start = Bundle.read(settings.start).hash if settings.start else None
     keys: Sequence[str] = ("seed", "device", "architecture", "shares", "phase1", "phase2", "phase3")
     weights = str(settings.backbone_weights) if settings.backbone_weights else None
-    cut = settings.projected > 0 and settings.projected_from is None
-    source = settings.projected_from and str(settings.projected_from)
+    boxes = listed.boxes_digest()
+    source = boxes if settings.projected_from is None else str(settings.projected_from)
     return {
         "images": listed.digest(settings.images),
-        "boxes": listed.boxes_digest() if cut or settings.phase1.needs_boxes else None,
+        "boxes": boxes if settings.phase1.needs_boxes else None,
         "threads": threads,
         "start": start,
         "weights": weights,
