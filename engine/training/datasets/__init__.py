@@ -81,7 +81,5 @@ def _form_of_folder(path: Path) -> str:
     if len(forms) == 1 and b"json" not in kinds:
         return forms[0]
     held = ", ".join(sorted(kind.decode(errors="replace") for kind in kinds if kind)) or "nothing known"
-    choice = " or ".join(forms) or "another label file"
-    raise Refused(
-        f"The form of the folder {path} is not plain ({held}); name the label file, or say --form {choice}."
-    )
+    choice = f", or say --form {' or '.join(forms)}" if forms else ""
+    raise Refused(f"The form of the folder {path} is not plain ({held}); name the label file{choice}.")
