@@ -7,9 +7,8 @@ import torch
 
 from gbad_batch.engine.model.architecture import Architecture
 from gbad_batch.engine.model.gbad import GBAD, round_to_half
+from gbad_batch.engine.runtime.runtime_openvino import open_core
 from gbad_batch.export.to_onnx import export_graphs
-
-ov = pytest.importorskip("openvino")
 
 ARCHITECTURE = Architecture(backbone="regnetx_004", input_size=64)
 IMAGES = 19
@@ -44,7 +43,7 @@ def pixels() -> np.ndarray:
 
 
 def compiled(graph: bytes, **properties: object):
-    core = ov.Core()
+    core = open_core()
     return core.compile_model(
         core.read_model(graph), "CPU", {"INFERENCE_PRECISION_HINT": "f32", **properties}
     )

@@ -1,6 +1,8 @@
 """The INT8 form of a network: made, stored, read with suspicion, and used where it decides as FP32 does."""
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from contextlib import closing
 from dataclasses import replace
@@ -136,6 +138,28 @@ def test_the_command_gives_a_bundle_an_int8_form(tiny_bundle: Bundle, images: Pa
     again = CliRunner().invoke(main, [*words, "--out", str(tmp_path / "out")])
     assert again.exit_code == 2
     assert "exists" in again.stderr
+
+
+SIGNALLED = """
+import gc, os, signal, sys
+import tiny_bundle as tiny
+from gbad_batch.engine.bundle import Bundle
+from gbad_batch.export.to_int8 import quantize
+
+signal.signal(signal.SIGUSR1, lambda *_: None)
+network = Bundle.read(sys.argv[1]).files["network.onnx"]
+for seed in range(3):
+    quantize(network, tiny.pictures(4, seed))
+    os.kill(os.getpid(), signal.SIGUSR1)
+    gc.collect()
+    os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_signals_do_no_harm_after_quantizing(tiny_bundle: Bundle) -> None:
+    """NNCF opens and closes OpenVINO, whose plugin takes the stack that signals are handled on with it."""
+    words = [sys.executable, "-c", SIGNALLED, str(tiny_bundle.path)]
+    subprocess.run(words, check=True, cwd=Path(__file__).parent)
 
 
 # --- the graph ---
