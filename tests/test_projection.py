@@ -336,8 +336,12 @@ def test_training_takes_projected_images_into_the_train_split_alone(
 def test_places_are_learned_from_projected_threats(settings: TrainSettings, tmp_path: Path) -> None:
     placed = replace(settings.phase1, places=1.0)
     own = replace(settings, run=tmp_path / "run", phases=(1,), phase1=placed)
-    with pytest.raises(Refused, match="the labels of the training images hold none"):
-        train(replace(own, run=tmp_path / "bare", projected=0, projected_from=None))
+    shown: list[object] = []
+    for projected, reason in (0, "labels of the training images hold none"), (10, "no box to cut threats"):
+        bare = replace(own, run=tmp_path / "bare", projected=projected, projected_from=None)
+        with pytest.raises(Refused, match=reason):
+            train(bare, lambda *of: shown.append(of))
+    assert shown == []  # refused before all images are looked at
     train(own)
     train(replace(own, run=tmp_path / "plain", phase1=settings.phase1))
     states = [

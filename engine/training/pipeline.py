@@ -48,6 +48,7 @@ from .reported import REPORTED, ReportedNetwork
 from .settings import HUB, PHASES, TrainSettings
 from .svm import choose_fitter
 from .threats import open_threats
+from .windows import NO_BOXES
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +114,7 @@ class _Training:
         self.model = GBAD(settings.architecture)
         self.run = RunFolder(settings.run)
         listed = load_labelled(settings.labels, settings.images, settings.form, settings.class_map)
+        _check_boxes(settings, listed)
         named = set() if settings.phases == PHASES else {f"phase{k}" for k in settings.phases}
         named |= {"boxes", "projected"} if "phase1" in named else set()
         self._again(self.run.open(_config(settings, listed, threads), may_change=named))
@@ -401,6 +403,14 @@ def losses_of(bigan: BiGAN, x: NDArray[np.float32]) -> tuple[NDArray[np.float32]
     parts = [bigan(torch.from_numpy(x[start : start + 1024])) for start in range(0, len(x), 1024)]
     reconstruction, matching = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
     return reconstruction, matching
+
+
+def _check_boxes(settings: TrainSettings, listed: Labelled) -> None:
+    """Refuse labels without the boxes that are asked for, before looking at all images takes its time."""
+    if settings.projected:
+        open_threats(settings.projected_from, listed, settings.class_map)
+    elif 1 in settings.phases and settings.phase1.needs_boxes and not listed.boxes:
+        raise Refused(NO_BOXES)
 
 
 def _config(settings: TrainSettings, listed: Labelled, threads: int) -> dict[str, Any]:

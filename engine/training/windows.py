@@ -16,6 +16,10 @@ from ..row import THREATS
 from .data import Index, Labelled
 
 LEAST_SEEN = 0.5  # share of a box inside a window, from which on its threat is in the label
+NO_BOXES = (
+    "windows in --stages and the weight of --places need boxes around the threats, and the labels of the "
+    "training images hold none: name labels with boxes by --labels, add threats by --project, or do without"
+)
 MARGIN = 1.1  # of a box that is larger than the window: the window grows
 
 
@@ -45,11 +49,7 @@ class BoxedThreats:
             self._boxes[k] = np.clip(np.array(corners) / [width, height, width, height], 0, 1)
             self._classes[k] = classes
         if not self._boxes:
-            raise Refused(
-                "windows in --stages and the weight of --places need boxes around the threats, and the "
-                "labels of the training images hold none: name labels with boxes by --labels, add threats by "
-                "--project, or do without"
-            )
+            raise Refused(NO_BOXES)
 
     def of(self, k: int, part: NDArray[np.float32] | None) -> tuple[NDArray[np.float64], Index] | None:
         """Boxes [m, 4] as shares of a part (left, top, width, height) of image `k`, and classes [m].
