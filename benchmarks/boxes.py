@@ -63,10 +63,16 @@ def options(parser: argparse.ArgumentParser) -> None:
     add("--only", choices=ARMS, nargs="*", default=list(ARMS), help="these arms")
     add("--images", type=int, default=4000, metavar="N", help="training images, half of them with threats")
     add("--pixels", type=int, default=128, metavar="S", help="a side")
-    add("--windows", type=int, default=4, metavar="N", help=f"epochs on windows, a multiple of {PER_WHOLE}")
+    add("--windows", type=_windows, default=4, metavar="N", help=f"epochs on them, a multiple of {PER_WHOLE}")
     add("--epochs", type=int, default=4, metavar="N", help="epochs on whole images, after them")
     add("--seeds", type=int, default=2, metavar="N", help="of phase I")
     add("--work", type=Path, default=default_work_dir(), metavar="DIR", help="what is done is kept here")
+
+
+def _windows(text: str) -> int:
+    if not text.isdecimal() or int(text) % PER_WHOLE:
+        raise argparse.ArgumentTypeError(f"{text} is not a multiple of {PER_WHOLE}: all arms see equal pixels")
+    return int(text)
 
 
 def run(arguments: argparse.Namespace) -> Comparison:
