@@ -71,7 +71,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def _windows(text: str) -> int:
     if not text.isdecimal() or int(text) % PER_WHOLE:
-        raise argparse.ArgumentTypeError(f"{text} is not a multiple of {PER_WHOLE}: all arms see equal pixels")
+        raise argparse.ArgumentTypeError(f"{text} is no multiple of {PER_WHOLE}: all arms see equal pixels")
     return int(text)
 
 
