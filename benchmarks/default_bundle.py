@@ -64,7 +64,7 @@ TESTS = {
 GUARD = "phase1"  # what the guard of the generator is fitted on
 ARCHITECTURE = Architecture(backbone="regnetx_004")
 # windows first, at the scale of the whole image of 256 pixels: a threat is a hundredth or two of its bag;
-# with places, for `python -m benchmarks boxes` found that windows alone bring nothing
+# with places, which help (`python -m benchmarks boxes`), where windows alone may not
 PHASE1 = Phase1Settings(
     stages=(Stage(64, 8, 0.25), Stage(96, 3, 0.375), Stage(128, 8, 0.5), Stage(256, 9)),
     weight_decay=0.02,

@@ -145,7 +145,7 @@ _HOW_TO_TRAIN = options(
         show_default=True,
         metavar="SIZE:EPOCHS[:WINDOW],...",
         help="Image sizes of phase I, growing, and epochs at each. A window of less than 1 shows only that "
-        "share of each side, around a threat where the labels have boxes; worth it together with --places.",
+        "share of each side, around a threat where the labels have boxes.",
     ),
     click.option("--batch-size", type=click.IntRange(2), default=32, show_default=True, help="Of phase I."),
     click.option(

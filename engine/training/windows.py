@@ -1,7 +1,7 @@
 """Parts of images around boxed threats: what phase I may begin with, before it sees whole images.
 
 A threat covers a hundredth or two of its image. Windows show it at the scale that whole images will have, at
-a fraction of their pixels. `python -m benchmarks boxes`: with places they help, alone they did not.
+a fraction of their pixels. `python -m benchmarks boxes`: what they bring lies within the noise there.
 """
 
 from collections.abc import Sequence
