@@ -44,8 +44,9 @@ def load_openvino() -> Any:
 def open_core() -> Any:
     """Open OpenVINO once for the process, and never close it.
 
-    Its CPU plugin gives the thread that opens it another stack for signals, and frees that when it is closed,
-    elsewhere too: the next signal then ends the process by SIGSEGV.
+    Its CPU plugin gives the thread that opens it another stack for signals. Closed by another thread, or
+    before one that was opened later, it leaves a stack that is gone: the next signal then ends the process
+    by SIGSEGV.
     """
     ov = load_openvino()
     # its table of array types is made at the first use, and two threads that make it at once never end

@@ -406,7 +406,7 @@ def losses_of(bigan: BiGAN, x: NDArray[np.float32]) -> tuple[NDArray[np.float32]
 
 
 def _check_boxes(settings: TrainSettings, listed: Labelled) -> None:
-    """Refuse labels without the boxes that are asked for, before looking at all images takes its time."""
+    """Refuse a lack of boxes, or of threats to project, before looking at all images takes its time."""
     if settings.projected:
         open_threats(settings.projected_from, listed, settings.class_map)
     elif 1 in settings.phases and settings.phase1.needs_boxes and not listed.boxes:
