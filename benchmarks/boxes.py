@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from gbad_batch.engine.datasets.coco import write_coco
+from gbad_batch.engine.datasets.labels import Gathered
 from gbad_batch.engine.evaluation.bootstrap import Bags, with_intervals
 from gbad_batch.engine.evaluation.measures import AveragePrecision, Measure, Ranking
-from gbad_batch.engine.machine import usable_cores
 from gbad_batch.engine.model.architecture import Architecture
 from gbad_batch.engine.row import THREATS, named
 from gbad_batch.engine.synth import SynthSettings
+from gbad_batch.engine.system.machine import usable_cores
 from gbad_batch.engine.training.data import Labelled, load_labelled
-from gbad_batch.engine.training.datasets.coco import write_coco
-from gbad_batch.engine.training.datasets.labels import Gathered
-from gbad_batch.engine.training.observe import probabilities
-from gbad_batch.engine.training.phase1 import Phase1Settings, Stage
+from gbad_batch.engine.training.phases.observe import probabilities
+from gbad_batch.engine.training.phases.phase1 import Phase1Settings, Stage
 from gbad_batch.engine.training.pipeline import train
 from gbad_batch.engine.training.settings import TrainSettings
 

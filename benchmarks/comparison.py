@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from gbad_batch.engine.evaluation.bootstrap import Bags, Figure, with_intervals
 from gbad_batch.engine.evaluation.figures import percent, ranked
 from gbad_batch.engine.evaluation.measures import Auroc, AveragePrecision, Measure, Ranking, Share
-from gbad_batch.engine.training.phase3 import threshold_at
+from gbad_batch.engine.training.phases.phase3 import threshold_at
 
 from .report import Report, aligned
 

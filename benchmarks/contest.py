@@ -14,19 +14,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gbad_batch.engine.durable import write_whole
 from gbad_batch.engine.errors import Refused
 from gbad_batch.engine.evaluation.bootstrap import Bags
 from gbad_batch.engine.model.architecture import Architecture
 from gbad_batch.engine.model.bigan import BiGAN
 from gbad_batch.engine.model.gbad import GBAD, round_to_half
+from gbad_batch.engine.system.durable import write_whole
+from gbad_batch.engine.system.progress import silent
 from gbad_batch.engine.training.checkpoint import CONFIG, RunFolder
 from gbad_batch.engine.training.data import Labelled, Shares, Splits, load_labelled, split
 from gbad_batch.engine.training.features import open_features
-from gbad_batch.engine.training.phase2 import Phase2Settings, train_bigan
-from gbad_batch.engine.training.phase3 import Losses, Phase3Settings, fit_decisions
+from gbad_batch.engine.training.phases.phase2 import Phase2Settings, train_bigan
+from gbad_batch.engine.training.phases.phase3 import Losses, Phase3Settings, fit_decisions
 from gbad_batch.engine.training.pipeline import losses_of
-from gbad_batch.engine.training.progress import silent
 
 from . import rivals
 from .comparison import Judged, judge

@@ -18,10 +18,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from gbad_batch.engine.machine import usable_cores
 from gbad_batch.engine.plan import MOST_STREAMS
 from gbad_batch.engine.scan import SCORED
 from gbad_batch.engine.settings import BATCH_SIZES
+from gbad_batch.engine.system.machine import usable_cores
 
 from .archives import bags, linked
 from .crash_victim import PART_SECONDS

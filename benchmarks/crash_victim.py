@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gbad_batch.engine import results, sources
-from gbad_batch.engine.guarded import guarded_scan
+from gbad_batch.engine.commands.guarded import guarded_scan
 from gbad_batch.engine.settings import ScanSettings
 
 PART_SECONDS = 1.0  # shorter than a user's, so that kills fall on many parts

@@ -19,16 +19,16 @@ from pathlib import Path
 from PIL import Image
 
 from gbad_batch.engine import Scan, ScanSettings
+from gbad_batch.engine.datasets import Box, Labels, read_labels
+from gbad_batch.engine.datasets.coco import write_coco
+from gbad_batch.engine.datasets.labels import Gathered
 from gbad_batch.engine.decode import DecodeLimits, Decoder
 from gbad_batch.engine.evaluation import EvaluateSettings, Evaluation, evaluate
 from gbad_batch.engine.model.architecture import Architecture
 from gbad_batch.engine.row import THREATS, Row, named
 from gbad_batch.engine.synth import SynthSettings, generator_hash, write_archive
-from gbad_batch.engine.training.datasets import Box, Labels, read_labels
-from gbad_batch.engine.training.datasets.coco import write_coco
-from gbad_batch.engine.training.datasets.labels import Gathered
-from gbad_batch.engine.training.phase1 import Phase1Settings, Stage
-from gbad_batch.engine.training.phase2 import Phase2Settings
+from gbad_batch.engine.training.phases.phase1 import Phase1Settings, Stage
+from gbad_batch.engine.training.phases.phase2 import Phase2Settings
 from gbad_batch.engine.training.pipeline import train
 from gbad_batch.engine.training.settings import TrainSettings
 

@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 
 from gbad_batch.engine.errors import Refused
-from gbad_batch.engine.machine import usable_cores
 from gbad_batch.engine.model.architecture import Architecture
 from gbad_batch.engine.synth import SynthSettings
-from gbad_batch.engine.training.phase1 import Phase1Settings, Stage
-from gbad_batch.engine.training.phase2 import Phase2Settings
+from gbad_batch.engine.system.machine import usable_cores
+from gbad_batch.engine.training.phases.phase1 import Phase1Settings, Stage
+from gbad_batch.engine.training.phases.phase2 import Phase2Settings
 from gbad_batch.engine.training.pipeline import train
 from gbad_batch.engine.training.settings import TrainSettings
 

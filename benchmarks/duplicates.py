@@ -10,10 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
-from gbad_batch.engine.machine import usable_cores
-from gbad_batch.engine.synth import SynthSettings, write_archive
-from gbad_batch.engine.training.datasets import find_images
-from gbad_batch.engine.training.datasets.duplicates import (
+from gbad_batch.engine.datasets import find_images
+from gbad_batch.engine.datasets.duplicates import (
     COARSE_BITS,
     Prints,
     duplicate_groups,
@@ -21,6 +19,8 @@ from gbad_batch.engine.training.datasets.duplicates import (
     groups_of,
     look_alikes,
 )
+from gbad_batch.engine.synth import SynthSettings, write_archive
+from gbad_batch.engine.system.machine import usable_cores
 
 from .report import Report
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from gbad_batch.engine.durable import remove
+from gbad_batch.engine.system.durable import remove
 from gbad_batch.engine.training.pixels import decoded
 
 from .anomalib_environment import VERSION, environment, run_to_end

@@ -18,10 +18,10 @@ from torch import Tensor
 from gbad_batch.engine import Scan, ScanSettings
 from gbad_batch.engine.bundle import Bundle, default_bundle_path
 from gbad_batch.engine.decode import DecodeLimits, Decoder
-from gbad_batch.engine.machine import usable_cores
 from gbad_batch.engine.model.gbad import GBAD
 from gbad_batch.engine.row import Row
 from gbad_batch.engine.runtime import Engine, open_engine
+from gbad_batch.engine.system.machine import usable_cores
 from gbad_batch.export import engine_for
 
 from .report import ROOT, Report
@@ -168,7 +168,7 @@ def decision(subject: Subject, report: Report) -> None:
     """Time the decision over a batch with many support vectors: by NumPy, on the device, and by cuML."""
     from gbad_batch.engine.model.decision import Decision
     from gbad_batch.engine.model.decision_torch import TorchDecision
-    from gbad_batch.engine.training.svm import cuml_unusable
+    from gbad_batch.engine.training.phases.svm import cuml_unusable
 
     random = np.random.default_rng(0)
     support = random.normal(size=(SUPPORT, 2))

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from gbad_batch.engine.training.datasets import find_images, join, read_labels
+from gbad_batch.engine.datasets import find_images, join, read_labels
 
 BINS = 8  # of each channel's histogram
 FITTED, JUDGED = 4_000, 2_000  # images at most

@@ -14,17 +14,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gbad_batch.engine.durable import write_whole
-from gbad_batch.engine.machine import cpu_model, usable_cores
+from gbad_batch.engine.datasets.coco import write_coco
+from gbad_batch.engine.datasets.labels import Gathered
 from gbad_batch.engine.model.architecture import Architecture
 from gbad_batch.engine.model.network import normalize
 from gbad_batch.engine.row import THREATS, named
 from gbad_batch.engine.synth import SynthSettings, generator_hash
+from gbad_batch.engine.system.durable import write_whole
+from gbad_batch.engine.system.machine import cpu_model, usable_cores
 from gbad_batch.engine.training.data import Labelled, load_labelled
-from gbad_batch.engine.training.datasets.coco import write_coco
-from gbad_batch.engine.training.datasets.labels import Gathered
-from gbad_batch.engine.training.phase1 import Phase1Settings, Stage
-from gbad_batch.engine.training.phase2 import Phase2Settings
+from gbad_batch.engine.training.phases.phase1 import Phase1Settings, Stage
+from gbad_batch.engine.training.phases.phase2 import Phase2Settings
 from gbad_batch.engine.training.pipeline import train
 from gbad_batch.engine.training.pixels import decoded
 from gbad_batch.engine.training.settings import TrainSettings

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gbad_batch.engine.bundle import default_bundle_path
-from gbad_batch.engine.machine import usable_cores
+from gbad_batch.engine.system.machine import usable_cores
 
 from .accuracy import Agreement, agreement
 from .bench import Bench, BenchSettings, described_bundle, open_bench, untrained

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from gbad_batch.engine.machine import cpu_model
+from gbad_batch.engine.system.machine import cpu_model
 
 from . import exactness, history, memory
 from .archives import default_work_dir

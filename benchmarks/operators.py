@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from gbad_batch.engine.bundle import Bundle
 from gbad_batch.engine.errors import Refused
-from gbad_batch.engine.machine import usable_cores
 from gbad_batch.engine.runtime.runtime_openvino import DEVICE, open_core
+from gbad_batch.engine.system.machine import usable_cores
 from gbad_batch.export import engine_for
 
 from .systems import NotRun

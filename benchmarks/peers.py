@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gbad_batch.engine.bundle import Bundle
-from gbad_batch.engine.machine import usable_cores
+from gbad_batch.engine.system.machine import usable_cores
 
 from .anomalib_environment import Unavailable, environment
 from .systems import Command, Loop, LoopSettings, NotRun, System

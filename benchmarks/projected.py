@@ -20,8 +20,22 @@ from gbad_batch.engine.evaluation.measures import Auroc, Ranking, Share
 from gbad_batch.engine.row import THREATS, Row
 from gbad_batch.engine.synth import SynthSettings
 from gbad_batch.engine.synth.archive import QUALITY, render
-from gbad_batch.engine.training.projection import AREAS, Pixels, Threat, bags_of, place, project, varied
-from gbad_batch.engine.training.threats import GREY_SIDE, METAL, feather, grey_transmission, resized
+from gbad_batch.engine.training.projection.physics import (
+    AREAS,
+    Pixels,
+    Threat,
+    bags_of,
+    place,
+    project,
+    varied,
+)
+from gbad_batch.engine.training.projection.threats import (
+    GREY_SIDE,
+    METAL,
+    feather,
+    grey_transmission,
+    resized,
+)
 
 from .report import Report
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gbad_batch.engine.machine import cpu_flags, cpu_model, installed, usable_cores
+from gbad_batch.engine.system.machine import cpu_flags, cpu_model, installed, usable_cores
 
 ROOT = Path(__file__).parents[1]
 SPEED_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16")

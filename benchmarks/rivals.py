@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gbad_batch.engine.model.architecture import Architecture
 from gbad_batch.engine.model.bigan import BiGAN
-from gbad_batch.engine.training.phase2 import set_standardization
+from gbad_batch.engine.training.phases.phase2 import set_standardization
 
 Features = NDArray[np.float32]  # [n, d]
 Scores = NDArray[np.float64]  # [n], higher is more anomalous

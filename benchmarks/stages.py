@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from gbad_batch.engine.bundle import Bundle
 from gbad_batch.engine.decode import DecodeLimits, Decoder
 from gbad_batch.engine.decode.resize import Resizer
-from gbad_batch.engine.machine import usable_cores
 from gbad_batch.engine.results import open_results
 from gbad_batch.engine.row import Row
 from gbad_batch.engine.runtime import Engine, Outputs, open_engine
@@ -26,6 +25,7 @@ from gbad_batch.engine.scan import Scan
 from gbad_batch.engine.scorer import Scorer, batches
 from gbad_batch.engine.settings import BATCH_SIZES, ScanSettings
 from gbad_batch.engine.sources import SourceSettings, Tally, find
+from gbad_batch.engine.system.machine import usable_cores
 
 from .resume import made_up_row
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import pyarrow.parquet as pq
 
-from gbad_batch.engine.machine import usable_cores
+from gbad_batch.engine.system.machine import usable_cores
 
 from .report import ROOT
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from gbad_batch.engine.bundle import Bundle
 from gbad_batch.engine.errors import Refused
-from gbad_batch.engine.machine import usable_cores
 from gbad_batch.engine.model.fpn import PooledPyramid
 from gbad_batch.engine.model.gbad import GBAD
 from gbad_batch.engine.runtime import OUTPUTS, Outputs, open_engine
+from gbad_batch.engine.system.machine import usable_cores
 from gbad_batch.export import engine_for
 
 from .systems import NotRun

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gbad_batch.engine.machine import cpu_flags
+from gbad_batch.engine.system.machine import cpu_flags
 
 from .bench import bench_options, bench_settings
 from .measuring import DEFAULT, PEER, SYSTEMS, Found, Limit, Settings, measure

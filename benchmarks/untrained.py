@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from gbad_batch.engine.bundle import write_bundle
 from gbad_batch.engine.bundle.manifest import OPTIONAL_FILES
 from gbad_batch.engine.decode import DecodeLimits, Decoder
-from gbad_batch.engine.durable import remove
 from gbad_batch.engine.model.architecture import Architecture
 from gbad_batch.engine.model.bigan import STD_FLOOR
 from gbad_batch.engine.model.decision import Decision
 from gbad_batch.engine.model.gbad import GBAD, round_to_half
 from gbad_batch.engine.row import Row
 from gbad_batch.engine.synth import gate_images
-from gbad_batch.engine.training.packing import Outcome, gate_archive, manifest
-from gbad_batch.engine.training.phase3 import Losses, Phase3Settings, class_maximum
+from gbad_batch.engine.system.durable import remove
+from gbad_batch.engine.training.packing.writing import Outcome, gate_archive, manifest
+from gbad_batch.engine.training.phases.phase3 import Losses, Phase3Settings, class_maximum
 from gbad_batch.export.to_int8 import quantize
 from gbad_batch.export.to_onnx import export_graphs
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ..export.cache import PLAN, EngineCache, cache_key
-from .machine import installed, usable_cores
 from .runtime import WITH_STREAMS, Engine
 from .settings import BATCH_SIZES, LARGEST, ScanSettings
+from .system.machine import installed, usable_cores
 
 log = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import Stopped
-from .machine import die_with
 from .results.journal import running
+from .system.machine import die_with
 from .text import signal_name
 
 log = logging.getLogger(__name__)

@@ -135,7 +135,7 @@ def _build(bundle: "Bundle", engine: "Engine", kept: "EngineCache | None") -> "I
 
 def _facts(bundle: "Bundle", choice: Choice) -> dict[str, Any]:
     """All that the engine's numbers depend on."""
-    from ..engine.machine import cpu_flags, cpu_model
+    from ..engine.system.machine import cpu_flags, cpu_model
 
     runtime = importlib.import_module(f"..engine.runtime.runtime_{choice.backend}", __name__)
     return {

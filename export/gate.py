@@ -11,10 +11,10 @@ import numpy as np
 from ..engine.bundle import Bundle, Gate, operating_point
 from ..engine.decode import DecodeLimits, Decoder
 from ..engine.errors import BundleError, Refused
-from ..engine.machine import cpu_flags, cpu_model
 from ..engine.model.decision import Decision
 from ..engine.row import Row
 from ..engine.runtime import Engine, NotFinite, Outputs, Parity, Runner, open_engine
+from ..engine.system.machine import cpu_flags, cpu_model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -9,9 +9,9 @@ from benchmarks.__main__ import main
 from benchmarks.comparison import Comparison, judge
 from benchmarks.contest import open_run
 
+from gbad_batch.engine.datasets import read_labels
 from gbad_batch.engine.errors import Refused
 from gbad_batch.engine.evaluation.bootstrap import Bags
-from gbad_batch.engine.training.datasets import read_labels
 
 DECISIONS = ("gbad", "combined", "class_maximum", "reconstruction", "feature_matching", "autoencoder")
 RIVALS = ("l1_norm", "pca", "mahalanobis", "neighbours", "isolation_forest")

@@ -30,9 +30,9 @@ from PIL import Image
 from gbad_batch.engine import Scan, ScanSettings, Summary
 from gbad_batch.engine.bundle import DEMO_SENTENCE, Bundle, operating_point, write_bundle
 from gbad_batch.engine.errors import Refused, Stopped, TooManyFailures
-from gbad_batch.engine.machine import usable_cores
 from gbad_batch.engine.results.schema import COLUMNS, read_footer
 from gbad_batch.engine.row import THREATS
+from gbad_batch.engine.system.machine import usable_cores
 
 COMMAND = str(Path(sys.executable).with_name("gbad-batch"))
 NOBODY = 65_534
@@ -115,7 +115,8 @@ def as_another(open_folder: Path, tiny_bundle: Bundle) -> Any:
         user |= {"user": NOBODY, "group": NOBODY, "extra_groups": []}
     system = f"/usr/bin/python3.{sys.version_info.minor}"  # the environment's own may lie in root's home
     code = (
-        "import site, sys; site.addsitedir(sys.argv.pop(1)); from gbad_batch.engine.cli import main; main()"
+        "import site, sys; site.addsitedir(sys.argv.pop(1));"
+        " from gbad_batch.engine.commands.cli import main; main()"
     )
     for program in ([COMMAND], [system, "-c", code, sysconfig.get_path("purelib")]):
         with suppress(OSError):
@@ -834,7 +835,7 @@ def test_threads_follow_the_quota_of_the_cgroup(tmp_path: Path, files: dict[str,
         (tmp_path / name).write_text(f"{text}\n")
     if usable_cores() == 1:
         pytest.skip("needs two cores")
-    code = "from gbad_batch.engine.machine import usable_cores; print(usable_cores())"
+    code = "from gbad_batch.engine.system.machine import usable_cores; print(usable_cores())"
     words = [*mounted_over(Path("/sys/fs/cgroup"), tmp_path), sys.executable, "-c", code]
     assert subprocess.run(words, check=True, capture_output=True, text=True).stdout == "1\n"
 

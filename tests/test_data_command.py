@@ -10,10 +10,10 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from gbad_batch.engine.cli import main
-from gbad_batch.engine.cli_training import data_check
+from gbad_batch.engine.commands.cli import main
+from gbad_batch.engine.commands.training import data_check
+from gbad_batch.engine.datasets import FORMS, read_labels
 from gbad_batch.engine.synth import SynthSettings, write_archive
-from gbad_batch.engine.training.datasets import FORMS, read_labels
 
 HEADER = "name,Gun,Knife,Wrench,Pliers,Scissors"
 

@@ -16,13 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
-from gbad_batch.engine.errors import Refused
-from gbad_batch.engine.row import THREATS
-from gbad_batch.engine.sources.uris import uri_of
-from gbad_batch.engine.synth import SynthSettings, write_archive
-from gbad_batch.engine.training.datasets import FORMS, Box, Labels, find_images, join, read_labels
-from gbad_batch.engine.training.datasets.check import runs
-from gbad_batch.engine.training.datasets.duplicates import (
+from gbad_batch.engine.datasets import FORMS, Box, Labels, find_images, join, read_labels
+from gbad_batch.engine.datasets.check import runs
+from gbad_batch.engine.datasets.duplicates import (
     COARSE_BITS,
     FINE_BITS,
     Prints,
@@ -31,6 +27,10 @@ from gbad_batch.engine.training.datasets.duplicates import (
     groups_of,
     look_alikes,
 )
+from gbad_batch.engine.errors import Refused
+from gbad_batch.engine.row import THREATS
+from gbad_batch.engine.sources.uris import uri_of
+from gbad_batch.engine.synth import SynthSettings, write_archive
 
 HEADER = "name,Gun,Knife,Wrench,Pliers,Scissors"
 TABLE = "path,gun,knife,wrench,pliers,scissors"

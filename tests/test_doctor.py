@@ -12,8 +12,8 @@ import tiny_bundle as tiny
 from click.testing import CliRunner
 
 from gbad_batch.engine.bundle import Bundle
-from gbad_batch.engine.cli import main
-from gbad_batch.engine.doctor import driver_cuda, jpeg_engines
+from gbad_batch.engine.commands.cli import main
+from gbad_batch.engine.commands.doctor import driver_cuda, jpeg_engines
 from gbad_batch.engine.runtime import open_engine
 from gbad_batch.export import engine_for, nvidia_gpus
 from gbad_batch.export.cache import TIMING, EngineCache, cache_key

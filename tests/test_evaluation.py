@@ -19,7 +19,7 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from gbad_batch.engine import Scan, ScanSettings
 from gbad_batch.engine.bundle import Bundle, write_bundle
-from gbad_batch.engine.cli import main
+from gbad_batch.engine.commands.cli import main
 from gbad_batch.engine.evaluation import (
     Bags,
     EvaluateSettings,
@@ -42,7 +42,7 @@ from gbad_batch.engine.evaluation.measures import (
     Share,
 )
 from gbad_batch.engine.row import THREATS
-from gbad_batch.engine.training.phase3 import threshold_at, wilson
+from gbad_batch.engine.training.phases.phase3 import threshold_at, wilson
 
 UNDEFINED = Figure(None, None, None)
 

@@ -28,8 +28,8 @@ from PIL import Image
 
 from gbad_batch.engine.bundle import Bundle, write_bundle
 from gbad_batch.engine.errors import Refused
-from gbad_batch.engine.machine import cpu_model
 from gbad_batch.engine.runtime import OUTPUTS
+from gbad_batch.engine.system.machine import cpu_model
 
 ROOT = Path(__file__).parents[1]
 IMAGES = 3

@@ -19,7 +19,7 @@ HEAVY = TRAINING | {
 
 HELP = """
 from click.testing import CliRunner
-from gbad_batch.engine.cli import main
+from gbad_batch.engine.commands.cli import main
 said = CliRunner().invoke(main, {words})
 assert said.exit_code == 0, said.output
 """
@@ -48,7 +48,7 @@ def _loaded_by(code: str) -> set[str]:
         "import gbad_batch.export",
         "import gbad_batch.kernels",
         "import gbad_batch.engine.model",
-        "import gbad_batch.engine.cli",
+        "import gbad_batch.engine.commands.cli",
         "from gbad_batch.engine import GbadError, Row, ScanSettings",
         HELP.format(words=["--help"]),
         HELP.format(words=["--version"]),
@@ -67,7 +67,7 @@ def test_nothing_heavy_is_loaded(code: str) -> None:
 
 
 def test_reading_labels_loads_no_training_package() -> None:
-    loaded = _loaded_by("import gbad_batch.engine.training.datasets.check")
+    loaded = _loaded_by("import gbad_batch.engine.datasets.check")
     assert loaded & (TRAINING | {"imagehash", "matplotlib", "nvidia", "openvino"}) == set()
 
 

@@ -20,12 +20,12 @@ from PIL import Image
 from gbad_batch.engine import Scan, ScanSettings
 from gbad_batch.engine.bundle import Bundle, write_bundle
 from gbad_batch.engine.bundle.ir_check import check_ir
-from gbad_batch.engine.cli import main
+from gbad_batch.engine.commands.cli import main
 from gbad_batch.engine.errors import BundleError, Refused, Stopped
 from gbad_batch.engine.results.schema import read_footer
 from gbad_batch.engine.row import THREATS
 from gbad_batch.engine.runtime import OUTPUTS, open_engine
-from gbad_batch.engine.training.quantizing import QuantizeSettings, carried, quantize_bundle
+from gbad_batch.engine.training.packing.quantizing import QuantizeSettings, carried, quantize_bundle
 from gbad_batch.export import engine_for
 from gbad_batch.export.to_int8 import first_convolution, heads, joins, prepared
 

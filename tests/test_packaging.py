@@ -74,7 +74,7 @@ def test_the_wheel_says_who_it_is(wheel: Path) -> None:
         }
     assert "License-Expression: Apache-2.0" in read["METADATA"]
     assert "Apache License" in read["LICENSE"]
-    assert "gbad-batch = gbad_batch.engine.cli:main" in read["entry_points.txt"]
+    assert "gbad-batch = gbad_batch.engine.commands.cli:main" in read["entry_points.txt"]
     assert read["top_level.txt"].split() == ["gbad_batch"]
 
 

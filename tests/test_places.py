@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from gbad_batch.engine.datasets import Box
 from gbad_batch.engine.row import THREATS
 from gbad_batch.engine.training.augment import Augmentation, Draw, ImageSettings, draw, training_images
 from gbad_batch.engine.training.data import Labelled
-from gbad_batch.engine.training.datasets import Box
-from gbad_batch.engine.training.places import IGNORED, Places, cell_targets, moved_boxes, place_loss
-from gbad_batch.engine.training.windows import BoxedThreats
+from gbad_batch.engine.training.phases.places import IGNORED, Places, cell_targets, moved_boxes, place_loss
+from gbad_batch.engine.training.phases.windows import BoxedThreats
 
 SIZE, CELLS = 128, 16
 GUN, WRENCH = THREATS.index("gun"), THREATS.index("wrench")

@@ -11,20 +11,26 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from gbad_batch.engine.datasets import Box
 from gbad_batch.engine.errors import Refused
 from gbad_batch.engine.model.architecture import Architecture
 from gbad_batch.engine.row import THREATS
 from gbad_batch.engine.synth import SynthSettings, air_of, write_archive
+from gbad_batch.engine.system.progress import silent
 from gbad_batch.engine.training.data import Labelled, load_labelled
-from gbad_batch.engine.training.datasets import Box
-from gbad_batch.engine.training.phase1 import Phase1Settings, Stage
-from gbad_batch.engine.training.phase2 import Phase2Settings
+from gbad_batch.engine.training.phases.phase1 import Phase1Settings, Stage
+from gbad_batch.engine.training.phases.phase2 import Phase2Settings
 from gbad_batch.engine.training.pipeline import train
-from gbad_batch.engine.training.progress import silent
-from gbad_batch.engine.training.projected import project_threats
-from gbad_batch.engine.training.projection import AREAS, Threat, bags_of, place, project, varied
-from gbad_batch.engine.training.settings import TrainSettings
-from gbad_batch.engine.training.threats import (
+from gbad_batch.engine.training.projection.physics import (
+    AREAS,
+    Threat,
+    bags_of,
+    place,
+    project,
+    varied,
+)
+from gbad_batch.engine.training.projection.projecting import project_threats
+from gbad_batch.engine.training.projection.threats import (
     SYNTH,
     BoxThreats,
     GreyThreats,
@@ -34,6 +40,7 @@ from gbad_batch.engine.training.threats import (
     grey_transmission,
     open_threats,
 )
+from gbad_batch.engine.training.settings import TrainSettings
 
 AIR = (250, 251, 252)
 

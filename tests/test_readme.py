@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from gbad_batch.engine.cli import main
+from gbad_batch.engine.commands.cli import main
 from gbad_batch.engine.results.schema import COLUMNS
 
 ROOT = Path(__file__).parents[1]

@@ -17,7 +17,7 @@ from gbad_batch.engine.supervisor import MOST_LOSSES
 PRELUDE = """
 import os, resource, signal, sys, time
 from pathlib import Path
-from gbad_batch.engine.cli import main
+from gbad_batch.engine.commands.cli import main
 from gbad_batch.engine.results.journal import Journal
 from gbad_batch.engine.supervisor import supervise
 journal, runs = Path(sys.argv[1]) / "journal", Path(sys.argv[1]) / "runs"

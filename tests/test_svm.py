@@ -7,7 +7,13 @@ from numpy.typing import NDArray
 from sklearn.svm import SVC
 from stubs import unknown_names
 
-from gbad_batch.engine.training.svm import Machine, choose_fitter, cuml_unusable, fit_by_cuml, fit_by_sklearn
+from gbad_batch.engine.training.phases.svm import (
+    Machine,
+    choose_fitter,
+    cuml_unusable,
+    fit_by_cuml,
+    fit_by_sklearn,
+)
 
 # the solver of each library stops within 1e-3 of the optimum, by a path of its own
 AGREE = 0.02  # of the standard deviation of the scores, cuML against scikit-learn

@@ -30,12 +30,14 @@ from gbad_batch.engine.model.gbad import GBAD
 from gbad_batch.engine.row import Row
 from gbad_batch.engine.runtime import open_engine
 from gbad_batch.engine.synth import SynthSettings, write_archive
-from gbad_batch.engine.training import features, phase1, phase2, pipeline
+from gbad_batch.engine.system.progress import silent
+from gbad_batch.engine.training import features, pipeline
 from gbad_batch.engine.training.augment import Augmentation, ImageSettings, draw, training_images
 from gbad_batch.engine.training.data import Labelled, Shares, Splits, split
-from gbad_batch.engine.training.norms import fold_norms, put_norms
-from gbad_batch.engine.training.phase1 import Phase1Settings, Stage, classification_loss
-from gbad_batch.engine.training.phase2 import (
+from gbad_batch.engine.training.phases import phase1, phase2
+from gbad_batch.engine.training.phases.norms import fold_norms, put_norms
+from gbad_batch.engine.training.phases.phase1 import Phase1Settings, Stage, classification_loss
+from gbad_batch.engine.training.phases.phase2 import (
     Phase2Settings,
     adversarial_loss,
     check_collapse,
@@ -43,7 +45,7 @@ from gbad_batch.engine.training.phase2 import (
     set_standardization,
     train_bigan,
 )
-from gbad_batch.engine.training.phase3 import (
+from gbad_batch.engine.training.phases.phase3 import (
     Losses,
     Phase3Settings,
     benign_quantiles,
@@ -54,7 +56,6 @@ from gbad_batch.engine.training.phase3 import (
     wilson,
 )
 from gbad_batch.engine.training.pipeline import train, train_as_reported
-from gbad_batch.engine.training.progress import silent
 from gbad_batch.engine.training.settings import TrainSettings
 from gbad_batch.export import engine_for
 
@@ -284,7 +285,7 @@ def test_the_run_folder_tells_how_it_went(settings: TrainSettings, bundle: Bundl
 def test_memory_that_training_frees_is_not_faulted_in_again():
     code = (
         "import resource, sys\n"
-        "from gbad_batch.engine.machine import keep_freed_memory\n"
+        "from gbad_batch.engine.system.machine import keep_freed_memory\n"
         "if sys.argv[1] == 'kept': keep_freed_memory()\n"
         "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "before = faults()\n"

@@ -18,12 +18,12 @@ import tiny_bundle as tiny
 from PIL import Image
 
 from gbad_batch.engine import Scan, ScanSettings, Summary
-from gbad_batch.engine import tune as tuning
 from gbad_batch.engine.bundle import Bundle
+from gbad_batch.engine.commands import tune as tuning
 from gbad_batch.engine.errors import Refused, Stopped
-from gbad_batch.engine.machine import usable_cores
 from gbad_batch.engine.plan import Plan, by_rule, keep, plan_for, tuned
 from gbad_batch.engine.runtime import Engine
+from gbad_batch.engine.system.machine import usable_cores
 from gbad_batch.export import engine_for
 from gbad_batch.export.cache import PLAN, EngineCache, cache_key
 
@@ -295,7 +295,7 @@ def test_pictures_that_cannot_be_decoded_are_refused(
 RUN = """
 import sys
 from gbad_batch.engine import tune
-from gbad_batch.engine.cli import main
+from gbad_batch.engine.commands.cli import main
 tune.SECONDS, tune.WARM_ROUNDS, tune.ROUNDS, tune.DUELS, tune.SYNTHETIC = 0.0, 1, 1, 1, 2
 tune.BATCHES["cpu"] = (2, 8)
 main()

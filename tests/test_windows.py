@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gbad_batch.engine.datasets import Box
 from gbad_batch.engine.errors import Refused
 from gbad_batch.engine.row import THREATS
 from gbad_batch.engine.training.augment import ImageSettings, training_images
 from gbad_batch.engine.training.data import Labelled
-from gbad_batch.engine.training.datasets import Box
-from gbad_batch.engine.training.phase1 import Stage
+from gbad_batch.engine.training.phases.phase1 import Stage
+from gbad_batch.engine.training.phases.windows import BoxedThreats
 from gbad_batch.engine.training.settings import train_settings
-from gbad_batch.engine.training.windows import BoxedThreats
 
 WIDTH, HEIGHT = 200, 100
 GUN, KNIFE = THREATS.index("gun"), THREATS.index("knife")

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..durable import rename, write_whole
 from ..errors import BundleError, Refused
 from ..row import THREATS
+from ..system.durable import rename, write_whole
 from .ir_check import check_ir
 from .manifest import (
     FORMAT,

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import confusion_matrix, precision_recall_curve
 
+from ..datasets import Labels
 from ..errors import Refused
 from ..row import THREATS
-from ..training.datasets import Labels
 from .bootstrap import Bags, Figure, Figures
 from .figures import Scored, average_precisions, detection, figures
 from .measures import Flags, Floats

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..training.phase3 import wilson
+from ..training.phases.phase3 import wilson
 from .measures import Flags, Floats, Measure, Share
 
 RESAMPLES = 500

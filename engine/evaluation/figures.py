@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from ..row import THREATS
-from ..training.phase3 import threshold_at
+from ..training.phases.phase3 import threshold_at
 from .bootstrap import Bags, Figure, Figures, with_intervals
 from .measures import (
     AGREEMENTS,

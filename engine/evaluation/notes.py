@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from ..bundle import DEMO_SENTENCE, StoredPoint
+from ..datasets import Labels
 from ..row import THREATS
-from ..training.datasets import Labels
 from .bootstrap import RESAMPLES
 from .rows import Results
 

@@ -11,16 +11,16 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ..bundle import Bundle, StoredPoint
+from ..datasets import Labels, join, read_labels
+from ..datasets.files import read_text
+from ..datasets.joining import AMBIGUOUS, match
+from ..datasets.labels import Gathered
 from ..errors import Refused
 from ..model.decision import Decision
 from ..results.parts import files_of, read_parquet
 from ..results.schema import read_footer, results_schema
 from ..results.staging import staging_of
 from ..row import THREATS
-from ..training.datasets import Labels, join, read_labels
-from ..training.datasets.files import read_text
-from ..training.datasets.joining import AMBIGUOUS, match
-from ..training.datasets.labels import Gathered
 from .measures import Flags, Floats
 
 TEXTS = ("uri", "kind", "status")

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from ..bundle import Bundle
-from ..durable import write_whole
+from ..system.durable import write_whole
 from .figures import Scored
 from .pictures import draw
 from .report import Evaluation

@@ -13,11 +13,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from ..durable import disk_faults_stop, remove
 from ..errors import Refused, Stopped
-from ..machine import installed
 from ..row import Row
 from ..settings import ScanSettings
+from ..system.durable import disk_faults_stop, remove
+from ..system.machine import installed
 from .features import HELD_ROWS, X_SIZE, FeatureStore, write_common_metadata
 from .journal import Journal, keep_suspects, take_suspects
 from .ledger import Ledger

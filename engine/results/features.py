@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..durable import remove, write_whole
 from ..errors import Refused
 from ..row import THREATS, Row
+from ..system.durable import remove, write_whole
 from .ledger import Ledger
 from .parts import PartFolder, keys_in, read_parquet, write_parquet
 from .schema import (

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
-from ..durable import write_whole
 from ..errors import DeviceLost
+from ..system.durable import write_whole
 
 SLOTS = 8192  # threads that decode one image each, and the images of a batch
 KEY_SIZE = 16  # bytes, as `ledger.key_of` gives

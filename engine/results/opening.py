@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from ..durable import write_whole
 from ..errors import Refused
 from ..row import Status
 from ..settings import ScanSettings
+from ..system.durable import write_whole
 from .features import FeatureStore
 from .schema import read_footer
 from .staging import Staging

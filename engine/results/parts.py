@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..durable import TEMPORARY, rename
 from ..errors import Refused
+from ..system.durable import TEMPORARY, rename
 from .ledger import key_from
 from .schema import KEY_COLUMNS, REPEATING
 

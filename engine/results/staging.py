@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from ..durable import TEMPORARY, remove, rename
 from ..errors import Refused, Stopped
+from ..system.durable import TEMPORARY, remove, rename
 from .lock import OutputLock
 from .schema import read_footer
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import Refused
-from ..machine import usable_cores
+from ..system.machine import usable_cores
 from . import Engine, Outputs, check_pixels, scored_twice
 from .torch_form import unpack
 

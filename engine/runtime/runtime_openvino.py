@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import BundleError, Refused, Stopped
-from ..machine import usable_cores
+from ..system.machine import usable_cores
 from . import OUTPUTS, Engine, Outputs, check_pixels, output_shapes, scored_twice
 
 if TYPE_CHECKING:

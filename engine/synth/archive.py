@@ -18,8 +18,8 @@ import simplejpeg
 from PIL import Image
 
 from ..errors import Refused, Stopped
-from ..machine import die_with
 from ..row import THREATS
+from ..system.machine import die_with
 from .looks import LOOKS
 from .picture import Picture, SynthSettings, ThreatBox, render_bag
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from ..durable import remove, write_whole
 from ..errors import Refused
+from ..system.durable import remove, write_whole
 
 State = dict[str, Any]  # tensors, numbers, texts, and lists and mappings of them
 

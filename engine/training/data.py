@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..datasets import Box, find_images, join, read_labels
 from ..errors import Refused
 from ..row import THREATS
-from .datasets import Box, find_images, join, read_labels
 
 Index = NDArray[np.intp]
 

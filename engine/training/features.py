@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..durable import write_whole
 from ..errors import Refused, Stopped
 from ..model.gbad import GBAD
 from ..row import THREATS
+from ..system.durable import write_whole
+from ..system.progress import Progress
 from .pixels import decoded
-from .progress import Progress
 
 AT_ONCE = 32  # images; a batch is the same in every run, so that its features are
 FLUSHED_EVERY = 32  # batches

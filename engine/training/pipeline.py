@@ -13,27 +13,29 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..bundle import DEFAULT_PFA, Bundle, check_vacant, write_bundle
-from ..durable import remove
+from ..datasets.duplicates import fingerprints, groups_of
 from ..errors import MissingExtra, Refused, Stopped
 from ..evaluation import Bags, Scored, figures
-from ..machine import usable_cores
 from ..model.backbone import fetch_backbone_weights, load_backbone_weights
 from ..model.bigan import BiGAN
 from ..model.decision import Decision
 from ..model.gbad import GBAD, round_to_half
 from ..synth import gate_images
-from . import phase1, phase2
+from ..system.durable import remove
+from ..system.machine import usable_cores
+from ..system.progress import Progress, silent
 from .checkpoint import RunFolder
 from .curves import draw_bigan, draw_epochs, draw_samples
 from .data import Index, Labelled, Splits, counts, load_labelled, split
-from .datasets.duplicates import fingerprints, groups_of
 from .features import FEATURES, LEAST_READABLE, open_features
-from .norms import fold_norms, put_norms
-from .observe import probabilities
-from .packing import Outcome, pack
-from .phase1 import Phase1Data, train_network
-from .phase2 import check_collapse, train_bigan
-from .phase3 import (
+from .packing.quantizing import QuantizeSettings, quantize_bundle, sample
+from .packing.writing import Outcome, pack
+from .phases import phase1, phase2
+from .phases.norms import fold_norms, put_norms
+from .phases.observe import probabilities
+from .phases.phase1 import Phase1Data, train_network
+from .phases.phase2 import check_collapse, train_bigan
+from .phases.phase3 import (
     Losses,
     auroc,
     choose_default,
@@ -41,14 +43,12 @@ from .phase3 import (
     operating_points,
     partial_auroc,
 )
-from .progress import Progress, silent
-from .projected import FOLDER, project_threats
-from .quantizing import QuantizeSettings, quantize_bundle, sample
+from .phases.svm import choose_fitter
+from .phases.windows import NO_BOXES
+from .projection.projecting import FOLDER, project_threats
+from .projection.threats import open_threats
 from .reported import REPORTED, ReportedNetwork
 from .settings import HUB, PHASES, TrainSettings
-from .svm import choose_fitter
-from .threats import open_threats
-from .windows import NO_BOXES
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..decode import DecodeLimits, Decoder
-from ..machine import usable_cores
 from ..row import Row
+from ..system.machine import usable_cores
 
 AHEAD = 64  # images decoded before they are asked for
 

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from .augment import Augmentation
-from .phase1 import Phase1Settings, Stage
+from .phases.phase1 import Phase1Settings, Stage
 
 # 15 epochs at 256 pixels; the report names no optimizer, rate or batch size: those are the project's
 REPORTED = Phase1Settings(

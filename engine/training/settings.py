@@ -7,9 +7,9 @@ from typing import Any
 from ..errors import Refused
 from ..model.architecture import Architecture
 from .data import Shares
-from .phase1 import Phase1Settings, Stage
-from .phase2 import Phase2Settings
-from .phase3 import Phase3Settings
+from .phases.phase1 import Phase1Settings, Stage
+from .phases.phase2 import Phase2Settings
+from .phases.phase3 import Phase3Settings
 
 PHASES = (1, 2, 3)
 HUB = Path("hub")  # in place of a file: the weights that timm fetches

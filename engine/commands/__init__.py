@@ -1,0 +1,1 @@
+"""The command line: what `gbad-batch` parses, calls and prints."""

@@ -1,0 +1,275 @@
+"""What a person sees: progress on standard error, the summary on standard output."""
+
+import io
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from ..text import duration, escaped
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+    from ..progress import Progress
+    from ..summary import Summary
+    from ..synth.likeness import Likeness
+    from .doctor import Finding
+    from .tune import Tuning
+
+LINE_EVERY_S = 10.0
+
+
+def whole_streams() -> None:
+    """Make the standard streams usable however the command was started.
+
+    A closed one becomes the null device: else a file of the archive would get its number, and what a
+    library prints. Letters that the locale lacks are written as escapes.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # the lowest free number first
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.open(os.devnull, os.O_RDWR), mode))  # noqa: PTH123, SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+class LogLines(logging.Handler):
+    """Writes log records to what is standard error at that moment: a progress bar may stand in for it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line, with its level where that is a warning or worse."""
+        level = f"{record.levelname}: " if record.levelno > logging.INFO else ""
+        tell(level + record.getMessage())
+
+
+def tell(sentence: str) -> None:
+    """Write a line to standard error; a terminal that is gone stops no scan."""
+    with suppress(OSError):
+        sys.stderr.write(f"gbad-batch: {escaped(sentence)}\n")
+
+
+@contextmanager
+def progress_shown(quiet: bool, total: Callable[[], int | None]) -> Iterator[Callable[["Progress"], None]]:
+    """Show a bar on a terminal, plain lines elsewhere, nothing when quiet; yields the watcher to call.
+
+    `total` gives the number of candidates once it is known.
+    """
+    if quiet:
+        yield lambda _: None
+    elif sys.stderr.isatty():
+        with _bar(total) as watch:
+            yield watch
+    else:
+        yield _lines(total)
+
+
+@contextmanager
+def _bar(total: Callable[[], int | None]) -> Iterator[Callable[["Progress"], None]]:
+    bar = _columns("[bold]scan")
+    task = bar.add_task("scan", total=None, figures="")
+
+    def watch(progress: "Progress") -> None:
+        done = progress.skipped + progress.done
+        with suppress(OSError):
+            bar.update(task, total=total(), completed=done, figures=_figures(progress))
+
+    with suppress(OSError):  # the terminal may go at any time
+        bar.start()
+    try:
+        yield watch
+    finally:
+        with suppress(OSError):
+            bar.stop()
+
+
+def _columns(title: str) -> "Bar":
+    """Make a bar on standard error: title, done of total, the task's figures, time left."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn(title),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def _lines(total: Callable[[], int | None]) -> Callable[["Progress"], None]:
+    last = time.monotonic()
+
+    def watch(progress: "Progress") -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < LINE_EVERY_S:
+            return
+        last = now
+        known = total()
+        done = progress.skipped + progress.done
+        left = ""
+        if known and progress.done:
+            rate = progress.done / (now - progress.started)
+            left = f", {duration(max(known - done, 0) / rate)} left"
+        of = f" of {known}" if known else ""
+        tell(f"{done}{of} images, {_figures(progress)}{left}")
+
+    return watch
+
+
+def _figures(progress: "Progress") -> str:
+    rate = progress.done / max(time.monotonic() - progress.started, 1e-9)
+    return f"{rate:.1f} img/s, {progress.failed} failed, {progress.alarms} alarms"
+
+
+def summary_text(summary: "Summary") -> str:
+    """Write the summary as a person reads it."""
+    lines = [_headline(summary)]
+    if summary.demo:
+        lines.append("  Model trained on synthetic images, not for operational decisions.")
+    for status, number in summary.failed.items():
+        lines.append(f"  {number:>10} {status}")
+    lines += _alarm_lines(summary)
+    lines += _bookkeeping_lines(summary)
+    lines += [f"  {note}" for note in summary.notes]
+    lines += ["", f"Results: {escaped(summary.out)}"]
+    return "\n".join(lines)
+
+
+def _headline(summary: "Summary") -> str:
+    failed = sum(summary.failed.values())
+    speed = f"{summary.scanned_now} now in {duration(summary.seconds)}, {summary.images_per_second:.1f} img/s"
+    return f"{summary.images} images: {summary.ok} scored, {failed} failed ({speed})"
+
+
+def _alarm_lines(summary: "Summary") -> list[str]:
+    point = f"PFA {summary.pfa:.3g}" if summary.pfa is not None else "a threshold given"
+    classes = ", ".join(f"{name} {number}" for name, number in summary.alarms_by_class.items() if number)
+    lines = [
+        f"  {summary.alarms:>10} alarms at {point} (score >= {summary.threshold:.4g}, decision "
+        f"'{summary.decision}')" + (f": {classes}" if classes else "")
+    ]
+    if summary.suppressed:
+        lines.append(f"  {summary.suppressed:>10} over a class threshold, but no alarm")
+    if summary.most_anomalous:
+        lines += ["", "Most anomalous:", "       score  alarm  threats            image"]
+        for s in summary.most_anomalous:
+            alarm, threats = "yes" if s.anomalous else "no", ", ".join(s.threats) or "-"
+            lines.append(f"  {s.anomaly_score:>10.4f}  {alarm:<5}  {threats:<17}  {escaped(s.uri)}")
+        lines.append("")
+    return lines
+
+
+def _bookkeeping_lines(summary: "Summary") -> list[str]:
+    lines = []
+    for number, what in (
+        (summary.containers, "folders or archives not read to their end"),
+        (summary.gone, "earlier rows dropped: their images are gone"),
+        (summary.replaced, "earlier rows replaced: their files have changed"),
+        (summary.duplicates, "paths reached twice"),
+    ):
+        if number:
+            lines.append(f"  {number:>10} {what}")
+    if summary.other_files:
+        others = ", ".join(f"{escaped(name)} {number}" for name, number in summary.other_files.items())
+        lines.append(f"  other files: {others}")
+    lines.append(f"  busy seconds: {_stages(summary.stage_seconds)} (start-up {summary.startup_seconds:.1f})")
+    lines.append(f"  CPU seconds: {summary.cpu_seconds:.1f}, of them {_stages(summary.stage_cpu_seconds)}")
+    lines.append(f"  {summary.backend} {summary.precision}, model {escaped(summary.model)}")
+    lines.append(f"  {summary.plan}")
+    return lines
+
+
+def _stages(seconds: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {each:.1f}" for name, each in seconds.items())
+
+
+def findings_text(findings: "list[Finding]") -> str:
+    """Write what the doctor found, a section at a time."""
+    lines: list[str] = []
+    section = ""
+    for finding in findings:
+        if finding.section != section:
+            section = finding.section
+            lines += ["", f"{section}:"] if lines else [f"{section}:"]
+        mark = " " if finding.ok else "!"
+        lines.append(f"{mark} {finding.name:<24} {escaped(finding.found)}")
+    return "\n".join(lines)
+
+
+def tuning_text(tuning: "Tuning") -> str:
+    """Write the trials as a table, and what was chosen."""
+    lines = [f"{tuning.engine}, model {escaped(tuning.model)}, on {escaped(tuning.pictures)}", ""]
+    lines.append("  batch  streams  decode threads    img/s")
+    for trial in tuning.trials:
+        plan, speed = trial.plan, trial.images_per_second
+        note = "  by rule" if plan == tuning.rule.plan else ""
+        lines.append(f"  {plan.batch_size:>5}  {plan.streams:>7}  {plan.threads:>14}  {speed:>7.1f}{note}")
+    chosen, speed = tuning.chosen.plan, tuning.chosen.images_per_second
+    gain = speed / tuning.rule.images_per_second
+    lines += ["", f"Chosen: {chosen.sizes()}: {speed:.1f} img/s, {gain:.2f} times the rule's"]
+    lines += [f"Kept in {escaped(tuning.kept)}" if tuning.kept else "Not kept: the cache takes nothing"]
+    return "\n".join(lines)
+
+
+@contextmanager
+def synth_bar(count: int) -> Iterator[Callable[[int], None]]:
+    """Show how many images are written, on a terminal; yields what takes the number so far."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True)) as bar:
+        task = bar.add_task("synth", total=count)
+        yield lambda done: bar.update(task, completed=done)
+
+
+@contextmanager
+def training_shown() -> Iterator[Callable[[str, int, int, Mapping[str, float]], None]]:
+    """Show each phase of training: a bar on a terminal, lines elsewhere; yields what training tells."""
+    if not sys.stderr.isatty():
+        yield _training_lines()
+        return
+    with _columns("{task.description}") as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(phase: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+            if phase not in tasks:
+                tasks[phase] = bar.add_task(phase, figures="")
+            bar.update(tasks[phase], completed=done, total=total, figures=_named(figures))
+
+        yield show
+
+
+def _training_lines() -> Callable[[str, int, int, Mapping[str, float]], None]:
+    last = ("", 0.0)
+
+    def show(phase: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if phase != last[0] or done == total or now - last[1] >= LINE_EVERY_S:
+            last = (phase, now)
+            tell(f"{phase}: {done} of {total} {_named(figures)}")
+
+    return show
+
+
+def _named(figures: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
+
+
+def likeness_text(likeness: "Likeness") -> str:
+    """Write how alike synthetic and real pictures are, a figure a line, those over their bar marked."""
+    lines = []
+    for figure in likeness.figures:
+        bar = "" if figure.bar is None else f"<= {figure.bar:.3g}"
+        mark = "!" if figure.alike is False else " "
+        lines.append(f"{mark} {figure.name:<34} {figure.value:>9.3f}  {bar:<9} {figure.note}".rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,217 @@
+"""What this machine can do, what a scan here would use, and why."""
+
+import ctypes
+import os
+import platform
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from ...export.cache import EngineCache, Stored
+from ...export.choice import HOW, gpu_name, nvidia_gpus, unusable
+from ..bundle import DEMO_SENTENCE, Bundle, default_bundle_path
+from ..errors import GbadError
+from ..plan import plan_for
+from ..runtime import Engine
+from ..settings import ScanSettings
+from ..system.machine import cpu_flags, cpu_model, usable_cores
+
+PACKAGES = {
+    "scan on the CPU": (
+        "openvino",
+        "simplejpeg",
+        "nvidia-nvimgcodec-cu13",
+        "cykooz-resizer",
+        "pyarrow",
+        "numpy",
+    ),
+    "train": ("torch", "timm", "scikit-learn", "nncf", "nvidia-dali-cuda130"),
+    "gpu": ("nvidia-dali-cuda130", "torch", "nvidia-cuda-runtime", "timm", "triton", "cuml-cu13"),
+    "tensorrt": ("tensorrt", "torch-tensorrt", "nvidia-dali-cuda130", "torch", "timm", "onnxscript"),
+    "cluster": ("ray",),
+}
+UNNEEDED = {"torch-tensorrt": "missing, and not needed: TensorRT's own builder makes the engines"}
+DRIVER = Path("/proc/driver/nvidia/version")
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_bf16")
+# whose cards have JPEG engines: A100 and A30, H100 and H200, B100 to B300, and RTX 50 as is reported
+JPEG_ENGINES = ("sm_80", "sm_90", "sm_100", "sm_103", "sm_120")
+DAY = 86400  # seconds
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor: what, the finding, and whether it stops a scan."""
+
+    section: str
+    name: str
+    found: str
+    ok: bool = True
+
+
+def examine(
+    model: Path | None, device: str, engine: str, precision: str, cache_dir: Path | None
+) -> list[Finding]:
+    """Look at the machine, the packages, the model and the engine that a scan would use."""
+    findings = [*_machine(), *_packages(), *_cache(cache_dir)]
+    try:
+        bundle = Bundle.read(model or default_bundle_path())
+    except GbadError as error:
+        return [*findings, Finding("model", "bundle", str(error), ok=False)]
+    findings.append(Finding("model", "name", f"{bundle.manifest.name} ({bundle.hash[:12]})"))
+    if bundle.manifest.demo:
+        findings.append(Finding("model", "use", DEMO_SENTENCE))
+    return findings + _engine(bundle, device, engine, precision, cache_dir)
+
+
+def _machine() -> list[Finding]:
+    flags = cpu_flags()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    gpu = nvidia_gpus()
+    return [
+        Finding(
+            "machine",
+            "system",
+            f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        ),
+        Finding("machine", "CPU", cpu_model()),
+        Finding("machine", "cores a scan may use", str(usable_cores())),
+        Finding("machine", "instructions", ", ".join(f for f in FLAGS if f in flags) or "none of note"),
+        Finding("machine", "memory", f"{memory:.1f} GiB"),
+        Finding("machine", "NVIDIA GPU", f"{len(gpu)} found" if gpu else "none found"),
+        *(_driven() if gpu else []),
+    ]
+
+
+def _driven() -> list[Finding]:
+    """Say of a GPU that is here by what driver it runs, what it is, and whether a scan can use it."""
+    driver = DRIVER.read_text().splitlines()[0] if DRIVER.exists() else "none is loaded"
+    findings = [
+        Finding("machine", "NVIDIA driver", driver),
+        Finding("machine", "CUDA of the driver", driver_cuda() or "no driver can be loaded"),
+    ]
+    reason = unusable("cuda:0")
+    if reason:
+        return [*findings, Finding("machine", "usable by a scan", f"no: {reason}", ok=False)]
+    name = gpu_name("cuda:0")
+    return [
+        *findings,
+        Finding("machine", "usable by a scan", name),
+        Finding("machine", "JPEG engines", jpeg_engines(name.rpartition(" ")[2])),
+    ]
+
+
+def driver_cuda() -> str | None:
+    """Ask the driver for the newest CUDA that it serves, such as 13.0; None where there is no driver."""
+    number = ctypes.c_int()
+    try:
+        failed = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(number))
+    except OSError:
+        return None
+    return None if failed else f"{number.value // 1000}.{number.value % 1000 // 10}"
+
+
+def jpeg_engines(capability: str) -> str:
+    """Say of an architecture, such as sm_90, whether its cards decode JPEG in hardware."""
+    if capability in JPEG_ENGINES:
+        return f"expected, since cards of {capability} have them; this one was not asked"
+    return f"none known of {capability}: JPEGs are decoded by CUDA kernels and the CPU"
+
+
+def _packages() -> list[Finding]:
+    findings = []
+    for purpose, names in PACKAGES.items():
+        needed = purpose == "scan on the CPU"
+        for name in names:
+            try:
+                findings.append(Finding(purpose, name, version(name)))
+            except PackageNotFoundError:
+                findings.append(Finding(purpose, name, _how(purpose, name), ok=not needed))
+    return findings
+
+
+def _how(purpose: str, name: str) -> str:
+    """Say how a missing package is to be had."""
+    if name in UNNEEDED:
+        return UNNEEDED[name]
+    if purpose == "scan on the CPU":
+        return "missing: reinstall gbad-batch"
+    return "missing: " + HOW.get(purpose, f"pip install 'gbad-batch[{purpose}]'")
+
+
+def _cache(path: Path | None) -> list[Finding]:
+    kept = EngineCache.open(path)
+    if kept is None:
+        return [Finding("cache", "folder", "not used: engines are built in memory, by every scan")]
+    with closing(kept):
+        contents = kept.contents()
+    return [
+        Finding("cache", "folder", str(kept.path)),
+        Finding("cache", "contents", _sized(contents)),
+        *([Finding("cache", "age", _age(contents))] if contents else []),
+    ]
+
+
+def emptied(path: Path | None) -> list[Finding]:
+    """Remove the engines that are kept at `path` (None: the user's cache folder) and say what they were."""
+    kept = EngineCache.open(path)
+    if kept is None:
+        return [Finding("cache", "emptied", "no: it is not used, see the warning", ok=False)]
+    with closing(kept):
+        return [Finding("cache", "emptied", f"{kept.path}: {_sized(kept.empty())}")]
+
+
+def _sized(contents: list[Stored]) -> str:
+    total = sum(stored.bytes for stored in contents)
+    noun = "entry" if len(contents) == 1 else "entries"
+    return f"{len(contents)} {noun}, {total / 1e6:.1f} MB" if contents else "nothing"
+
+
+def _age(contents: list[Stored]) -> str:
+    """Say when the oldest and the newest entry were written."""
+    oldest, newest = (max(0.0, time.time() - each.written) / DAY for each in (contents[0], contents[-1]))
+    return f"written {newest:.1f} to {oldest:.1f} days ago"
+
+
+def _engine(
+    bundle: Bundle, device: str, engine: str, precision: str, cache_dir: Path | None
+) -> list[Finding]:
+    from ...export import engine_for
+
+    try:
+        ready = engine_for(bundle, device=device, engine=engine, precision=precision, cache_dir=cache_dir)
+    except GbadError as error:
+        return [Finding("engine", "a scan here", str(error), ok=False)]
+    plan = plan_for(ScanSettings(cache_dir=cache_dir), ready)
+    return [
+        Finding("engine", "a scan here would use", ready.description),
+        Finding("engine", "because", f"{_why_there(ready, device, engine)}; {_why_by(ready, engine)}"),
+        *([Finding("engine", "in this precision", ready.reason)] if ready.reason else []),
+        *([Finding("engine", "checked", str(ready.parity))] if ready.parity else []),
+        Finding("engine", "and would compute", str(plan)),
+    ]
+
+
+def _why_there(ready: Engine, device: str, engine: str) -> str:
+    """Say why a scan runs on this device."""
+    if device != "auto":
+        return f"--device {device} asks for it"
+    if ready.device != "cpu":
+        return "an NVIDIA GPU is here that torch can use"
+    if engine == "openvino":
+        return "--engine openvino runs on the CPU"
+    reason = unusable("cuda:0") if nvidia_gpus() else None
+    return f"the NVIDIA GPU cannot be used: {reason}" if reason else "no NVIDIA GPU is here"
+
+
+def _why_by(ready: Engine, engine: str) -> str:
+    """Say why this backend runs the networks."""
+    if engine != "auto":
+        return f"--engine {engine} asks for it"
+    reasons = {
+        "openvino": "OpenVINO is the backend of the CPU",
+        "tensorrt": "TensorRT is installed",
+        "inductor": "TensorRT is not installed",
+    }
+    return reasons[ready.backend]

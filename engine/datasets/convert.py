@@ -1,0 +1,91 @@
+"""From any form that can be read to SIXray's CSV or COCO's JSON."""
+
+import csv
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import Refused
+from ..system.durable import write_whole
+from . import read_labels
+from .coco import write_coco
+from .joining import find_images, join
+from .labels import Labels
+from .tables import SIXRAY_HEADER
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was written."""
+
+    images: int
+    positives: int
+    boxes: int  # written; a CSV has no place for them
+    dropped: tuple[str, ...]  # what OUT's form has no place for: boxes, groups, splits
+
+
+def convert(
+    source: Path, out: Path, form: str = "auto", class_map: Path | None = None, images: Path | None = None
+) -> Converted:
+    """Write the labels of `source` to OUT, a .csv in SIXray's form or a .json in COCO's.
+
+    With `images`, each name becomes the path of its image below that folder, and the JSON tells its width
+    and height. Raises Refused for what cannot be read or joined, and where OUT is there already.
+    """
+    if out.suffix.lower() not in (".csv", ".json"):
+        raise Refused(
+            f"{out} ends neither in .csv (SIXray's form) nor in .json (COCO's); name one that does."
+        )
+    if out.exists():
+        raise Refused(f"{out} is there already; remove it or name another file.")
+    labels = read_labels(source, form, class_map)
+    paths = None
+    if images is not None:
+        found = find_images(images)
+        paths = [found[k] for k in join(labels, [str(path) for path in found])]
+        labels = replace(labels, names=tuple(path.relative_to(images).as_posix() for path in paths))
+    as_csv = out.suffix.lower() == ".csv"
+    write_whole(out, write_sixray(labels) if as_csv else write_coco(labels, _sizes(paths)))
+    boxes = sum(map(len, labels.boxes))
+    held = {"boxes": boxes, "groups": any(labels.groups), "splits": any(labels.splits)}
+    dropped = tuple(name for name, there in held.items() if there) if as_csv else ()
+    return Converted(len(labels.names), int(labels.positive.sum()), 0 if as_csv else boxes, dropped)
+
+
+def write_sixray(labels: Labels) -> bytes:
+    """Return a list in SIXray's form: a line an image, 1 for a threat and -1 for none.
+
+    Raises Refused for a name that is not UTF-8, as files may have.
+    """
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(SIXRAY_HEADER)
+    values = np.where(labels.labels, 1, -1).tolist()
+    writer.writerows([name, *row] for name, row in zip(labels.names, values, strict=True))
+    try:
+        return file.getvalue().encode()
+    except UnicodeEncodeError as error:
+        name = next(name for name in labels.names if not _is_utf8(name))
+        raise Refused(f"The name {name!r} is not UTF-8, which a CSV must be; write a .json.") from error
+
+
+def _is_utf8(name: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def _sizes(paths: list[Path] | None) -> Callable[[int], tuple[int, int]] | None:
+    """Return what tells width and height of an image, from its header; None where no image is known."""
+    from PIL import Image
+
+    def size(k: int) -> tuple[int, int]:
+        assert paths is not None
+        try:
+            with Image.open(paths[k]) as image:
+                return image.size
+        except (OSError, Image.DecompressionBombError) as error:
+            raise Refused(f"{paths[k]} is not an image whose size can be read: {error}.") from error
+
+    return None if paths is None else size

@@ -1,0 +1,112 @@
+"""What a data set says of its images: the datum that every reader gives."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import Refused
+from ..row import THREATS
+
+SPLITS = ("train", "validation", "calibration", "test")
+
+
+@dataclass(frozen=True)
+class Box:
+    """Where a threat lies, in pixels from the upper left corner."""
+
+    threat: str  # one of THREATS
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a data set says of its images, in the order of its files."""
+
+    names: tuple[str, ...]  # as written: perhaps with folders, perhaps without an extension
+    labels: NDArray[np.bool_]  # [n, 5] in the order of THREATS; a benign image has none
+    places: tuple[str, ...]  # where each stands, 'labels.csv, line 12', for errors
+    groups: tuple[str, ...]  # bag or other group of each image, '' where none is known
+    splits: tuple[str, ...]  # one of SPLITS, '' where none is known
+    boxes: tuple[tuple[Box, ...], ...]  # of each image; one with labels may lack them
+
+    @property
+    def positive(self) -> NDArray[np.bool_]:
+        """Tell which images hold a threat, [n]."""
+        return np.any(self.labels, axis=1)
+
+    def take(self, index: Sequence[int]) -> "Labels":
+        """Return the images at these positions."""
+        return Labels(
+            tuple(self.names[i] for i in index),
+            self.labels[list(index)],
+            tuple(self.places[i] for i in index),
+            tuple(self.groups[i] for i in index),
+            tuple(self.splits[i] for i in index),
+            tuple(self.boxes[i] for i in index),
+        )
+
+
+class _Entry(NamedTuple):
+    name: str
+    threats: tuple[bool, ...]
+    place: str
+    group: str
+    split: str
+    boxes: tuple[Box, ...]
+
+
+class Gathered:
+    """Labels in the making, an image at a time."""
+
+    def __init__(self) -> None:
+        self._entries: list[_Entry] = []
+
+    def add(
+        self,
+        name: str,
+        threats: Collection[str],
+        place: str,
+        group: str = "",
+        split: str = "",
+        boxes: Sequence[Box] = (),
+    ) -> None:
+        """Take one image that holds these threats; raises Refused for a name or split that cannot be."""
+        name = name.strip()
+        if not name:
+            raise Refused(f"{place}: the image has no name; give the name of its file.")
+        if split and split not in SPLITS:
+            raise Refused(f"{place}: the split {split!r} is unknown; write {', '.join(SPLITS)} or nothing.")
+        flags = tuple(threat in threats for threat in THREATS)
+        self._entries.append(_Entry(name, flags, place, group, split, tuple(boxes)))
+
+    def labels(self, path: Path) -> Labels:
+        """Return what was gathered from `path`; raises Refused for no image or a name listed twice."""
+        if not self._entries:
+            raise Refused(f"{path} names no image; list each with its labels.")
+        self._check_once()
+        entries = self._entries
+        return Labels(
+            tuple(entry.name for entry in entries),
+            np.array([entry.threats for entry in entries], dtype=np.bool_),
+            tuple(entry.place for entry in entries),
+            tuple(entry.group for entry in entries),
+            tuple(entry.split for entry in entries),
+            tuple(entry.boxes for entry in entries),
+        )
+
+    def _check_once(self) -> None:
+        first: dict[str, _Entry] = {}
+        twice = [entry for entry in self._entries if first.setdefault(entry.name, entry) is not entry]
+        if twice:
+            also = f", as are {len(twice) - 1} other names" if len(twice) > 1 else ""
+            raise Refused(
+                f"{twice[0].place}: {twice[0].name!r} is listed twice{also}; it stands first in "
+                f"{first[twice[0].name].place}; list each image once."
+            )

@@ -1,0 +1,1 @@
+"""What the operating system gives: cores, processes, files that survive a crash."""

@@ -1,0 +1,171 @@
+"""The model card that a bundle carries as README.md."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...row import THREATS
+
+DEMO = "**Trained on synthetic images, not for operational decisions.**\n\n"
+TEXT = """# {name}
+
+GBAD: a classifier of five threats, a BiGAN on its features of benign bags, and a decision on both.
+
+{demo}## Images
+
+Trained on {data}. The splits are disjoint by image and by near-duplicate group; each phase saw the train
+split alone, validation stopped phase I and chose the decision, calibration set the operating points.
+
+{counts}
+{projected}
+## Figures
+
+{figures}
+
+## Operating points
+
+Set on {benign} benign images of the calibration split, decision '{default}'.
+
+{points}
+
+## Phases
+
+Phase I: {epochs} at {sizes} pixels, batch {batch}, {optimizer}{places}, from {begun}; weights are those of
+the best epoch on validation. Phase II: {steps} steps; over the last, D told {d_real:.2f} of (s, E(s)) and
+{d_fake:.2f} of (G(z), z) right, the standard deviation of G(z) was {std_g:.2f} times that of s, of E(s)
+{std_e:.2f}. Phase III: the SVM of `gbad` is {kernel}; its AUROC is {seen:.3f} on training images and
+{unseen:.3f} on validation.
+
+## Limits
+
+What it finds is what it was trained on: nothing is claimed for other threats, other scanners' looks or
+another share of positives than those above. A false-alarm rate holds for bags like those of calibration.
+{warnings}"""
+
+
+def card(
+    name: str,
+    data: str,
+    demo: bool,
+    provenance: Mapping[str, Any],
+    points: Mapping[str, Sequence[Mapping[str, Any]]],
+    default: str,
+) -> str:
+    """Write the card in Markdown: what the model saw, how it did on what it never saw, what is not known."""
+    settings = provenance["settings"]["phase1"]
+    judged = provenance["validation"]["gbad"]
+    return TEXT.format(
+        name=name,
+        demo=DEMO if demo else "",
+        data=data,
+        counts=_counts(provenance["images"]),
+        projected=_projected(provenance["projected"]["images"]),
+        figures=_figures(provenance["test"], provenance["images"]),
+        benign=provenance["images"]["calibration"]["benign"],
+        default=default,
+        points=_points(points[default]),
+        epochs=f"{len(provenance['epochs'])} epochs",
+        sizes=", ".join(_seen(*stage) for stage in settings["stages"]),
+        batch=settings["batch_size"],
+        optimizer=settings["optimizer"],
+        places=", with a loss of where threats lie" if settings["places"] else "",
+        begun=_begun(provenance["begun"]),
+        steps=provenance["settings"]["phase2"]["steps"],
+        **{key: provenance["bigan"][key] for key in ("d_real", "d_fake", "std_g", "std_e")},
+        kernel=judged["kernel"],
+        seen=provenance["training"]["gbad"]["auroc"],
+        unseen=judged["auroc"],
+        warnings="".join(f"\n- {warning}\n" for warning in provenance["warnings"]),
+    )
+
+
+INT8 = "\n## INT8\n"
+
+
+def with_int8(card: str, provenance: Mapping[str, Any], points: Sequence[Mapping[str, Any]] | None) -> str:
+    """Add to a card what is known of the bundle's INT8 form, in place of what it said of an earlier one."""
+    return card.partition(INT8)[0] + INT8 + _int8(provenance, points)
+
+
+def _int8(provenance: Mapping[str, Any], points: Sequence[Mapping[str, Any]] | None) -> str:
+    lines = [f"\nThe network's INT8 form was quantized on {provenance['images']} images."]
+    if points is None:
+        lines.append("It uses the operating points of FP32.\n")
+        return " ".join(lines)
+    lines.append(f"On {provenance['calibration']} benign images it decides as FP32 does on this share, each")
+    lines.append(
+        f"by its own operating points:\n\n{_agreement(provenance['agreement'])}\n\n{_points(points)}\n"
+    )
+    return " ".join(lines)
+
+
+def _agreement(agreement: Mapping[str, float]) -> str:
+    rows = [
+        [f"`{name.partition(' ')[0]}`", name.partition("at ")[2], f"{share:.2%}"]
+        for name, share in agreement.items()
+    ]
+    return _table(["decision", "at", "as FP32"], rows)
+
+
+def _counts(images: Mapping[str, Mapping[str, int]]) -> str:
+    """Count images and labels of each split."""
+    head = ["split", "images", "benign", *THREATS]
+    return _table(head, [[split, *map(str, row.values())] for split, row in images.items()])
+
+
+def _begun(begun: Mapping[str, Any]) -> str:
+    """Say what phase I started from."""
+    if "bundle" in begun:
+        return f"backbone and pyramid of the bundle {begun['name']} ({begun['bundle'][:12]})"
+    return "ImageNet weights of the backbone" if begun["imagenet"] else "random weights"
+
+
+def _projected(images: int) -> str:
+    """Say how many training images are made."""
+    made = "of the train split are benign ones into which threats were projected"
+    return f"\n{images} images {made}.\n" if images else ""
+
+
+def _figures(test: Mapping[str, Any], images: Mapping[str, Mapping[str, int]]) -> str:
+    if not test:
+        return "None: the data set has no test split, so nothing is claimed about what this bundle detects."
+    names = {"mean average precision of the classes": "map"}
+    names |= {f"average precision, {threat}": f"ap.{threat}" for threat in THREATS}
+    for decision in ("gbad", "classes", "combined"):
+        names |= {
+            f"AUROC, `{decision}`": f"{decision}.auroc",
+            f"PD at the PFA 5 % point, `{decision}`": f"{decision}.pd_at_pfa_05",
+            f"PFA measured there, `{decision}`": f"{decision}.pfa_measured_05",
+        }
+    rows = [[title, *_bounded(test[key])] for title, key in names.items() if key in test]
+    table = _table(["figure", "value", "95 % interval"], rows)
+    counted = images["test"]
+    return f"On the test split, {counted['images']} images, {counted['benign']} of them benign.\n\n{table}"
+
+
+def _bounded(figure: Sequence[float | None]) -> list[str]:
+    value, low, high = figure
+    interval = "-" if low is None or high is None else f"{low:.3f} to {high:.3f}"
+    return ["-" if value is None else f"{value:.3f}", interval]
+
+
+def _points(points: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
+        [
+            f"{100 * point['pfa']:g} %",
+            f"{point['threshold']:.4f}",
+            "{:.2f} to {:.2f} %".format(*(100 * bound for bound in point["interval"])),
+            "yes" if point["supported"] else "not supported: too few benign images",
+        ]
+        for point in points
+    ]
+    return _table(["PFA", "threshold", "95 % interval", "supported"], rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _seen(size: int, _: int, window: float) -> str:
+    """Say what the images of a stage were."""
+    return str(size) if window == 1 else f"{size} (windows of {window:g} of the sides, around boxes)"

@@ -1,0 +1,109 @@
+"""The files of a bundle from what training made."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load, save
+
+from ....export.to_onnx import export_graphs
+from ...bundle import pack_gate, write_bundle
+from ...decode import DecodeLimits, Decoder
+from ...errors import Stopped
+from ...model.decision import Decision
+from ...model.gbad import GBAD
+from ...row import THREATS, Row
+from ..phases.phase3 import Losses, Phase3Settings, benign_quantiles, operating_points
+from .card import card
+
+# an engine whose losses or scores differ by more is refused
+TOLERANCE = {"loss_rel": 1e-2, "score": 0.1, "flips": 0.005}
+
+
+@dataclass
+class Outcome:
+    """What training made: everything that a bundle holds but its gate images."""
+
+    model: GBAD
+    decisions: dict[str, Decision]
+    default_decision: str
+    calibration: Losses  # of benign images alone
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+def pack(
+    out: Path,
+    name: str,
+    demo: bool,
+    outcome: Outcome,
+    settings: Phase3Settings,
+    data: str,
+    gate: Sequence[bytes],
+) -> Path:
+    """Write a bundle with these gate images (JPEG), trained on `data` in words; returns its folder."""
+    content = manifest(name, demo, outcome, settings)
+    points = content["operating_points"]["fp32"]
+    text = card(name, data, demo, outcome.provenance, points, outcome.default_decision)
+    arrays = outcome.model.arrays()
+    for decision in outcome.decisions.values():
+        arrays |= decision.tensors()
+    weights = save(arrays)
+    stored = load(weights)
+    if not all(np.array_equal(stored[key], array) for key, array in arrays.items()):
+        raise Stopped("the weights do not come back from their file as they were trained: nothing is written")
+    # graphs and gate come from the very bytes that ship
+    model = GBAD.from_arrays(outcome.model.architecture, stored, **content["preprocessing"])
+    network, bigan = export_graphs(model)
+    files = {
+        "weights.safetensors": weights,
+        "network.onnx": network,
+        "bigan.onnx": bigan,
+        "gate.tar": gate_archive(model, gate),
+        "README.md": text.encode(),
+    }
+    write_bundle(out, content, files)
+    return out
+
+
+def manifest(name: str, demo: bool, outcome: Outcome, settings: Phase3Settings) -> dict[str, Any]:
+    """Return bundle.json but for its format and the list of files."""
+    model, points, quantiles, spreads = outcome.model, {}, {}, {}
+    for key, decision in outcome.decisions.items():
+        scores = outcome.calibration.scores(decision)
+        points[key] = [asdict(point) for point in operating_points(decision, outcome.calibration, settings)]
+        quantiles[key] = dict(zip(("probability", "score"), benign_quantiles(scores), strict=True))
+        spreads[key] = float(scores.std())
+    return {
+        "name": name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "demo": demo,
+        "architecture": asdict(model.architecture),
+        "preprocessing": {"mean": _list(model.pixel_mean), "std": _list(model.pixel_std)},
+        "classes": list(THREATS),
+        "default_decision": outcome.default_decision,
+        "operating_points": {"fp32": points},
+        "benign_quantiles": {"fp32": quantiles},
+        "tolerance": TOLERANCE,
+        "benign_score_std": spreads,
+        "provenance": outcome.provenance,
+    }
+
+
+@torch.no_grad()
+def gate_archive(model: GBAD, gate: Sequence[bytes]) -> bytes:
+    """Return gate.tar: the gate images, and what the model says of them in FP32."""
+    decoder = Decoder(model.architecture.input_size, DecodeLimits())
+    pixels = [decoder(Row(uri="gate"), blob) for blob in gate]
+    whole = [each for each in pixels if each is not None]
+    assert len(whole) == len(gate)
+    batches = [model(torch.from_numpy(np.stack(whole[i : i + 16]))) for i in range(0, len(whole), 16)]
+    _, logits, reconstruction, matching = (torch.cat(part).numpy() for part in zip(*batches, strict=True))
+    return pack_gate(gate, reconstruction, matching, logits)
+
+
+def _list(values: torch.Tensor) -> list[float]:
+    return [round(value, 6) for value in values.tolist()]

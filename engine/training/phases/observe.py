@@ -1,0 +1,85 @@
+"""What a network does on samples of images while it trains: the figures that the report draws by epoch."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score, precision_recall_fscore_support
+from torch import nn
+
+from ...model.gbad import GBAD
+from ...model.network import normalize
+from ..pixels import decoded
+
+AT_ONCE = 32  # images
+AVERAGES = ("micro", "macro")
+
+Sample = tuple[Sequence[Path], NDArray[np.bool_], int]  # paths, labels [n, 5], image size
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Figures on a sample of training images and one of validation images, at p >= 0.5."""
+
+    training: dict[str, float]
+    validation: dict[str, float]
+    validation_map: float  # mean over classes of average precision; NaN without positives
+
+    def line(self) -> dict[str, float | None]:
+        """Return the figures by name, those that there are none of as None."""
+        both = {"training": self.training, "validation": self.validation}
+        found = {f"{where}_{key}": value for where, values in both.items() for key, value in values.items()}
+        return {key: round(value, 5) if np.isfinite(value) else None for key, value in found.items()}
+
+
+def observe(network: nn.Module, model: GBAD, samples: Sequence[Sample]) -> Observed:
+    """Run the network on both samples (training, validation)."""
+    was_training = network.training
+    network.eval()
+    training, validation = (
+        class_figures(labels, probabilities(network, model, paths, size)) for paths, labels, size in samples
+    )
+    network.train(was_training)
+    return Observed(training, validation, validation["map"])
+
+
+@torch.no_grad()
+def probabilities(network: nn.Module, model: GBAD, paths: Sequence[Path], size: int) -> NDArray[np.float32]:
+    """Sigmoids [n, 5] of images decoded as a scan decodes them; NaN for those that cannot be."""
+    device = next(network.parameters()).device
+    out = np.full((len(paths), 5), np.nan, np.float32)
+    for index, pixels in _batches(paths, size):
+        images = normalize(torch.from_numpy(pixels), model.pixel_mean, model.pixel_std)
+        out[index] = network(images.to(device))[1].float().sigmoid().cpu().numpy()
+    return out
+
+
+def class_figures(labels: NDArray[np.bool_], found: NDArray[np.float32]) -> dict[str, float]:
+    """Micro and macro precision, recall and F1 at p >= 0.5, and mAP over the classes with positives."""
+    seen = np.isfinite(found).all(axis=1)
+    labels, found = labels[seen], found[seen]
+    figures: dict[str, float] = {}
+    for average in AVERAGES:
+        precision, recall, f1, _ = precision_recall_fscore_support(
+            labels, found >= 0.5, average=average, zero_division=cast("str", 0.0)
+        )
+        figures |= {
+            f"precision_{average}": float(precision),
+            f"recall_{average}": float(recall),
+            f"f1_{average}": float(f1),
+        }
+    present = np.flatnonzero(labels.any(axis=0))
+    aps = [average_precision_score(labels[:, k], found[:, k]) for k in present]
+    return figures | {"map": float(np.mean(aps)) if aps else float("nan")}
+
+
+def _batches(paths: Sequence[Path], size: int) -> Iterator[tuple[list[int], NDArray[np.uint8]]]:
+    for start in range(0, len(paths), AT_ONCE):
+        images = list(enumerate(decoded(paths[start : start + AT_ONCE], size), start))
+        whole = [(k, image) for k, image in images if image is not None]
+        if whole:
+            yield [k for k, _ in whole], np.stack([image for _, image in whole])

@@ -1,0 +1,281 @@
+"""Phase III: the decision on an image's losses, and the operating points that belong to it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from ...model.decision import INPUTS, Decision, Scores, inputs
+from ...system.progress import Progress
+from .svm import Fitter, fit_by_sklearn
+
+Z = 1.959964  # two-sided 95 %
+
+
+@dataclass(frozen=True)
+class Phase3Settings:
+    """How decisions are found and thresholds set."""
+
+    costs: tuple[float, ...] = (0.1, 1.0, 10.0)  # C
+    gammas: tuple[float, ...] = (0.1, 0.3, 1.0)
+    search_benign: int = 5000  # images of the sample that is searched on
+    search_positive: int = 1000
+    largest_pfa: float = 0.05  # the ROC is compared up to here
+    pfas: tuple[float, ...] = (0.01, 0.02, 0.05, 0.10)  # operating points
+    support_events: int = 100  # benign images over a threshold that make it well known
+    heldout: bool = False  # fit the SVM of `gbad` on images that no phase has seen, not as the report does
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What the model says of a set of images."""
+
+    reconstruction: NDArray[np.float32]  # [n]
+    feature_matching: NDArray[np.float32]  # [n]
+    logits: NDArray[np.float32]  # [n, 5]
+    labels: NDArray[np.bool_]  # [n, 5]
+
+    @property
+    def positive(self) -> NDArray[np.bool_]:
+        """Tell which images hold a threat, [n]."""
+        return np.any(self.labels, axis=1)
+
+    @property
+    def probabilities(self) -> Scores:
+        """Sigmoids of the logits, [n, 5]."""
+        return 1 / (1 + np.exp(-self.logits.astype(np.float64)))
+
+    def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> "Losses":
+        """Return the images at these positions."""
+        return Losses(*(getattr(self, field)[index] for field in self.__dataclass_fields__))
+
+    def inputs(self, decision: str) -> Scores:
+        """Return the inputs [n, d] of a decision."""
+        return inputs(decision, self.reconstruction, self.feature_matching, self.logits)
+
+    def scores(self, decision: Decision) -> Scores:
+        """Return the scores [n] by a decision."""
+        return decision.score(self.reconstruction, self.feature_matching, self.logits)
+
+
+@dataclass(frozen=True)
+class Point:
+    """An operating point: what is an alarm, and at which price."""
+
+    pfa: float  # asked for
+    threshold: float  # on the score; an image at or above it is an alarm
+    class_thresholds: tuple[float, ...]  # on p_*, each passed by this share of benign images
+    interval: tuple[float, float]  # 95 % (Wilson) of the false-alarm rate at this threshold
+    supported: bool  # enough benign images lie above it
+
+
+def fit_decisions(
+    train: Losses,
+    validation: Losses,
+    settings: Phase3Settings,
+    seed: int,
+    progress: Progress,
+    fitter: Fitter = fit_by_sklearn,
+) -> dict[str, Decision]:
+    """Fit the three decisions of a bundle.
+
+    `gbad` is the SVM on both losses of the training images, as in the report, whose losses are lower than
+    those of any other; with `heldout` it is fitted on one half of the validation images and chosen on the
+    other. `combined` is fitted on validation images, since the class scores of training images are better
+    than those of any other.
+    """
+    decisions = {"classes": class_maximum()}
+    random = np.random.default_rng((seed, 3))
+    progress("phase III", 0, 2, {})
+    fitted, judged = halves(validation, seed) if settings.heldout else (train, validation)
+    decisions["gbad"] = fit_svm("gbad", fitted, judged, settings, random, fitter)
+    progress("phase III", 1, 2, {})
+    linear = replace(settings, gammas=())
+    decisions["combined"] = fit_svm("combined", validation, validation, linear, random, fitter)
+    progress("phase III", 2, 2, {})
+    return decisions
+
+
+def halves(losses: Losses, seed: int) -> tuple[Losses, Losses]:
+    """Deal images into two halves, each with its share of positives."""
+    random = np.random.default_rng((seed, 5))
+    order = random.permutation(len(losses.labels))
+    order = order[np.argsort(losses.positive[order], kind="stable")]
+    return losses.take(np.sort(order[::2])), losses.take(np.sort(order[1::2]))
+
+
+def class_maximum() -> Decision:
+    """Return the decision whose score is the largest logit."""
+    one, zero = np.ones(1), np.zeros(1)
+    return Decision("classes", mean=zero, std=one, weights=one, intercept=zero)
+
+
+def fit_svm(
+    name: str,
+    train: Losses,
+    validation: Losses,
+    settings: Phase3Settings,
+    random: np.random.Generator,
+    fitter: Fitter = fit_by_sklearn,
+) -> Decision:
+    """Fit a class-weighted SVM: kernel, C and gamma by partial AUROC on validation, among monotone ones.
+
+    The search runs on a stratified sample, the final fit on all of `train`. A linear SVM is always monotone:
+    where the data would have a negative weight, that input is left out.
+    """
+    sample = train.take(_sample(train.positive, settings, random))
+    choices: list[float | None] = [None, *settings.gammas]
+    best: tuple[float, float, float | None] | None = None
+    for gamma in choices:
+        for cost in settings.costs:
+            candidate = _fit(fitter, name, sample, cost, gamma)
+            if gamma is not None and not is_monotone(candidate):
+                continue
+            value = partial_auroc(validation.scores(candidate), validation.positive, settings.largest_pfa)
+            if best is None or value > best[0]:
+                best = value, cost, gamma
+    assert best is not None
+    final = _fit(fitter, name, train, *best[1:])
+    # the last fit sees more images than the search did, so it is tested again
+    return final if is_monotone(final) else _fit(fitter, name, train, best[1], None)
+
+
+def _fit(fitter: Fitter, name: str, losses: Losses, cost: float, gamma: float | None) -> Decision:
+    values = losses.inputs(name)
+    mean, std = values.mean(axis=0), np.maximum(values.std(axis=0), 1e-6)
+    u = (values - mean) / std
+    empty = Decision(name, mean=mean, std=std, weights=np.zeros(len(mean)), intercept=np.zeros(1))
+    if gamma is None:
+        return _fit_linear(fitter, empty, u, losses.positive, cost)
+    machine = fitter(u, losses.positive, cost, gamma)
+    return replace(
+        empty,
+        weights=np.ones(len(mean)),
+        intercept=machine.intercept,
+        support=machine.support,
+        coefficients=machine.coefficients,
+        gamma=np.array([gamma]),
+        low=u.min(axis=0),
+        high=u.max(axis=0),
+    )
+
+
+def _fit_linear(
+    fitter: Fitter, empty: Decision, u: Scores, positive: NDArray[np.bool_], cost: float
+) -> Decision:
+    """Fit on fewer and fewer inputs until no weight is negative."""
+    kept = list(range(u.shape[1]))
+    while kept:
+        machine = fitter(u[:, kept], positive, cost, None)
+        weights = machine.weights
+        if (weights >= 0).all():
+            break
+        kept.pop(int(np.argmin(weights)))
+    else:
+        # nothing orders as a score must: the first input alone still does
+        return replace(empty, weights=np.eye(u.shape[1])[0])
+    full = np.zeros(u.shape[1])
+    full[kept] = weights
+    return replace(empty, weights=full, intercept=machine.intercept)
+
+
+def is_monotone(decision: Decision, points: int = 41, reach: float = 40.0) -> bool:
+    """Test on a grid that the score never falls when an input rises.
+
+    The grid spans the training range finely and `reach` standard deviations beyond it coarsely.
+    """
+    d = len(INPUTS[decision.name])
+    low = decision.low if decision.low is not None else np.full(d, -4.0)
+    high = decision.high if decision.high is not None else np.full(d, 4.0)
+    beyond = np.geomspace(0.1, reach, 8)
+    axes = [
+        np.concatenate([a - beyond[::-1], np.linspace(a, b, points), b + beyond])
+        for a, b in zip(low, high, strict=True)
+    ]
+    grid = np.stack([axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")], axis=1)
+    scores = decision.score_inputs(grid * decision.std + decision.mean).reshape([len(axis) for axis in axes])
+    slack = 1e-9 * max(1.0, float(np.abs(scores).max()))  # rounding
+    return all(bool((np.diff(scores, axis=axis) >= -slack).all()) for axis in range(d))
+
+
+def partial_auroc(scores: Scores, positive: NDArray[np.bool_], largest_pfa: float) -> float:
+    """Area under the ROC up to a false-alarm rate, standardized so that chance is 0.5 (McClish 1989)."""
+    return float(roc_auc_score(positive, scores, max_fpr=largest_pfa))
+
+
+def auroc(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float:
+    """Area under the ROC."""
+    return float(roc_auc_score(positive, scores))
+
+
+def choose_default(decisions: dict[str, Decision], validation: Losses, pfa: float = 0.02) -> str:
+    """Name `gbad` where its PD at this PFA lies within the 95 % interval of the best's, else that best."""
+    detected = {
+        name: _detection(validation.scores(each), validation.positive, pfa)
+        for name, each in decisions.items()
+    }
+    best = max(detected, key=lambda name: detected[name])
+    positives = int(validation.positive.sum())
+    low, _ = wilson(round(detected[best] * positives), positives)
+    return "gbad" if detected["gbad"] >= low else best
+
+
+def _detection(scores: Scores, positive: NDArray[np.bool_], pfa: float) -> float:
+    """Share of positives at or above the threshold of a false-alarm rate."""
+    return float((scores[positive] >= threshold_at(scores[~positive], pfa)).mean())
+
+
+def operating_points(decision: Decision, benign: Losses, settings: Phase3Settings) -> list[Point]:
+    """Set thresholds on the benign images of the calibration split."""
+    scores = benign.scores(decision)
+    probabilities = benign.probabilities
+    points = []
+    for pfa in settings.pfas:
+        threshold = threshold_at(scores, pfa)
+        points.append(
+            Point(
+                pfa=pfa,
+                threshold=threshold,
+                class_thresholds=tuple(threshold_at(column, pfa) for column in probabilities.T),
+                interval=wilson(int((scores >= threshold).sum()), len(scores)),
+                supported=len(scores) * pfa >= settings.support_events,
+            )
+        )
+    return points
+
+
+def threshold_at(benign: NDArray[np.floating], pfa: float) -> float:
+    """Return the lowest threshold that at most a share `pfa` of benign scores reaches."""
+    descending = np.sort(benign)[::-1]
+    allowed = int(len(descending) * pfa + 1e-9)
+    # half way to the last score allowed, but where scores tie: then just above the tie
+    bound = descending[allowed]
+    above = descending[descending > bound]
+    return float((above[-1] + bound) / 2) if len(above) else float(np.nextafter(bound, np.inf))
+
+
+def benign_quantiles(scores: Scores) -> tuple[list[float], list[float]]:
+    """Return probabilities and the benign scores at them, denser where false alarms are rare."""
+    tail = 1 - np.geomspace(max(1e-4, 1 / len(scores)), 0.2, 100)
+    probabilities = np.unique(np.concatenate([np.linspace(0, 1, 101), tail]))
+    return probabilities.tolist(), np.quantile(scores, probabilities).tolist()
+
+
+def wilson(events: int, trials: int) -> tuple[float, float]:
+    """Return the 95 % interval of a rate seen as `events` of `trials` (Wilson 1927)."""
+    if not trials:
+        return 0.0, 1.0
+    rate, square = events / trials, Z * Z / trials
+    centre = (rate + square / 2) / (1 + square)
+    half = Z * np.sqrt(rate * (1 - rate) / trials + square / (4 * trials)) / (1 + square)
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def _sample(
+    positive: NDArray[np.bool_], settings: Phase3Settings, random: np.random.Generator
+) -> NDArray[np.intp]:
+    """Draw positions for the search, of both kinds."""
+    kinds: Sequence[tuple[bool, int]] = ((True, settings.search_positive), (False, settings.search_benign))
+    return np.concatenate([random.permutation(np.flatnonzero(positive == kind))[:n] for kind, n in kinds])

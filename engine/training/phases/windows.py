@@ -1,0 +1,106 @@
+"""Parts of images around boxed threats: what phase I may begin with, before it sees whole images.
+
+A threat covers a hundredth or two of its image. Windows show it at the scale that whole images will have, at
+a fraction of their pixels. `python -m benchmarks boxes`: what they bring lies within the noise there.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ...errors import Refused
+from ...row import THREATS
+from ..data import Index, Labelled
+
+LEAST_SEEN = 0.5  # share of a box inside a window, from which on its threat is in the label
+NO_BOXES = (
+    "windows in --stages and the weight of --places need boxes around the threats, and the labels of the "
+    "training images hold none: name labels with boxes by --labels, add threats by --project, or do without"
+)
+MARGIN = 1.1  # of a box that is larger than the window: the window grows
+
+
+class Windows(NamedTuple):
+    """What an epoch sees of each image of a data set; images that are not in the epoch are whole."""
+
+    parts: NDArray[np.float32]  # [n, 4]: left, top, width, height as shares of the image
+    labels: NDArray[np.bool_]  # [n, 5]: what lies inside
+
+
+class BoxedThreats:
+    """The boxes of training images, as shares of the images."""
+
+    def __init__(self, labelled: Labelled, train: Index):
+        """Read the sizes of the images that hold boxes; raises Refused where no training image does."""
+        self._labels = labelled.labels
+        self._boxes: dict[int, NDArray[np.float64]] = {}  # position -> [m, 4] left, top, right, bottom
+        self._classes: dict[int, Index] = {}  # position -> [m]
+        for k in train.tolist() if labelled.boxes else ():
+            boxes = labelled.boxes[k]
+            classes = np.array([THREATS.index(box.threat) for box in boxes], np.intp)
+            if not len(classes) or set(classes) != set(np.flatnonzero(self._labels[k])):
+                continue  # of a threat without a box nobody knows whether a part of the image holds it
+            with Image.open(labelled.paths[k]) as image:
+                width, height = image.size
+            corners = [[box.x, box.y, box.x + box.width, box.y + box.height] for box in boxes]
+            self._boxes[k] = np.clip(np.array(corners) / [width, height, width, height], 0, 1)
+            self._classes[k] = classes
+        if not self._boxes:
+            raise Refused(NO_BOXES)
+
+    def of(self, k: int, part: NDArray[np.float32] | None) -> tuple[NDArray[np.float64], Index] | None:
+        """Boxes [m, 4] as shares of a part (left, top, width, height) of image `k`, and classes [m].
+
+        None where the image holds threats that have no boxes.
+        """
+        if k not in self._boxes:
+            return None if self._labels[k].any() else (np.empty((0, 4)), np.empty(0, np.intp))
+        left, top, width, height = (0, 0, 1, 1) if part is None else part.tolist()
+        boxes = (self._boxes[k] - [left, top, left, top]) / [width, height, width, height]
+        return boxes, self._classes[k]
+
+    def draw(self, index: Index, share: float, key: Sequence[int]) -> Windows:
+        """Draw a window around a box of each image of `index`; equal keys draw equal windows.
+
+        `share`: of each side of the image that a window shows. A benign image has its window where some
+        positive image has one: otherwise threats would be told by where the window lies. Positive images
+        whose threats have no boxes are seen whole.
+        """
+        n = len(self._labels)
+        parts = np.tile(np.array([0, 0, 1, 1], np.float32), (n, 1))
+        labels = self._labels.copy()
+        boxed = list(self._boxes)
+        for k in index.tolist():
+            random = np.random.default_rng((*key, k))
+            own = k in self._boxes
+            if not own and labels[k].any():
+                continue
+            boxes = self._boxes[k if own else boxed[random.integers(len(boxed))]]
+            part = _around(boxes[random.integers(len(boxes))], share, random)
+            parts[k] = np.concatenate([part[:2], part[2:] - part[:2]])
+            if own:
+                labels[k] = False
+                seen = overlap(boxes, part) >= LEAST_SEEN
+                labels[k, [each for each, inside in zip(self._classes[k], seen, strict=True) if inside]] = (
+                    True
+                )
+        return Windows(parts, labels)
+
+
+def _around(box: NDArray[np.float64], share: float, random: np.random.Generator) -> NDArray[np.float64]:
+    """Lay a window [4] that holds a box and no more than the image: left, top, right, bottom."""
+    low, high = box[:2], box[2:]
+    side = np.minimum(np.maximum(share, MARGIN * (high - low).max()), 1.0)
+    first, last = np.maximum(high - side, 0), np.minimum(low, 1 - side)
+    start = first + random.random(2) * np.maximum(last - first, 0)
+    return np.concatenate([start, start + side])
+
+
+def overlap(boxes: NDArray[np.float64], part: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Share of each box [m, 4] that lies inside a part [4]: [m]."""
+    inside = np.minimum(boxes[:, 2:], part[2:]) - np.maximum(boxes[:, :2], part[:2])
+    areas = np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(axis=1), 1e-12)
+    return np.maximum(inside, 0).prod(axis=1) / areas

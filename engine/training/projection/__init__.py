@@ -1,0 +1,1 @@
+"""Threat image projection: threats multiplied into benign images, as X-rays are."""
