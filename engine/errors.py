@@ -10,10 +10,24 @@ GbadError                 one sentence for the user: what, where, what to do
 """
 
 
+from typing import Any
+
+
 class GbadError(Exception):
     """An error that a user can act on; its text is one whole sentence."""
 
     exit_code = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let a worker process send it, whatever its constructor takes."""
+        return _rebuilt, (type(self), self.args, vars(self))
+
+
+def _rebuilt(kind: type[GbadError], arguments: tuple[Any, ...], state: dict[str, Any]) -> GbadError:
+    error = kind.__new__(kind, *arguments)
+    error.args = arguments
+    vars(error).update(state)
+    return error
 
 
 class Refused(GbadError):

@@ -1,31 +1,34 @@
 """What a scan has done so far, and where its time went."""
 
-import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING
 
-from .row import Row
+from .errors import TooManyFailures
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from .workers.chunk import FinishedChunk
+
+PERCENT_FROM = 1000  # images before a percentage of failures means something
 
 
 class Progress:
-    """Counts and clocks of one run; written by the stages, read by progress bars and the summary."""
+    """Counts and clocks of one run; written by the coordinator, read by progress bars and the summary."""
 
     def __init__(self) -> None:
+        self.total: int | None = None  # candidates in all, once everything is listed
         self.skipped = 0  # candidates met that an earlier run has finished
         self.done = 0  # rows of this run
         self.failed = 0  # of these, not ok
         self.alarms = 0
         self.seconds: defaultdict[str, float] = defaultdict(float)  # busy, by stage, over all threads
         self.cpu_seconds: defaultdict[str, float] = defaultdict(float)  # of the stages' own threads, likewise
+        self.workers_cpu_seconds = 0.0
         self.startup_seconds = 0.0
         self.started = time.monotonic()
         self._cpu_at_start = 0.0
-        self._lock = threading.Lock()
 
     def start(self) -> None:
         """Say that everything is open: what came before was start-up."""
@@ -38,14 +41,22 @@ class Progress:
         return time.monotonic() - self.started
 
     def elapsed_cpu(self) -> float:
-        """CPU seconds of this process since the start: all stages, the engine's own threads, the rest."""
+        """CPU seconds since the start: this process and the workers, with their engines' threads."""
+        return self.coordinator_cpu() + self.workers_cpu_seconds
+
+    def coordinator_cpu(self) -> float:
+        """CPU seconds of this process since the start: listing, dealing, writing."""
         return time.process_time() - self._cpu_at_start
 
-    def count(self, rows: list[Row]) -> None:
-        """Count finished rows."""
-        self.done += len(rows)
-        self.failed += sum(row.status != "ok" for row in rows)
-        self.alarms += sum(row.anomalous is True for row in rows)
+    def count(self, chunk: "FinishedChunk") -> None:
+        """Count a finished chunk."""
+        self.done += chunk.rows
+        self.failed += chunk.failed
+        self.alarms += chunk.alarms
+        self.workers_cpu_seconds += chunk.process_seconds
+        for stage, seconds in chunk.seconds.items():
+            self.seconds[stage] += seconds
+            self.cpu_seconds[stage] += chunk.cpu_seconds[stage]
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -54,18 +65,20 @@ class Progress:
         try:
             yield
         finally:
-            spent, cpu_spent = time.perf_counter() - began, time.thread_time() - cpu_began
-            with self._lock:
-                self.seconds[stage] += spent
-                self.cpu_seconds[stage] += cpu_spent
+            self.seconds[stage] += time.perf_counter() - began
+            self.cpu_seconds[stage] += time.thread_time() - cpu_began
 
-    def timed_each(self, stage: str, items: Iterable[T]) -> Iterator[T]:
-        """Time the making of items, not what their consumer does with them."""
-        iterator = iter(items)
-        while True:
-            with self.timed(stage):
-                try:
-                    item = next(iterator)
-                except StopIteration:
-                    return
-            yield item
+    def check_failures(self, limit: tuple[float, bool] | None, failed_before: int, done_before: int) -> None:
+        """Raise TooManyFailures beyond a limit, a number or (True) a percentage, over all runs."""
+        if limit is None:
+            return
+        failed, done = self.failed + failed_before, self.done + done_before
+        bound, is_percentage = limit
+        said = f"{bound:g}%" if is_percentage else f"{bound:g}"
+        if is_percentage:
+            bound = bound / 100 * done
+        if failed > bound and (done >= PERCENT_FROM or not is_percentage):
+            raise TooManyFailures(
+                f"{failed} of {done} images failed, more than --max-failures {said}; finished rows are kept: "
+                "look at them, or run again with a higher limit to resume"
+            )

@@ -1,67 +1,138 @@
-"""What a scan can be told, in one place: the command line, a TOML file and Python fill the same fields."""
+"""What a scan can be told: groups of settings that the command line, a TOML file and Python all fill.
+
+Each field says, in its metadata, what it means (`help`), and whether an unfinished scan can only be resumed
+with the same value (`resume="same"`); `resume="any"` fields may differ between runs.
+"""
 
 import math
-from dataclasses import dataclass
+import os
+from collections.abc import Sequence
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from .errors import Refused
 
-LARGEST = {
-    "batch_size": 4096,  # images; more would wait for each other and fill the memory
-    "threads": 1024,  # each has its place in the journal of what is being decoded
-    "limit": 1 << 62,
-    "max_pixels": 1 << 40,
-    "max_file_size": 1 << 50,
-    "decode_timeout": 1_000_000,  # seconds; the timers take no more
-}
 BATCH_SIZES = {"cpu": 8, "cuda": 256}  # images, where none is given
 
-Device = str  # auto, cpu, cuda or cuda:N
+StrPath = str | os.PathLike[str]
 Backend = Literal["auto", "openvino", "tensorrt", "inductor"]
 Precision = Literal["auto", "fp32", "fp16", "int8"]
+Resume = Literal["same", "any"]
+
+
+def setting(
+    default: Any, help: str, *, resume: Resume = "any", most: float | None = None, unit: str = ""  # noqa: A002
+) -> Any:
+    """Declare a field: its default, one sentence of help, and what resuming a scan asks of it.
+
+    `most` bounds a number, which must be above 0 then; `unit` is that of the value.
+    """
+    return field(default=default, metadata={"help": help, "resume": resume, "most": most, "unit": unit})
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScanSettings:
-    """Settings of one scan; the field's comment says the unit and what None means."""
+class SourceSettings:
+    """What to look at, and what of it to leave out."""
 
-    sources: tuple[str, ...] = ()  # folders, image files, tar shards, glob patterns
-    out: Path | None = None  # results.parquet, or a folder for a data set; None stores nothing
-    out_is_folder: bool = False  # given with a trailing slash: a data set without the last merge
+    sources: Sequence[StrPath | bytes] = setting(
+        (), "Folders, image files, tar shards or glob patterns.", resume="same"
+    )
+    files_from: StrPath | None = setting(
+        None, "Read paths from FILE, one a line; - is standard input.", resume="same"
+    )
+    null: bool = setting(False, "The list is NUL-separated, as find -print0 writes it.")
+    include: Sequence[str] = setting((), "Only these are candidates, e.g. '*.png'.", resume="same")
+    exclude: Sequence[str] = setting((), "These are not, e.g. 'thumbs/**'.", resume="same")
+    hidden: bool = setting(False, "Include names that begin with a dot.", resume="same")
+    follow_links: bool = setting(False, "Follow symbolic links met in folders.", resume="same")
+    limit: int | None = setting(
+        None, "Scan only the first N candidates.", resume="same", most=1 << 62, unit="candidates"
+    )
 
-    files_from: str | None = None  # a list of paths, one a line; "-" is standard input
-    null: bool = False  # the list is NUL-separated
-    include: tuple[str, ...] = ()  # patterns; only these are candidates
-    exclude: tuple[str, ...] = ()  # patterns; these are not
-    hidden: bool = False  # names that begin with a dot, too
-    follow_links: bool = False  # symbolic links met in walks, too
-    limit: int | None = None  # the first N candidates in order, over the whole scan
 
-    model: Path | None = None  # a bundle; None is the one that comes with the package
-    device: Device = "auto"
-    engine: Backend = "auto"
-    precision: Precision = "auto"
-    decision: str | None = None  # gbad, classes, combined; None is the bundle's default
-    pfa: float | None = None  # probability of false alarm that sets the thresholds; None is 0.05
-    threshold: float | None = None  # on anomaly_score, in place of `pfa`
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """Which model, on what, and what is an alarm."""
 
-    batch_size: int | None = None  # images; None: as tuned here, or by rule
-    threads: int | None = None  # cores to use, and threads that decode; None: as tuned here, or by rule
-    max_pixels: int = 64_000_000  # of one image, from its header
-    max_file_size: int = 256_000_000  # bytes of one image file or tar member
-    decode_timeout: float = 60.0  # seconds for one image
-    hardware_share: float = 0.65  # of JPEGs, for a GPU's JPEG hardware; the others take cores, too
-    cache_dir: Path | None = None  # of ready engines; None is the user's cache folder
-    features: Path | None = None  # a folder for the features of every image
+    model: StrPath | None = setting(None, "A trained model; default: the demo model.", resume="same")
+    device: str = setting("auto", "Where to compute; cuda takes every visible GPU and never falls back.")
+    engine: Backend = setting("auto", "Backend that runs the networks.", resume="same")
+    precision: Precision = setting(
+        "auto", "auto: the fastest that passed the parity gate on this machine.", resume="same"
+    )
+    cache_dir: StrPath | None = setting(None, "Keep ready engines here, not in the user's cache folder.")
+    decision: str | None = setting(
+        None, "gbad, classes or combined; default: the model's choice.", resume="same"
+    )
+    pfa: float | None = setting(
+        None, "Alarm on this share of benign bags; default: 0.05.", resume="same", unit="probability"
+    )
+    threshold: float | None = setting(
+        None, "Alarm from this anomaly_score on; excludes --pfa.", resume="same", unit="score"
+    )
 
-    overwrite: bool = False
-    restart: bool = False
-    retry: frozenset[str] = frozenset()  # statuses to scan again; "failed" is all but ok
-    max_failures: str | None = None  # N or N%
+
+@dataclass(frozen=True, kw_only=True)
+class LimitSettings:
+    """What the machine may spend, and what one file may ask for."""
+
+    batch_size: int | None = setting(
+        None,
+        "Images computed at once; never changes a score. Default: the tuned size, else 8 on a CPU, 256 on a"
+        " GPU.",
+        most=4096,
+        unit="images",
+    )
+    threads: int | None = setting(
+        None, "Cores to use; default: those that affinity and cgroup allow.", most=1024, unit="cores"
+    )
+    workers: int | None = setting(
+        None, "Worker processes; default: one for up to 8 cores, one a GPU.", most=256, unit="processes"
+    )
+    hardware_share: float = setting(
+        0.65, "Share of JPEGs for a GPU's JPEG hardware; the rest are decoded by CUDA cores and the CPU."
+    )
+    max_pixels: int = setting(
+        64_000_000, "Larger images are not decoded: too_large.", resume="same", most=1 << 40, unit="pixels"
+    )
+    max_file_size: int = setting(
+        256_000_000, "Larger files are not read: too_large.", resume="same", most=1 << 50, unit="bytes"
+    )
+    decode_timeout: float = setting(
+        60.0, "An image that takes longer: decoder_timeout.", resume="same", most=1_000_000, unit="seconds"
+    )
+    max_failures: str | None = setting(None, "Stop with exit 4 once more images failed (N or N%).")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSettings:
+    """Where the rows go, and what becomes of rows that are there already."""
+
+    out: StrPath | None = setting(
+        None, "results.parquet, or with a trailing / a folder of parts; None stores nothing."
+    )
+    features: StrPath | None = setting(
+        None, "Store each image's features and logits (float16) here.", resume="same"
+    )
+    overwrite: bool = setting(False, "Replace a finished output, at the very end.")
+    restart: bool = setting(False, "Drop what an unfinished scan has done.")
+    retry: frozenset[str] = setting(
+        frozenset(), "Scan again the rows of these statuses; 'failed' is all but ok."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanSettings(SourceSettings, ModelSettings, LimitSettings, OutputSettings):
+    """Settings of one scan; str and Path are both taken wherever a path is meant.
+
+    Raises Refused for values that cannot be, before anything is opened.
+    """
 
     def __post_init__(self) -> None:
-        """Refuse combinations that cannot be, before anything is opened."""
+        """Refuse combinations that cannot be, and bring paths to one form."""
+        if isinstance(self.sources, str | bytes | os.PathLike):
+            object.__setattr__(self, "sources", (self.sources,))
         if self.pfa is not None and self.threshold is not None:
             raise Refused("--pfa and --threshold exclude each other: give one of them")
         if self.pfa is not None and not 0 < self.pfa < 1:
@@ -69,14 +140,28 @@ class ScanSettings:
         if self.overwrite and self.retry:
             raise Refused("--overwrite and --retry exclude each other: give one of them")
         if self.threshold is not None and not math.isfinite(self.threshold):
-            raise Refused(f"--threshold {self.threshold} is no number that a score could reach")
+            raise Refused(f"--threshold {self.threshold} is not a number that a score could reach")
         if not 0 <= self.hardware_share <= 1:
             raise Refused(f"--hardware-share {self.hardware_share:g} is not a share between 0 and 1")
-        for name, most in LARGEST.items():
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= most:
-                raise Refused(f"--{name.replace('_', '-')} {value} must be above 0 and at most {most}")
+        self._check_bounds()
         self.failure_limit  # noqa: B018 - parsed to be refused now
+
+    def _check_bounds(self) -> None:
+        for each in fields(self):
+            value, most = getattr(self, each.name), each.metadata["most"]
+            if most is not None and value is not None and not 0 < value <= most:
+                name = each.name.replace("_", "-")
+                raise Refused(f"--{name} {value} must be above 0 and at most {most}")
+
+    @property
+    def out_path(self) -> Path | None:
+        """The output as a path."""
+        return None if self.out is None else Path(self.out)
+
+    @property
+    def out_is_folder(self) -> bool:
+        """Whether the output was given with a trailing slash: a data set without the last merge."""
+        return self.out is not None and os.fspath(self.out).endswith("/")
 
     @property
     def failure_limit(self) -> tuple[float, bool] | None:
@@ -91,3 +176,49 @@ class ScanSettings:
         if not 0 <= bound < float("inf") or (text.endswith("%") and bound > 100):
             raise Refused(f"--max-failures {text!r} is neither a number nor a percentage: try 100 or 1%")
         return bound, text.endswith("%")
+
+
+def declared(name: str) -> Field[Any]:
+    """Give the field of a setting by its name."""
+    return ScanSettings.__dataclass_fields__[name]
+
+
+def most(name: str) -> int:
+    """Give the largest value that a setting may have."""
+    return declared(name).metadata["most"]
+
+
+def fingerprint(settings: ScanSettings, resolved: dict[str, Any]) -> dict[str, Any]:
+    """Say what must match for an unfinished scan to be resumed.
+
+    `resolved` replaces settings by what they came to here: the hash of the model, the backend and precision
+    that `auto` chose, the operating point.
+    """
+    same = {each.name: getattr(settings, each.name) for each in fields(settings) if _must_match(each)}
+    plain = {name: _as_json(name, value) for name, value in same.items()}
+    return plain | resolved
+
+
+def _must_match(each: Field[Any]) -> bool:
+    return each.metadata["resume"] == "same"
+
+
+def _as_json(name: str, value: Any) -> Any:
+    """Give a value the form in which it is compared: paths absolute, and of a list that there is one."""
+    if name == "sources":
+        return [os.path.abspath(os.fsdecode(source)) for source in value]  # noqa: PTH100 - keeps links
+    if name == "files_from":
+        return value is not None
+    if isinstance(value, os.PathLike) or name == "features":
+        return None if value is None else os.path.abspath(value)  # noqa: PTH100 - keeps links
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
+def _documented(group: type) -> None:
+    """Add each field's meaning to the docstring that `help()` shows."""
+    lines = [f"    {each.name}: {each.metadata['help']}" for each in fields(group)]  # type: ignore[arg-type]
+    group.__doc__ = "\n".join([(group.__doc__ or "").rstrip(), "", "Fields:", *lines])
+
+
+for _group in (SourceSettings, ModelSettings, LimitSettings, OutputSettings, ScanSettings):
+    _documented(_group)

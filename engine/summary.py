@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from .bundle import DEMO_SENTENCE
-from .plan import Plan
 from .progress import Progress
 from .results import Session
 from .results.parts import files_of, read_parquet
 from .row import THREATS
-from .scorer import Scorer
 from .settings import ScanSettings
 from .sources import Tally
+from .stages import Setup, WorkPlan
 
 MOST_ANOMALOUS = 5
 COLUMNS = (
@@ -61,8 +60,9 @@ class Summary:
     images_per_second: float = 0.0
     stage_seconds: dict[str, float] = field(default_factory=dict)  # busy, summed over threads
     stage_cpu_seconds: dict[str, float] = field(default_factory=dict)  # without an engine's own threads
-    cpu_seconds: float = 0.0  # of the whole process in this run, start-up apart
-    plan: Plan | None = None  # how the cores were divided
+    cpu_seconds: float = 0.0  # of all processes in this run, start-up apart
+    coordinator_cpu_seconds: float = 0.0  # of these, listing, dealing and writing
+    plan: WorkPlan | None = None  # how the cores were divided
     model: str = ""
     demo: bool = False
     decision: str = ""
@@ -85,10 +85,10 @@ class Summary:
 
 
 def summarize(
-    settings: ScanSettings, session: Session, scorer: Scorer, progress: Progress, tally: Tally
+    settings: ScanSettings, session: Session, setup: Setup, progress: Progress, tally: Tally
 ) -> Summary:
     """Sum up a finished scan from its stored rows and this run's counts."""
-    report, point, out = session.finished, scorer.point, settings.out
+    report, point, out = session.finished, setup.point, settings.out_path
     assert report is not None
     assert out is not None
     seconds = progress.elapsed()
@@ -96,7 +96,7 @@ def summarize(
         out=os.path.abspath(out),  # noqa: PTH100 - keeps links
         gone=report.gone,
         replaced=report.replaced,
-        duplicates=session.ledger.duplicates,
+        duplicates=session.index.duplicates,
         other_files=dict(tally.skipped.most_common()),
         scanned_now=progress.done,
         seconds=seconds,
@@ -105,29 +105,26 @@ def summarize(
         stage_seconds=dict(progress.seconds),
         stage_cpu_seconds=dict(progress.cpu_seconds),
         cpu_seconds=progress.elapsed_cpu(),
-        plan=scorer.plan,
-        model=f"{scorer.bundle.manifest.name} ({scorer.bundle.hash[:12]})",
-        demo=scorer.bundle.manifest.demo,
+        coordinator_cpu_seconds=progress.coordinator_cpu(),
+        plan=setup.plan,
+        model=setup.model,
+        demo=setup.demo,
         decision=point.decision,
-        backend=scorer.engine.backend,
-        precision=scorer.engine.precision,
+        backend=setup.backend,
+        precision=setup.precision,
         threshold=point.threshold,
         pfa=None if settings.threshold is not None else point.pfa,
-        notes=_notes(scorer),
+        notes=setup.notes(),
     )
     _count_rows(summary, out, list(point.class_thresholds))
     return summary
 
 
-def _notes(scorer: Scorer) -> list[str]:
-    point, notes = scorer.point, []
-    if scorer.engine.reason:
-        notes.append(scorer.engine.reason)
-    if not point.supported:
-        notes.append(f"calibration held too few benign images to support PFA {point.pfa:.3g}")
-    if point.precision != scorer.engine.precision:
-        notes.append(f"the operating point is that of {point.precision}: this precision has none of its own")
-    return notes
+def nothing_found(settings: ScanSettings, tally: Tally) -> str:
+    """Say that no image was met, and what was met instead."""
+    where = ", ".join(os.fsdecode(source) for source in settings.sources) or "the list"
+    skipped = ", ".join(f"{number} {name}" for name, number in tally.skipped.most_common(5))
+    return f"no image was found in {where}: " + (f"it holds {skipped}" if skipped else "it is empty")
 
 
 def _count_rows(summary: Summary, out: Path, class_thresholds: list[float]) -> None:

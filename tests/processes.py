@@ -3,6 +3,8 @@
 from contextlib import suppress
 from pathlib import Path
 
+from gbad_batch.engine.results.in_flight import PREFIX, in_flight
+
 
 def children(pid: int) -> list[int]:
     """Process ids of those that any thread of a process has started, and that are not yet forgotten."""
@@ -19,3 +21,9 @@ def runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def decoding(out: Path) -> list[int]:
+    """Start, in monotonic ns, of each image that the workers of a scan into `out` have in their decoders."""
+    files = Path(f"{out}.parts").glob(f"{PREFIX}*")
+    return [started for path in files for _, started in in_flight(path)]

@@ -84,4 +84,4 @@ def test_an_interrupt_is_its_code(tmp_path: Path, command: str) -> None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stdout, stderr) == (130, "", "gbad-batch: stopped as asked\n")
+    assert (process.returncode, stdout, stderr) == (130, "", "gbad-batch: stopped on request\n")

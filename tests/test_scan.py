@@ -16,13 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_bundle as tiny
 from PIL import Image
-from processes import children
+from processes import children, decoding
 
 from gbad_batch.engine import Scan, ScanSettings, Summary
 from gbad_batch.engine.bundle import Bundle, write_bundle
 from gbad_batch.engine.errors import Refused, TooManyFailures
-from gbad_batch.engine.results import journal_path
-from gbad_batch.engine.results.journal import running
 from gbad_batch.engine.row import THREATS
 
 Rows = list[dict[str, Any]]
@@ -478,7 +476,7 @@ def cpu_seconds(pid: int) -> float:
 def decoding_for(out: Path, seconds: float) -> bool:
     """Whether an image has been in a decoder for so long."""
     now = time.monotonic_ns()
-    return any(now - started > seconds * 1e9 for _, started in running(journal_path(out)))
+    return any(now - started > seconds * 1e9 for started in decoding(out))
 
 
 def test_a_decoder_that_dies_costs_no_row(command: Any, slow_archive: Path, tmp_path: Path) -> None:

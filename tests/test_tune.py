@@ -308,7 +308,7 @@ def test_the_command_prints_a_table_or_json(tiny_bundle: Bundle, cache: Path) ->
     assert ran.returncode == 0, ran.stderr
     assert "on 2 synthetic pictures" in ran.stdout
     assert re.search(r"^ +8 +\d+ +\d+ +\d+\.\d  by rule$", ran.stdout, re.MULTILINE)
-    assert ran.stdout.endswith(f"Kept in {cache}\n")
+    assert ran.stdout.endswith(f"Stored in {cache}\n")
     ran = subprocess.run([*words, "--json"], capture_output=True, text=True)
     found = json.loads(ran.stdout)
     assert found["kept"] == str(cache)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from ..errors import GbadError, Refused, Stopped
-from .options import DEMO, options
+from .options import DEMO, options, setting_option
 from .training import data, evaluate, quantize, train
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class _Group(click.Group):
         except GbadError as error:
             _fail(error)
         except KeyboardInterrupt:
-            click.echo("gbad-batch: stopped as asked", err=True)
+            click.echo("gbad-batch: stopped on request", err=True)
             sys.exit(130)
         except OSError as error:
             if error.errno == errno.EPIPE:
@@ -59,8 +59,8 @@ def main() -> None:
     \b
     gbad-batch demo                                  make a small archive and scan it
     gbad-batch scan /archive --out results.parquet   screen your own
-    gbad-batch doctor                                what this machine can do
-    gbad-batch tune                                  what is fastest on it
+    gbad-batch doctor                                see what this machine can do
+    gbad-batch tune                                  find its fastest settings
     """
     from .console import whole_streams
 
@@ -111,124 +111,51 @@ def _log_to_stderr(level: str, *, quiet: bool) -> None:
     logging.basicConfig(level=least.upper(), handlers=[LogLines()], force=True)
 
 
+PATH = click.Path(path_type=Path)
+
 _WHICH_FILES = options(
-    click.option(
-        "--files-from", metavar="FILE", help="Read paths from FILE, one a line; - is standard input."
-    ),
-    click.option("--null", is_flag=True, help="The list is NUL-separated, as find -print0 writes it."),
-    click.option(
-        "--include", multiple=True, metavar="PATTERN", help="Only these are candidates, e.g. '*.png'."
-    ),
-    click.option("--exclude", multiple=True, metavar="PATTERN", help="These are not, e.g. 'thumbs/**'."),
-    click.option("--hidden", is_flag=True, help="Take names that begin with a dot, too."),
-    click.option("--follow-links", is_flag=True, help="Follow symbolic links met in folders."),
-    click.option("--limit", type=int, metavar="N", help="Scan the first N candidates only."),
+    setting_option("files_from", metavar="FILE"),
+    setting_option("null"),
+    setting_option("include", multiple=True, metavar="PATTERN"),
+    setting_option("exclude", multiple=True, metavar="PATTERN"),
+    setting_option("hidden"),
+    setting_option("follow_links"),
+    setting_option("limit", type=int, metavar="N"),
     click.option("--dry-run", is_flag=True, help="Count what is there, estimate the time, scan nothing."),
 )
 _WHICH_MODEL = options(
-    click.option(
-        "--model",
-        type=click.Path(path_type=Path),
-        metavar="BUNDLE",
-        help="A trained model; default: the demo model.",
-    ),
-    click.option(
-        "--device",
-        default="auto",
-        show_default=True,
-        metavar="auto|cpu|cuda[:N]",
-        help="Where to compute; cuda never falls back.",
-    ),
-    click.option(
-        "--engine",
-        type=click.Choice(["auto", "openvino", "tensorrt", "inductor"]),
-        default="auto",
-        show_default=True,
-        help="Which backend runs the networks.",
-    ),
-    click.option(
-        "--precision",
-        type=click.Choice(["auto", "fp32", "fp16", "int8"]),
-        default="auto",
-        show_default=True,
-        help="auto: the fastest that passed the parity gate here.",
-    ),
-    click.option(
-        "--cache-dir",
-        type=click.Path(path_type=Path),
-        metavar="DIR",
-        help="Keep ready engines here, not in the user's cache folder.",
-    ),
+    setting_option("model", type=PATH, metavar="BUNDLE"),
+    setting_option("device", metavar="auto|cpu|cuda[:N,...]"),
+    setting_option("engine", type=click.Choice(["auto", "openvino", "tensorrt", "inductor"])),
+    setting_option("precision", type=click.Choice(["auto", "fp32", "fp16", "int8"])),
+    setting_option("cache_dir", type=PATH, metavar="DIR"),
 )
 _WHAT_ALARMS = options(
-    click.option(
-        "--decision", metavar="NAME", help="gbad, classes or combined; default: the bundle's choice."
-    ),
-    click.option(
-        "--pfa", type=float, metavar="P", help="Alarm on this share of benign bags.  [default: 0.05]"
-    ),
-    click.option(
-        "--threshold", type=float, metavar="T", help="Alarm from this anomaly_score on; excludes --pfa."
-    ),
+    setting_option("decision", metavar="NAME"),
+    setting_option("pfa", type=float, metavar="P"),
+    setting_option("threshold", type=float, metavar="T"),
 )
 _HOW = options(
-    click.option(
-        "--batch-size",
-        type=int,
-        metavar="N",
-        help="Images computed at once; never changes a score. Default: as tuned here, else by rule.",
-    ),
-    click.option(
-        "--threads", type=int, metavar="N", help="Default: the cores that affinity and cgroup allow."
-    ),
-    click.option(
-        "--hardware-share",
-        type=float,
-        default=0.65,
-        show_default=True,
-        metavar="SHARE",
-        help="JPEGs for a GPU's JPEG hardware; the others take cores, too.",
-    ),
-    click.option(
-        "--max-pixels",
-        type=int,
-        default=64_000_000,
-        show_default=True,
-        help="Larger images are not decoded: too_large.",
-    ),
-    click.option(
-        "--max-file-size",
-        type=int,
-        default=256_000_000,
-        show_default=True,
-        metavar="BYTES",
-        help="Larger files are not read: too_large.",
-    ),
-    click.option(
-        "--decode-timeout",
-        type=float,
-        default=60.0,
-        show_default=True,
-        metavar="SECONDS",
-        help="An image that takes longer: decoder_timeout.",
-    ),
-    click.option("--max-failures", metavar="N|N%", help="Stop with exit 4 once more images failed."),
+    setting_option("batch_size", type=int, metavar="N"),
+    setting_option("threads", type=int, metavar="N"),
+    setting_option("workers", type=int, metavar="N"),
+    setting_option("hardware_share", metavar="SHARE"),
+    setting_option("max_pixels"),
+    setting_option("max_file_size", metavar="BYTES"),
+    setting_option("decode_timeout", metavar="SECONDS"),
+    setting_option("max_failures", metavar="N|N%"),
 )
 _THE_OUTPUT = options(
-    click.option(
-        "--features",
-        type=click.Path(path_type=Path),
-        metavar="DIR",
-        help="Store each image's features and logits (float16) here.",
-    ),
-    click.option("--overwrite", is_flag=True, help="Replace a finished output, at the very end."),
-    click.option("--restart", is_flag=True, help="Drop what an unfinished scan has done."),
+    setting_option("features", type=PATH, metavar="DIR"),
+    setting_option("overwrite"),
+    setting_option("restart"),
     click.option(
         "--retry-failed", is_flag=True, help="Scan again what failed, in a finished or unfinished output."
     ),
-    click.option(
-        "--retry",
+    setting_option(
+        "retry",
         multiple=True,
+        default=(),
         metavar="REASON",
         help="Scan again the rows of this status, e.g. unreadable.",
     ),
@@ -239,11 +166,11 @@ _THE_OUTPUT = options(
         type=click.Choice(LEVELS),
         default="info",
         show_default=True,
-        help="What is told on stderr.",
+        help="Least severe messages to show on standard error.",
     ),
     click.option(
         "--config",
-        type=click.Path(path_type=Path),
+        type=PATH,
         is_eager=True,
         expose_value=False,
         callback=_configure,
@@ -255,9 +182,7 @@ _THE_OUTPUT = options(
 
 @main.command(epilog=DEMO)
 @click.argument("sources", nargs=-1, metavar="SOURCE...")
-@click.option(
-    "--out", "-o", metavar="FILE|DIR/", help="results.parquet, or with a trailing / a folder of parts."
-)
+@setting_option("out", metavar="FILE|DIR/")
 @_WHICH_FILES
 @_WHICH_MODEL
 @_WHAT_ALARMS
@@ -305,8 +230,7 @@ def _scan_settings(
 
     return ScanSettings(
         sources=sources,
-        out=Path(out) if out is not None else None,
-        out_is_folder=out is not None and out.endswith("/"),
+        out=out,
         retry=frozenset({*retry, *(("failed",) if retry_failed else ())}),
         **given,
     )
@@ -394,7 +318,7 @@ def _check_likeness(out: Path, real: Path, masks: Path, *, as_json: bool) -> Non
 @click.option("--empty-cache", is_flag=True, help="Remove the ready engines that are kept, and no more.")
 @_WHICH_MODEL
 def doctor(as_json: bool, empty_cache: bool, **given: Any) -> None:
-    """Tell what this machine can do, what a scan here would use, and why."""
+    """Report what this machine can do, what a scan here would use, and why."""
     from .console import findings_text
     from .doctor import emptied, examine
 
@@ -416,11 +340,11 @@ def doctor(as_json: bool, empty_cache: bool, **given: Any) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
 def tune(images: Path | None, as_json: bool, **given: Any) -> None:
-    """Measure which batch size, streams and threads are fastest here, for the scans to come.
+    """Find the fastest settings for this machine; later scans use them.
 
-    Takes up to two minutes; let the machine do nothing else meanwhile. The choice is kept in the cache
-    folder for this model, machine and versions. Scans take it and say so; --batch-size and --threads win
-    over it. No score depends on it.
+    Takes up to two minutes, on a machine that is otherwise idle. The choice is stored in the cache folder
+    for this model, machine and versions. Scans say when they use it; --batch-size, --threads and --workers
+    override it. No score depends on it.
 
     \b
     gbad-batch tune

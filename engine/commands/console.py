@@ -52,29 +52,26 @@ def tell(sentence: str) -> None:
 
 
 @contextmanager
-def progress_shown(quiet: bool, total: Callable[[], int | None]) -> Iterator[Callable[["Progress"], None]]:
-    """Show a bar on a terminal, plain lines elsewhere, nothing when quiet; yields the watcher to call.
-
-    `total` gives the number of candidates once it is known.
-    """
+def progress_shown(quiet: bool) -> Iterator[Callable[["Progress"], None]]:
+    """Show a bar on a terminal, plain lines elsewhere, nothing when quiet; yields the watcher to call."""
     if quiet:
         yield lambda _: None
     elif sys.stderr.isatty():
-        with _bar(total) as watch:
+        with _bar() as watch:
             yield watch
     else:
-        yield _lines(total)
+        yield _lines()
 
 
 @contextmanager
-def _bar(total: Callable[[], int | None]) -> Iterator[Callable[["Progress"], None]]:
+def _bar() -> Iterator[Callable[["Progress"], None]]:
     bar = _columns("[bold]scan")
     task = bar.add_task("scan", total=None, figures="")
 
     def watch(progress: "Progress") -> None:
         done = progress.skipped + progress.done
         with suppress(OSError):
-            bar.update(task, total=total(), completed=done, figures=_figures(progress))
+            bar.update(task, total=progress.total, completed=done, figures=_figures(progress))
 
     with suppress(OSError):  # the terminal may go at any time
         bar.start()
@@ -101,7 +98,7 @@ def _columns(title: str) -> "Bar":
     return Progress(*columns, console=Console(stderr=True))
 
 
-def _lines(total: Callable[[], int | None]) -> Callable[["Progress"], None]:
+def _lines() -> Callable[["Progress"], None]:
     last = time.monotonic()
 
     def watch(progress: "Progress") -> None:
@@ -110,13 +107,13 @@ def _lines(total: Callable[[], int | None]) -> Callable[["Progress"], None]:
         if now - last < LINE_EVERY_S:
             return
         last = now
-        known = total()
         done = progress.skipped + progress.done
-        left = ""
-        if known and progress.done:
-            rate = progress.done / (now - progress.started)
-            left = f", {duration(max(known - done, 0) / rate)} left"
-        of = f" of {known}" if known else ""
+        left = of = ""
+        if progress.total is not None:
+            of = f" of {progress.total}"
+            if progress.done:
+                rate = progress.done / (now - progress.started)
+                left = f", {duration(max(progress.total - done, 0) / rate)} left"
         tell(f"{done}{of} images, {_figures(progress)}{left}")
 
     return watch
@@ -205,15 +202,15 @@ def findings_text(findings: "list[Finding]") -> str:
 def tuning_text(tuning: "Tuning") -> str:
     """Write the trials as a table, and what was chosen."""
     lines = [f"{tuning.engine}, model {escaped(tuning.model)}, on {escaped(tuning.pictures)}", ""]
-    lines.append("  batch  streams  decode threads    img/s")
+    lines.append("  batch  workers  threads each    img/s")
     for trial in tuning.trials:
         plan, speed = trial.plan, trial.images_per_second
-        note = "  by rule" if plan == tuning.rule.plan else ""
-        lines.append(f"  {plan.batch_size:>5}  {plan.streams:>7}  {plan.threads:>14}  {speed:>7.1f}{note}")
+        note = "  default" if plan == tuning.default.plan else ""
+        lines.append(f"  {plan.batch_size:>5}  {plan.workers:>7}  {plan.threads:>12}  {speed:>7.1f}{note}")
     chosen, speed = tuning.chosen.plan, tuning.chosen.images_per_second
-    gain = speed / tuning.rule.images_per_second
-    lines += ["", f"Chosen: {chosen.sizes()}: {speed:.1f} img/s, {gain:.2f} times the rule's"]
-    lines += [f"Kept in {escaped(tuning.kept)}" if tuning.kept else "Not kept: the cache takes nothing"]
+    gain = speed / tuning.default.images_per_second
+    lines += ["", f"Chosen: {chosen.sizes()}: {speed:.1f} img/s, {gain:.2f} times the default's"]
+    lines += [f"Stored in {escaped(tuning.kept)}" if tuning.kept else "Not stored: the cache is not writable"]
     return "\n".join(lines)
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
-from ..scan import Scan, listing
+from ..scan import Scan
 from ..settings import ScanSettings
 from ..sources import check, count
 from ..system.machine import usable_cores
@@ -43,8 +43,8 @@ class Estimate:
 
 def estimate(settings: ScanSettings) -> Estimate:
     """List everything and scan a sample; raises Refused where a source is not to be had."""
-    check(listing(settings))
-    census = count(listing(settings), settings.max_file_size)
+    check(settings)
+    census = count(settings, settings.max_file_size)
     images = min(census.tally.images, settings.limit or census.tally.images)
     result = Estimate(
         images=images,

@@ -3,7 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+import click
+
 from ..errors import MissingExtra
+from ..settings import declared
 
 DEMO = "The default model is trained on synthetic images, not for operational decisions."
 
@@ -17,6 +20,17 @@ def options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
         return command
 
     return add
+
+
+def setting_option(name: str, **attributes: Any) -> Callable[..., Any]:
+    """Make the click option of a scan's setting: name, default and help come from the setting's field."""
+    field = declared(name)
+    known = {"help": field.metadata["help"], "default": field.default}
+    if field.default is False:
+        known["is_flag"] = True
+    elif isinstance(field.default, str | int | float):
+        known["show_default"] = True
+    return click.option(f"--{name.replace('_', '-')}", **{**known, **attributes})
 
 
 def need_extra(extra: str, *modules: str) -> None:

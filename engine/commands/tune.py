@@ -1,68 +1,65 @@
-"""How a scan with one model is best divided on this machine: measured, and kept for the scans to come.
+"""The fastest settings for one model on this machine: measured by scans, and stored for later ones.
 
-One size is changed at a time, starting from the rule's plan: batch, streams, decode threads. A trial is the
-scan's own flow over pictures in memory, without an end: the first rounds of batches pass, then whole rounds
-are timed, so that neither start nor end counts. The fastest must then beat the rule, measured in turns.
+One size is changed at a time, starting from the default plan. A trial is a scan of pictures on disk, start-up
+apart. The fastest plan must then beat the default, measured in turns.
 """
 
 import logging
+import math
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
-from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
+from ...export import engine_for
 from ...export.cache import EngineCache
-from ..decode import DecodeLimits, Decoder
+from ..bundle import Bundle, default_bundle_path
 from ..errors import Refused
-from ..pipeline import Pipeline
-from ..plan import Plan, by_rule, keep
-from ..progress import Progress
-from ..row import ImageFault, Row
-from ..runtime import WITH_STREAMS
-from ..scan import flow, listing
-from ..scorer import Pixels, Scorer
-from ..settings import LARGEST, ScanSettings
+from ..row import ImageFault
+from ..runtime import WITH_STREAMS, Engine
+from ..scan import Scan
+from ..settings import ScanSettings
 from ..sources import Tally, check, find
+from ..stages.plan import WorkPlan, default_plan, keep
 from ..synth import SynthSettings, write_archive
 from ..system.machine import usable_cores
 
 log = logging.getLogger(__name__)
 
-BATCHES = {"cpu": (4, 8, 16, 32), "cuda": (64, 128, 256)}  # images
-WARM_ROUNDS = 2  # of a batch in each stream, before the clock starts
-ROUNDS = 3  # that are timed at least,
-SECONDS = 2.5  # and for so long at least
+BATCHES = {"cpu": (4, 8, 16, 32), "cuda": (64, 128, 256, 512)}  # images
+SECONDS = 2.5  # of a trial, about
+FIRST = 64  # images of the scan that tells how many make such a trial
 DEADLINE_S = 80.0  # no trial begins later
-DUELS = 2  # of the fastest plan with the rule's
-GAIN = 1.02  # less than this is noise, and the rule stays
+DUELS = 2  # of the fastest plan with the default
+GAIN = 1.02  # less than this is noise, and the default stays
 SYNTHETIC = 32  # pictures, where the user gives none
 PICTURES = 256  # of the user's, at most,
 PICTURES_BYTES = 256_000_000  # and so many bytes of them
+MOST_FILES = 100_000  # of a trial
 
 
 @dataclass(frozen=True)
 class Trial:
     """A plan and its speed."""
 
-    plan: Plan
+    plan: WorkPlan
     images_per_second: float
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What was measured, and what the scans to come will do."""
+    """What was measured, and what later scans will use."""
 
     model: str
     engine: str
     pictures: str  # what it was measured on
     trials: list[Trial]  # in the order in which they ran
-    rule: Trial
+    default: Trial
     chosen: Trial
-    kept: str | None  # the folder that keeps the choice
+    kept: str | None  # the folder that stores the choice
 
     def to_json(self) -> dict[str, Any]:
         """Give the figures by name."""
@@ -70,93 +67,77 @@ class Tuning:
 
 
 def tune(settings: ScanSettings) -> Tuning:
-    """Measure on the pictures of `settings.sources`, or synthetic ones, and keep the best plan in the cache.
+    """Measure on the pictures of `settings.sources`, or synthetic ones, and store the best plan in the cache.
 
-    Raises Refused where the cache, the model or the pictures are not to be used.
+    Raises Refused if the cache, the model or the pictures cannot be used.
     """
-    cache = EngineCache.open(settings.cache_dir)
+    cache_dir = Path(settings.cache_dir) if settings.cache_dir else None
+    cache = EngineCache.open(cache_dir)
     if cache is None:
-        raise Refused("the choice would be kept nowhere: give a folder of your own with --cache-dir")
+        raise Refused("the choice cannot be stored: name a folder of your own with --cache-dir")
     try:
-        with _Bench(settings) as bench:
-            bundle, engine = bench.scorer.bundle, bench.scorer.engine
-            pictures, said = _pictures(settings)
-            bench.load(pictures)
-            plan = by_rule(engine, usable_cores())
-            rule, chosen = _duel(bench, plan, _search(bench, plan).plan)
-            kept = keep(chosen.plan, engine, cache)
+        bundle = Bundle.read(Path(settings.model or default_bundle_path()))
+        engine = engine_for(bundle, settings.device, settings.engine, settings.precision, cache_dir)
+        with tempfile.TemporaryDirectory(prefix="gbad-batch-") as folder:
+            pictures, source = _pictures(settings, Path(folder, "pictures"))
+            bench = _Bench(settings, engine, pictures, Path(folder, "archive"))
+            plan = default_plan(engine, usable_cores())
+            default, chosen = _duel(bench, plan, _search(bench, engine, plan).plan)
+        kept = keep(chosen.plan, engine, cache)
         model = f"{bundle.manifest.name} ({bundle.hash[:12]})"
         where = str(cache.path) if kept else None
-        return Tuning(model, engine.description, said, bench.trials, rule, chosen, where)
+        return Tuning(model, engine.description, source, bench.trials, default, chosen, where)
     finally:
         cache.close()
 
 
 class _Bench:
-    """Runs trials with one open model, opened again where the number of streams changes."""
+    """Runs trials: scans of as many copies of the pictures as take some seconds."""
 
-    def __init__(self, settings: ScanSettings):
+    def __init__(self, settings: ScanSettings, engine: Engine, pictures: Sequence[Path], archive: Path):
         self.trials: list[Trial] = []
-        self.scorer = Scorer(settings, Progress())
-        self._settings = settings
-        self._decoder = Decoder(self.scorer.input_size, DecodeLimits())
-        self._pictures: list[bytes] = []
-        self._deadline = 0.0
-
-    def load(self, pictures: Sequence[bytes]) -> None:
-        """Take the pictures that can be decoded, and start the time; raises Refused where there is none."""
-        self._pictures = [blob for blob in pictures if self._decode(blob)[1] is not None]
-        if not self._pictures:
-            raise Refused(f"no image of {', '.join(self._settings.sources)} can be decoded: give others")
+        self._settings = replace(settings, sources=(str(archive),), engine=engine.backend)
+        self._pictures, self._archive = pictures, archive
+        self._files = 0
         self._deadline = time.monotonic() + DEADLINE_S
+        archive.mkdir()
 
     @property
     def is_late(self) -> bool:
         """Whether no further trial should begin."""
         return time.monotonic() > self._deadline
 
-    def run(self, plan: Plan) -> Trial:
+    def run(self, plan: WorkPlan) -> Trial:
         """Time one plan."""
-        if plan.streams != self.scorer.plan.streams:
-            self.scorer.close()
-            self.scorer = Scorer(self._settings, Progress(), plan)
+        if not self._files:
+            self._link(FIRST)
+            self._link(min(MOST_FILES, math.ceil(SECONDS * self._speed(plan))))
         trial = Trial(plan, self._speed(plan))
         log.info("%s: %.1f img/s", plan.sizes(), trial.images_per_second)
         self.trials.append(trial)
         return trial
 
-    def _speed(self, plan: Plan) -> float:
-        """Images a second, in the steady state."""
-        with Pipeline() as pipeline:
-            scored = flow(pipeline, cycle(self._pictures), self._decode, self.scorer, plan)
-            _pass(scored, WARM_ROUNDS * plan.streams)
-            began, rounds = time.monotonic(), 0
-            while rounds < ROUNDS or time.monotonic() - began < SECONDS:
-                _pass(scored, plan.streams)
-                rounds += 1
-            return rounds * plan.streams * plan.batch_size / (time.monotonic() - began)
+    def _speed(self, plan: WorkPlan) -> float:
+        """Images a second of a scan with this plan; raises Refused where no picture is one."""
+        threads = plan.workers * plan.threads
+        sizes = {"batch_size": plan.batch_size, "workers": plan.workers, "threads": threads}
+        scan = Scan(replace(self._settings, **sizes))
+        scored = sum(row.status == "ok" for row in scan.rows())
+        if not scored:
+            raise Refused("none of the images can be decoded: name others with --images")
+        return scored / scan.progress.elapsed()
 
-    def _decode(self, blob: bytes) -> tuple[Row, Pixels | None]:
-        row = Row(uri="", sha256=sha256(blob).digest())
-        return row, self._decoder(row, blob)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.scorer.close()
+    def _link(self, count: int) -> None:
+        """Have at least so many files in the archive, links to the pictures in turn."""
+        for number in range(self._files, count):
+            os.link(self._pictures[number % len(self._pictures)], self._archive / f"{number:06d}")
+        self._files = max(self._files, count)
 
 
-def _pass(scored: Iterator[Any], count: int) -> None:
-    """Take so many batches."""
-    for _ in islice(scored, count):
-        pass
-
-
-def _search(bench: _Bench, rule: Plan) -> Trial:
+def _search(bench: _Bench, engine: Engine, default: WorkPlan) -> Trial:
     """Give the fastest plan that is found by changing one size after the other."""
-    best = bench.run(rule)
-    for size, values in _choices(bench, rule).items():
+    best = bench.run(default)
+    for size, values in _choices(engine, default).items():
         start = replace(best.plan, origin="tried")
         for value in values:
             if value != getattr(start, size) and not bench.is_late:
@@ -165,49 +146,57 @@ def _search(bench: _Bench, rule: Plan) -> Trial:
     return best
 
 
-def _choices(bench: _Bench, rule: Plan) -> dict[str, tuple[int, ...]]:
+def _choices(engine: Engine, default: WorkPlan) -> dict[str, tuple[int, ...]]:
     """Name what is worth trying, by size."""
-    engine, cores = bench.scorer.engine, rule.cores
-    doubled = tuple(2**k for k in range(cores.bit_length()))
-    threads = {max(1, cores // 2), cores, 2 * cores}
+    batches = {"batch_size": BATCHES[engine.device.partition(":")[0]]}
+    if engine.backend not in WITH_STREAMS:
+        return batches
+    cores = usable_cores()
+    each = default.threads
+    workers = {1, default.workers, min(cores, 2 * default.workers)}
     return {
-        "batch_size": BATCHES[engine.device.partition(":")[0]],
-        "streams": tuple(sorted({*doubled, cores})) if engine.backend in WITH_STREAMS else (),
-        "threads": tuple(sorted(n for n in threads if n <= LARGEST["threads"])),
+        **batches,
+        "threads": tuple(sorted({each, each + 1, 2 * each})),
+        "workers": tuple(sorted(workers)),
     }
 
 
-def _duel(bench: _Bench, rule: Plan, best: Plan) -> tuple[Trial, Trial]:
-    """Measure the rule and the fastest plan in turns; returns the rule's trial and the one to be kept."""
-    if best == rule or bench.is_late:
+def _duel(bench: _Bench, default: WorkPlan, best: WorkPlan) -> tuple[Trial, Trial]:
+    """Measure the default and the fastest plan in turns; returns the default's trial and the chosen one."""
+    if best == default or bench.is_late:
         return bench.trials[0], bench.trials[0]
-    turns = [(bench.run(rule), bench.run(best)) for _ in range(DUELS)]
+    turns = [(bench.run(default), bench.run(best)) for _ in range(DUELS)]
     ruled, tried = (max(each, key=lambda t: t.images_per_second) for each in zip(*turns, strict=True))
     return ruled, tried if tried.images_per_second > GAIN * ruled.images_per_second else ruled
 
 
-def _pictures(settings: ScanSettings) -> tuple[list[bytes], str]:
-    """Give the bytes of the pictures to measure on, and say what they are."""
-    if settings.sources:
-        check(listing(settings))
-        blobs = list(_read(settings))
-        return blobs, f"{len(blobs)} images of {', '.join(settings.sources)}"
-    with tempfile.TemporaryDirectory(prefix="gbad-batch-") as folder:
-        write_archive(Path(folder), SynthSettings(count=SYNTHETIC, workers=usable_cores()))
-        paths = sorted(Path(folder, "images").iterdir())
-        return [path.read_bytes() for path in paths], f"{len(paths)} synthetic pictures"
+def _pictures(settings: ScanSettings, folder: Path) -> tuple[list[Path], str]:
+    """Write the pictures to measure on to a folder, and say what they are."""
+    folder.mkdir()
+    if not settings.sources:
+        write_archive(folder, SynthSettings(count=SYNTHETIC, workers=usable_cores()))
+        paths = sorted((folder / "images").iterdir())
+        return paths, f"{len(paths)} synthetic pictures"
+    check(settings)
+    for number, content in enumerate(_contents(settings)):
+        (folder / f"{number:06d}").write_bytes(content)
+    paths = sorted(folder.iterdir())
+    names = ", ".join(os.fsdecode(source) for source in settings.sources)
+    if not paths:
+        raise Refused(f"no image in {names} can be read: name others with --images")
+    return paths, f"{len(paths)} images of {names}"
 
 
-def _read(settings: ScanSettings) -> Iterator[bytes]:
+def _contents(settings: ScanSettings) -> Iterator[bytes]:
     """Yield the bytes of the first images that can be read."""
     held = 0
-    readable = find(listing(settings), Tally(), lambda each: each.row.status is None, settings.max_file_size)
+    readable = find(settings, Tally(), lambda each: each.row.status is None, settings.max_file_size)
     for number, candidate in enumerate(readable):
         if number >= PICTURES or held > PICTURES_BYTES:
             return
         try:
-            blob = candidate.read(settings.max_file_size)
+            content = candidate.read(settings.max_file_size)
         except ImageFault:
             continue
-        held += len(blob)
-        yield blob
+        held += len(content)
+        yield content

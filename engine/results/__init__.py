@@ -19,8 +19,8 @@ from ..settings import ScanSettings
 from ..system.durable import disk_faults_stop, remove
 from ..system.machine import installed
 from .features import HELD_ROWS, X_SIZE, FeatureStore, write_common_metadata
-from .journal import Journal, keep_suspects, take_suspects
-from .ledger import Ledger
+from .in_flight import collect_suspects, keep_suspects
+from .index import Index as Ledger
 from .opening import FinishReport, Opening, State, statuses_of
 from .parts import PartFolder, files_of, keys_in, read_parquet, write_parquet
 from .schema import COMMON_METADATA, KEY_COLUMNS, SCHEMA_VERSION, footer_metadata, results_schema, to_batch
@@ -49,11 +49,6 @@ PACKAGES = (
 )
 
 
-def journal_path(out: Path) -> Path:
-    """Name the journal of what a scan into `out` is decoding."""
-    return staging_of(Path(os.path.abspath(out))) / "journal"  # noqa: PTH100 - links are not followed
-
-
 def open_results(
     settings: ScanSettings, fingerprint: dict[str, Any], description: dict[str, Any], x_size: int = X_SIZE
 ) -> "Session":
@@ -64,13 +59,13 @@ def open_results(
     is finished, locked, of another fingerprint or not usable, Stopped where the disk fails. Where the
     session's `finished` is set, an earlier run was cut short behind its end, and nothing is left to scan.
     """
-    if settings.out is None:
+    if settings.out_path is None:
         raise Refused("a scan that stores its rows needs an output")
     opening = Opening(
         settings,
         json.loads(json.dumps(fingerprint)),
-        Staging(settings.out, settings.out_is_folder),
-        FeatureStore(settings.features, x_size) if settings.features else None,
+        Staging(settings.out_path, settings.out_is_folder),
+        FeatureStore(Path(settings.features), x_size) if settings.features else None,
         statuses_of(settings.retry),
     )
     opening.check()
@@ -92,7 +87,7 @@ class Session:
     """
 
     def __init__(self, opening: Opening, settled: State | FinishReport, description: dict[str, Any]):
-        self.ledger = Ledger()
+        self.ledger = self.index = Ledger()
         self.suspects: frozenset[bytes] = frozenset()  # keys of images that an earlier run died decoding
         self.finished: FinishReport | None = None
         self.failed_before = 0  # rows of earlier runs that are not ok
@@ -110,6 +105,11 @@ class Session:
         else:
             self._state = settled
             self._open(opening.retry)
+
+    @property
+    def folder(self) -> Path:
+        """The private folder of this scan."""
+        return self._staging.folder
 
     # Opening
 
@@ -141,10 +141,9 @@ class Session:
 
     def _begin_run(self) -> None:
         folder = self._staging.folder
-        suspects = take_suspects(folder / "journal", folder / "suspects")
+        suspects = collect_suspects(folder)
         self.suspects = frozenset(key for key in suspects if key not in self.ledger)
-        keep_suspects(folder / "suspects", set(self.suspects))
-        self.journal = Journal(folder / "journal")
+        keep_suspects(folder, self.suspects)
         run = {"host": socket.gethostname(), "versions": installed(PACKAGES), "start": _now(), "end": None}
         self._state.runs.append(run)
         self._state.save(self._staging.state)
@@ -153,7 +152,7 @@ class Session:
 
     def write(
         self,
-        rows: Sequence[Row],
+        batch: "pa.RecordBatch",
         features: "tuple[NDArray[np.float32], NDArray[np.float32]] | None" = None,
     ) -> None:
         """Store rows; durable within a part: some seconds, or `flush`.
@@ -162,12 +161,11 @@ class Session:
         """
         if not self._held:
             self._part_began = time.monotonic()
-        self._rows += rows
-        self._held += len(rows)
+        self._batches.append(batch)
+        self._held += batch.num_rows
         if self._features and features:
-            self._features.add([row for row in rows if row.status == "ok"], *features)
-        if len(self._rows) >= PACK_ROWS:
-            self._pack()
+            from .schema import rows_of
+            self._features.add([row for row in rows_of(batch) if row.status == "ok"], *features)
         if self._is_part_full():
             self.flush()
         self._staging.lock.tell(self.ledger.finished + self.rows_written + self._held)

@@ -39,9 +39,8 @@ class Ledger:
         """Distinct candidates met in this run: the number of rows that its result must have."""
         return self.listed_images + self.listed_containers
 
-    def claim(self, row: Row) -> Claim:
+    def claim_key(self, key: bytes, kind: str) -> Claim:
         """Meet a candidate: `new` is to be scanned, `finished` has its row, `duplicate` was met before."""
-        key = key_of(row)
         shard = self._shards[key[0] << 8 | key[1]]
         identity, stamp = key[IDENTITY], key[STAMP]
         unchanged = -1
@@ -53,7 +52,7 @@ class Ledger:
             if shard[at + 8 : at + STATE_AT] == stamp:
                 unchanged = at
             at = _find(shard, identity, at + ENTRY_SIZE)
-        if row.kind == "image":
+        if kind == "image":
             self.listed_images += 1
         else:
             self.listed_containers += 1

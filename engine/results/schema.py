@@ -84,6 +84,24 @@ def to_batch(rows: Sequence[Row], schema: "pa.Schema") -> "pa.RecordBatch":
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
+def batch_of(columns: bytes) -> "pa.RecordBatch":
+    """Read the columns that a worker handed back."""
+    import pyarrow as pa
+
+    return pa.ipc.read_record_batch(pa.py_buffer(columns), results_schema())
+
+
+def rows_of(batch: "pa.RecordBatch") -> list[Row]:
+    """Turn Arrow columns of the results' schema back into rows."""
+    import pyarrow as pa
+
+    columns = [
+        (column.cast(pa.int64()) if name == "mtime" else column).to_pylist()
+        for name, column in zip(batch.schema.names, batch.columns, strict=True)
+    ]
+    return [Row(**dict(zip(batch.schema.names, values, strict=True))) for values in zip(*columns, strict=True)]
+
+
 def features_to_batch(
     rows: Sequence[Row], x: "NDArray[np.float32]", logits: "NDArray[np.float32]"
 ) -> "pa.RecordBatch":

@@ -17,3 +17,8 @@ def is_lost(device: torch.device) -> bool:
             continue
         return False
     return True
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """Name the GPUs that this process may use, `cuda:N`."""
+    return tuple(f"cuda:{number}" for number in range(torch.cuda.device_count()))

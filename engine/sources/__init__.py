@@ -13,7 +13,8 @@ from threading import Event
 
 from ..errors import Refused
 from .archive_names import extension_of
-from .candidates import MAX_FILE_SIZE, Candidate, SourceSettings, Tally, Wanted
+from ..settings import SourceSettings
+from .candidates import MAX_FILE_SIZE, Candidate, Enough, Tally, Wanted
 from .faults import patiently, reason_of
 from .listing import Listing, absolute, split_pattern
 from .patterns import State, has_magic
@@ -23,6 +24,7 @@ __all__ = [
     "MAX_FILE_SIZE",
     "Candidate",
     "Census",
+    "Enough",
     "SourceSettings",
     "Tally",
     "Wanted",
@@ -48,7 +50,10 @@ def find(
     Files larger than `max_file_size` (bytes) have the status too_large. Raises Stopped where the machine is
     at fault, or where `stopped` was set while the listing waits.
     """
-    return Listing(settings, tally, wanted, max_file_size, stopped).run()
+    try:
+        yield from Listing(settings, tally, wanted, max_file_size, stopped).run()
+    except Enough:
+        return
 
 
 @dataclass

@@ -6,23 +6,15 @@ from dataclasses import dataclass, field
 from os import PathLike
 
 from ..row import Row
+from ..settings import SourceSettings
 from .places import Place
 
 MAX_FILE_SIZE = 256_000_000  # bytes
 MAX_REASONS = 1_000  # different extensions that a tally keeps apart
 
 
-@dataclass(frozen=True)
-class SourceSettings:
-    """What to look at, and what of it to leave out."""
-
-    sources: tuple[str | bytes | PathLike[str], ...] = ()  # directories, files, tars, glob patterns
-    files_from: str | None = None  # a list of files, `-` for standard input
-    null: bool = False  # the list is separated by NUL, not by newline
-    include: tuple[str, ...] = ()  # patterns (see patterns.py) relative to the source; empty: everything
-    exclude: tuple[str, ...] = ()  # likewise; wins over include
-    hidden: bool = False  # also names that begin with a dot
-    follow_links: bool = False  # also where symlinks in a walk lead to
+class Enough(Exception):
+    """Raised by `wanted` to end the listing."""
 
 
 @dataclass
@@ -49,6 +41,7 @@ class Candidate:
     row: Row
     path: bytes  # of the file, or of the tar that holds it
     place: Place | None = None  # None where there is nothing to read
+    key: bytes = b""  # of its row, once it was claimed
 
     def read(self, max_bytes: int = MAX_FILE_SIZE) -> bytes:
         """Return the bytes, from any thread; those of a compressed tar's member only once.

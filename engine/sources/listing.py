@@ -24,7 +24,8 @@ from typing import Literal, NamedTuple, cast
 from ..errors import Stopped
 from ..row import ImageFault, Kind, Row
 from .archive_names import NameKind, extension_of, is_archive, is_unfinished_result, kind_of
-from .candidates import Candidate, SourceSettings, Tally, Wanted
+from ..settings import SourceSettings
+from .candidates import Candidate, Tally, Wanted
 from .faults import patiently, reason_of, status_of
 from .patterns import EntryKind, Patterns, Scope, has_magic
 from .places import Archive, ByteBudget, Folder, Held, Root, check_not_empty, check_size, gone, pread
@@ -476,7 +477,7 @@ def _chunks(name: str, stopped: Event | None) -> Iterator[bytes]:
             while True:
                 while stopped and not select.select([file], [], [], WAKE_S)[0]:
                     if stopped.is_set():
-                        raise Stopped("stopped as asked; run the same command to go on")
+                        raise Stopped("stopped on request; run the same command to go on")
                 if not (chunk := file.read1(MAX_NAME)):
                     return
                 yield chunk

@@ -208,7 +208,7 @@ class ByteBudget:
         with self._freed:
             while self._used and self._used + size > self._limit:
                 if stopped and stopped.is_set():
-                    raise Stopped("stopped as asked; run the same command to go on")
+                    raise Stopped("stopped on request; run the same command to go on")
                 self._freed.wait(_WAKE_S)
             self._used += size
 

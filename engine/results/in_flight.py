@@ -1,0 +1,101 @@
+"""The images that are in a decoder right now, in a file that outlives its process.
+
+A worker notes an image before it decodes it, without a lock: each of its threads has a slot of a memory-mapped
+file. The coordinator reads the slots for images that take too long, and those of a worker that died; a later
+scan reads what a coordinator left that died too. All of these images are then decoded apart.
+"""
+
+import mmap
+import os
+import struct
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ..system.durable import write_whole
+
+KEY_SIZE = 16  # bytes
+SLOT = struct.Struct("=16sQ")  # key, start in monotonic ns (0: idle)
+SUSPECTS = "suspects"
+PREFIX = "in_flight-"
+
+
+class Slots:
+    """Some slots of one worker's file; each thread that decodes has its own."""
+
+    def __init__(self, slots: mmap.mmap, first: int, count: int):
+        self._slots = slots
+        self._first = first * SLOT.size
+        self._count = count
+
+    def begin(self, key: bytes) -> None:
+        """Note that this image is being decoded from now on, in place of the one before."""
+        SLOT.pack_into(self._slots, self._first, key, time.monotonic_ns())
+
+    def begin_all(self, keys: Sequence[bytes]) -> None:
+        """Note images that are decoded at once; no more than there are slots."""
+        now = time.monotonic_ns()
+        for place, key in enumerate(keys[: self._count]):
+            SLOT.pack_into(self._slots, self._first + place * SLOT.size, key, now)
+
+    def end(self) -> None:
+        """Note that nothing is being decoded here."""
+        self._slots[self._first : self._first + self._count * SLOT.size] = bytes(self._count * SLOT.size)
+
+
+def open_slots(path: Path, counts: Sequence[int]) -> list[Slots]:
+    """Make a worker's file with so many slots for each of its threads; raises OSError.
+
+    The mapping is never closed: a thread that still decodes when its scan ends must find its slots.
+    """
+    size = sum(counts) * SLOT.size
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        _write_all(handle, bytes(size))  # real blocks: a hole met on a full disk is SIGBUS
+        mapped = mmap.mmap(handle, size)
+    finally:
+        os.close(handle)
+    firsts = [sum(counts[:place]) for place in range(len(counts))]
+    return [Slots(mapped, first, count) for first, count in zip(firsts, counts, strict=True)]
+
+
+def _write_all(handle: int, content: bytes) -> None:
+    """Write from the start of a file; on a disk that fills up only the next write raises OSError."""
+    written = 0
+    while written < len(content):
+        written += os.pwrite(handle, content[written:], written)
+
+
+def in_flight(path: Path) -> list[tuple[bytes, int]]:
+    """Read (key, start in monotonic ns) of every image that is being decoded, from any process."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    whole = len(content) // SLOT.size * SLOT.size
+    return [(key, started) for key, started in SLOT.iter_unpack(content[:whole]) if started]
+
+
+def collect_suspects(folder: Path) -> set[bytes]:
+    """Take what dead workers were decoding into the file of suspects; returns all of these keys.
+
+    A suspect stays in the file until `keep_suspects` drops it. Raises OSError.
+    """
+    file = folder / SUSPECTS
+    known = file.read_bytes() if file.exists() else b""
+    keys = {known[at : at + KEY_SIZE] for at in range(0, len(known), KEY_SIZE)}
+    left = list(folder.glob(f"{PREFIX}*"))
+    for path in left:
+        keys.update(key for key, _ in in_flight(path))
+    keep_suspects(folder, keys)
+    for path in left:
+        path.unlink(missing_ok=True)
+    return keys
+
+
+def keep_suspects(folder: Path, keys: Iterable[bytes]) -> None:
+    """Make the file of suspects hold exactly these keys, durably; raises OSError."""
+    content = b"".join(sorted(keys))
+    file = folder / SUSPECTS
+    if content != (file.read_bytes() if file.exists() else b""):
+        write_whole(file, content)

@@ -1,0 +1,91 @@
+"""Reading and decoding on the CPU: files in turn, pixels straight into one array of the chunk."""
+
+import hashlib
+import threading
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..decode import DecodeLimits, Decoder
+from ..decode.isolated import IsolatedDecoder
+from ..row import ImageFault, Row
+from ..sources import Candidate
+from . import Batch, InFlight
+
+
+class FileRead:
+    """Reads the files of a chunk and takes their digests."""
+
+    def __init__(self, max_file_size: int):
+        self._max_file_size = max_file_size
+
+    def __call__(self, batch: Batch) -> None:
+        """Fill the contents; a file that cannot be read gets its status. Raises Stopped."""
+        batch.contents = [self._content(candidate) for candidate in batch.candidates]
+
+    def _content(self, candidate: Candidate) -> bytes | None:
+        row = candidate.row
+        if row.status is not None:
+            return None
+        try:
+            content = candidate.read(self._max_file_size)
+        except ImageFault as fault:
+            row.fail(fault)
+            return None
+        row.sha256 = hashlib.sha256(content).digest()
+        return content
+
+
+class CPUDecode:
+    """Decodes a chunk image by image; suspects apart, in a process that may crash."""
+
+    def __init__(self, input_size: int, limits: DecodeLimits, timeout_s: float):
+        self._size = input_size
+        self._decode = Decoder(input_size, limits)
+        self._isolated = IsolatedDecoder(input_size, limits, timeout_s)
+        self._own = threading.local()
+
+    def __call__(self, batch: Batch, in_flight: InFlight) -> None:
+        """Fill images and pixels, uint8 [n, S, S, 3]; raises MemoryError, Stopped."""
+        array = self._array(len(batch.candidates))
+        for candidate, content in zip(batch.candidates, batch.contents, strict=True):
+            if content is None:
+                continue
+            row, out = candidate.row, array[len(batch.images)]
+            if candidate.key in batch.suspects:
+                pixels = self._apart(row, content, out)
+            else:
+                in_flight.begin(candidate.key)
+                pixels = self._decode(row, content)
+                if pixels is not None:
+                    out[:] = pixels
+            if pixels is not None:
+                batch.images.append(row)
+        in_flight.end()
+        batch.contents = []
+        batch.pixels = array[: len(batch.images)]
+
+    def close(self) -> None:
+        """End the process for suspects, if there is one."""
+        self._isolated.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _apart(self, row: Row, content: bytes, out: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
+        pixels = self._isolated(row, content)
+        if pixels is None:
+            return None
+        out[:] = pixels
+        return out
+
+    def _array(self, images: int) -> NDArray[np.uint8]:
+        """Give this thread's array; it is used again for the next chunk, once this one is scored."""
+        array = getattr(self._own, "array", None)
+        if array is None or len(array) < images:
+            array = self._own.array = np.empty((images, self._size, self._size, 3), np.uint8)
+        return array

@@ -1,0 +1,251 @@
+"""From pixels to decisions: the model, its engine and its operating point, opened together."""
+
+from contextlib import closing, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...export import engine_for
+from ..bundle import DEMO_SENTENCE, Bundle, StoredPoint, default_bundle_path, operating_point
+from ..errors import Refused, Stopped
+from ..model.decision import Decision, on_device
+from .plan import WorkPlan, plan_for
+from ..row import ImageFault, Row, named
+from ..runtime import OUTPUTS, WITH_STREAMS, EngineFailed, Outputs, Runner, open_engine
+from ..settings import ScanSettings
+
+Pixels = Any  # uint8 [n, S, S, 3] RGB: a numpy array, or a torch tensor on a GPU
+
+MID_GRAY = 128  # an image that every engine can score
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a scan runs with, once everything is opened: the part that rows, footer and summary speak of."""
+
+    model: str  # name and short hash
+    bundle: str
+    bundle_hash: str
+    demo: bool
+    backend: str
+    backend_version: str
+    device: str  # of the first worker
+    devices: tuple[str, ...]  # one for each worker on a GPU; empty on a CPU
+    precision: str
+    engine_key: str  # engines of one key score alike
+    parity: str
+    reason: str  # why `auto` took this precision, where it had a choice
+    point: StoredPoint
+    features: int  # length of x
+    input_size: int  # pixels a side
+    plan: WorkPlan
+
+    def introduction(self) -> str:
+        """Say at the start which model runs on what, how far from FP32, and what it is not for."""
+        engine = f"{self.backend} {self.backend_version.partition('-')[0]} {self.precision} on {self.device}"
+        words = [f"model {self.model}, {engine}", self.reason, self.parity, str(self.plan)]
+        words += [DEMO_SENTENCE] if self.demo else []
+        return "; ".join(word for word in words if word)
+
+    def description(self) -> dict[str, Any]:
+        """Say for the footer which model, backend and decision the rows come from."""
+        return {
+            "bundle": self.bundle,
+            "bundle_hash": self.bundle_hash,
+            "demo": self.demo,
+            "use": DEMO_SENTENCE if self.demo else None,
+            "backend": self.backend,
+            "backend_version": self.backend_version,
+            "device": self.device,
+            "precision": self.precision,
+            "operating_point": asdict(self.point),
+        }
+
+    def resolved(self, settings: ScanSettings) -> dict[str, Any]:
+        """Say what settings came to here, as far as resuming depends on it."""
+        return {
+            "model": self.bundle_hash,
+            "engine": self.backend,
+            "precision": self.precision,
+            "decision": self.point.decision,
+            "pfa": None if settings.threshold is not None else self.point.pfa,
+            "threshold": self.point.threshold,
+        }
+
+    def notes(self) -> list[str]:
+        """Say what a reader of the summary should know."""
+        point = self.point
+        notes = [self.reason] if self.reason else []
+        if not point.supported:
+            notes.append(f"calibration held too few benign images to support PFA {point.pfa:.3g}")
+        if point.precision != self.precision:
+            notes.append(
+                f"the operating point is that of {point.precision}: this precision has none of its own"
+            )
+        return notes
+
+
+class Scorer:
+    """Scores images with one model on one device; a context manager.
+
+    Several threads may score at once; each batch then takes an inference stream of its own where the backend
+    has some. Without a plan the tuned one is used, else the default. Raises Refused if the bundle, the engine
+    or the operating point is unavailable.
+    """
+
+    def __init__(self, settings: ScanSettings, plan: WorkPlan | None = None):
+        self.bundle = Bundle.read(Path(settings.model or default_bundle_path()))
+        self.engine = engine_for(
+            self.bundle,
+            device=settings.device,
+            engine=settings.engine,
+            precision=settings.precision,
+            cache_dir=Path(settings.cache_dir) if settings.cache_dir else None,
+            threads=settings.threads,
+        )
+        self.devices = _devices(settings.device, self.engine.device)
+        self.plan = plan or plan_for(settings, self.engine, len(self.devices))
+        self.point = operating_point(
+            self.bundle, self.engine.precision, settings.decision, settings.pfa, settings.threshold
+        )
+        self.input_size = self.bundle.manifest.architecture.input_size
+        decision = Decision.from_tensors(self.point.decision, self.bundle.tensors())
+        self._decision = on_device(decision, self.engine.device)
+        self._class_thresholds = np.asarray(self.point.class_thresholds, np.float32)
+        self._one_fresh_runner = Lock()
+        streams = self.plan.threads if self.engine.backend in WITH_STREAMS else 1
+        self._turn = nullcontext() if streams > 1 or self.plan.threads == 1 else Lock()
+        self.runner: Runner = open_engine(self.engine, self.plan.cores, streams)
+
+    def setup(self) -> Setup:
+        """Describe what was opened."""
+        manifest, engine = self.bundle.manifest, self.engine
+        return Setup(
+            model=f"{manifest.name} ({self.bundle.hash[:12]})",
+            bundle=manifest.name,
+            bundle_hash=self.bundle.hash,
+            demo=manifest.demo,
+            backend=engine.backend,
+            backend_version=engine.version,
+            device=engine.device,
+            devices=self.devices,
+            precision=engine.precision,
+            engine_key=engine.key,
+            parity=str(engine.parity or ""),
+            reason=engine.reason,
+            point=self.point,
+            features=engine.features,
+            input_size=self.input_size,
+            plan=self.plan,
+        )
+
+    def __call__(self, rows: list[Row], pixels: Pixels) -> Outputs | None:
+        """Compute losses, class scores and decisions of images into their rows.
+
+        `pixels` [n, S, S, 3] are those of the n `rows`. Returns what the networks say of the rows that are ok
+        afterwards; None where there is none.
+        """
+        size, parts = self.plan.batch_size, list[Outputs]()
+        scored = list[Row]()
+        for start in range(0, len(rows), size):
+            batch, outputs = self._infer(rows[start : start + size], pixels[start : start + size])
+            scored += batch
+            parts += [outputs] if outputs else []
+        if not parts:
+            return None
+        outputs = parts[0] if len(parts) == 1 else _joined(parts)
+        self._decide(scored, outputs)
+        return outputs
+
+    def close(self) -> None:
+        """Free what the engine holds."""
+        self.runner.close()
+
+    def __enter__(self) -> "Scorer":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _infer(self, rows: list[Row], pixels: Pixels) -> tuple[list[Row], Outputs | None]:
+        """Run the networks; an image that alone, on a fresh runner, fails again gets a row of its own."""
+        try:
+            return rows, self._run(pixels)
+        except EngineFailed as error:
+            with self._one_fresh_runner:
+                good = self._without_failing(rows, pixels, error)
+        return [rows[k] for k in good], self._run(pixels[good]) if good else None
+
+    def _run(self, pixels: Pixels) -> Outputs:
+        with self._turn:
+            return self.runner(pixels)
+
+    def _without_failing(self, rows: list[Row], pixels: Pixels, error: EngineFailed) -> list[int]:
+        """Give the places of images that do not fail alone; raises the error where any image would."""
+        on_host = pixels.cpu().numpy() if hasattr(pixels, "cpu") else pixels
+        if self._fails_alone(np.full_like(on_host[0], MID_GRAY)):
+            raise error
+        good = list(range(len(rows)))
+        for k in error.positions:
+            if self._fails_alone(on_host[k]):
+                rows[k].fail(ImageFault("decoder_crash", "the networks fail on it, alone and again"))
+                good.remove(k)
+        return good
+
+    def _fails_alone(self, pixels: NDArray[np.uint8]) -> bool:
+        try:
+            fresh = open_engine(self.engine, self.plan.cores)
+        except Refused as error:  # it was open before: the machine has changed, no setting is wrong
+            raise Stopped(f"no second engine opens ({error}); run the same command again") from error
+        with closing(fresh):
+            try:
+                fresh(pixels[None])
+            except EngineFailed:
+                return True
+        return False
+
+    def _decide(self, rows: list[Row], outputs: Outputs) -> None:
+        """Turn what the networks say into the rows' figures."""
+        losses = outputs.reconstruction_loss, outputs.feature_matching_loss
+        scores = self._decision.score(*losses, outputs.logits)
+        probabilities = sigmoid(outputs.logits)
+        over = (probabilities >= self._class_thresholds).tolist()
+        alarms = (scores >= self.point.threshold).tolist()
+        columns = probabilities.tolist(), losses[0].tolist(), losses[1].tolist(), scores.tolist()
+        for row, alarm, flags, p, reconstruction, matching, score in zip(
+            rows, alarms, over, *columns, strict=True
+        ):
+            row.p_gun, row.p_knife, row.p_wrench, row.p_pliers, row.p_scissors = p
+            row.reconstruction_loss, row.feature_matching_loss = reconstruction, matching
+            row.anomaly_score, row.anomalous = score, alarm
+            if alarm:
+                row.threats = named(flags)
+
+
+def _devices(asked: str, device: str) -> tuple[str, ...]:
+    """Name the GPUs that a scan uses: those it names, else every one that torch sees; none on a CPU."""
+    if device == "cpu":
+        return ()
+    if ":" in asked:
+        return (device,)
+    from ..runtime.cuda import visible_gpus
+
+    return visible_gpus()
+
+
+def _joined(parts: list[Outputs]) -> Outputs:
+    return Outputs(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in OUTPUTS})
+
+
+def resolved_settings(settings: ScanSettings, setup: Setup, device: str) -> ScanSettings:
+    """Give a further worker the settings that the first one came to, on its own device."""
+    return replace(settings, device=device, engine=setup.backend, precision=setup.precision)
+
+
+def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Probabilities [n, 5] float32 of logits [n, 5]; in float64, where no such exponential overflows."""
+    return (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)

@@ -1,0 +1,167 @@
+"""A child process of ours: started in a fresh interpreter, asked over a socket, killed without harm.
+
+It is not forked, so it inherits no thread and no lock, and the caller's own main module is not imported
+again, as `multiprocessing` would. It dies with its parent, and leaves Ctrl-C and SIGTERM to it.
+"""
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from logging.handlers import QueueHandler
+from multiprocessing.connection import Connection
+from typing import Any
+
+from ..errors import GbadError, Stopped
+from .machine import die_with
+from ..text import signal_name
+
+BOOT = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
+    " from gbad_batch.engine.system.child import boot; boot(int(sys.argv[2]), int(sys.argv[3]))"
+)
+Serve = Callable[..., None]  # (connection, *arguments): what a child does, found by its name
+
+
+class Failed:
+    """What a child says of an error that ended it."""
+
+    def __init__(self, error: BaseException):
+        self.error = error
+        if not isinstance(error, GbadError | MemoryError | OSError | ImportError):
+            error.add_note("in a worker process:\n" + "".join(traceback.format_exception(error)))
+
+
+class Child:
+    """A process that runs `serve(connection, *arguments)`, both by pickle: a function goes by its name.
+
+    Raises Stopped where the system gives no process.
+    """
+
+    def __init__(self, serve: Serve, *arguments: Any):
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-c", BOOT, json.dumps(sys.path), str(theirs.fileno()), str(os.getpid())]
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - our own module
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # standard output is for the summary
+                pass_fds=[theirs.fileno()],
+                env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            )
+        except OSError as error:
+            raise Stopped(
+                f"no worker process can be started ({error.strerror}); finished rows are kept: raise the "
+                "limits on processes and memory, and run the same command again"
+            ) from error
+        finally:
+            theirs.close()
+        self.connection = Connection(ours.detach())
+        self._send_or_die((serve, arguments))
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def send(self, message: object) -> None:
+        """Send a message; one that is dead gets nothing, and its end is seen at the next `receive`."""
+        self._send_or_die(message)
+
+    def receive(self) -> Any:
+        """Wait for a message; raises EOFError where the child is dead, or the error that ended it.
+
+        A log record is logged here, too, before it is returned.
+        """
+        try:
+            message = self.connection.recv()
+        except OSError as error:
+            raise EOFError from error
+        if isinstance(message, logging.LogRecord):
+            _log(message)
+        if isinstance(message, Failed):
+            raise message.error
+        return message
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+
+    def end(self) -> str:
+        """Wait for its end, killed if need be, and say in words what ended it."""
+        self.connection.close()
+        try:
+            code = self._process.wait(timeout=1)  # it dies by itself where its connection broke
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        return signal_name(-code) if code < 0 else f"exit code {code}"
+
+    def _send_or_die(self, message: object) -> None:
+        try:
+            self.connection.send(message)
+        except (BrokenPipeError, ConnectionResetError):
+            return
+
+
+def _log(record: logging.LogRecord) -> None:
+    logger = logging.getLogger(record.name)
+    if logger.isEnabledFor(record.levelno):
+        logger.handle(record)
+
+
+class _LogLines(QueueHandler):
+    """Hands log records to the parent, which knows where they are to be shown."""
+
+    def __init__(self, send: Callable[[object], None]):
+        super().__init__(None)  # type: ignore[arg-type] - `enqueue` takes its place
+        self._hand_over = send
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Send one record."""
+        self._hand_over(record)
+
+
+class Line:
+    """A child's end of the connection; any of its threads may send."""
+
+    def __init__(self, connection: Connection):
+        self._connection = connection
+        self._sending = threading.Lock()
+
+    def send(self, message: object) -> None:
+        """Send a message; a parent that is gone ends this process."""
+        try:
+            with self._sending:
+                self._connection.send(message)
+        except (BrokenPipeError, ConnectionResetError):
+            os._exit(1)
+
+    def receive(self) -> Any:
+        """Wait for a message; raises EOFError where the parent closed the connection."""
+        return self._connection.recv()
+
+
+def boot(handle: int, parent: int) -> None:
+    """Run what the parent asks for, until it is done or fails; the child's whole life."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its children in order
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    die_with(parent)
+    line = Line(Connection(handle))
+    logging.basicConfig(level=logging.INFO, handlers=[_LogLines(line.send)], force=True)
+    code = 0
+    try:
+        serve, arguments = line.receive()
+        serve(line, *arguments)
+    except EOFError:
+        pass  # the parent wants no more
+    except BaseException as error:  # noqa: BLE001 - told by the parent, whatever it is
+        line.send(Failed(error))
+        code = 1
+    os._exit(code)  # a decoder that hangs in a thread must not hold the exit up

@@ -1,0 +1,1 @@
+"""Worker processes: chunks of an archive go out to them, finished columns come back in order."""

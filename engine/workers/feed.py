@@ -1,0 +1,124 @@
+"""Candidates on their way to the workers: listed by a thread of its own, dealt in chunks."""
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+
+from ..errors import Stopped
+from ..progress import Progress
+from ..sources import Candidate
+
+AHEAD = 16_384  # candidates listed ahead of the workers
+CHUNK_BYTES = 64_000_000  # of the files of a chunk, as listed; one file alone may have more
+TOLD_EVERY = 256  # candidates between two looks at the clock
+
+
+class Feed:
+    """Lists in the background; `take` gives the next candidates. A context manager that ends its thread."""
+
+    def __init__(self, candidates: Iterator[Candidate], progress: Progress):
+        self._candidates = candidates
+        self._progress = progress
+        self._listed: deque[Candidate] = deque()
+        self._room = threading.Event()
+        self._ended = False
+        self._closed = False
+        self._error: BaseException | None = None
+        self._awaited = False
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._thread = threading.Thread(target=self._list, name="list", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise Stopped(
+                f"this machine starts no more threads ({error}); finished rows are kept: raise its limits on "
+                "processes and memory, and run the same command again"
+            ) from error
+
+    @property
+    def has_some(self) -> bool:
+        """Whether there is something to take."""
+        return bool(self._listed)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether everything is listed and taken; raises what ended the listing early."""
+        if self._listed or not self._ended:
+            return False
+        if self._error is not None:
+            raise self._error
+        return True
+
+    def take(self, count: int, at_once: bool) -> list[Candidate]:
+        """Take the next candidates, at most `count`; fewer only at the end, or `at_once`."""
+        listed = self._listed
+        if len(listed) < count and not (at_once or self._ended):
+            return []
+        taken, held = list[Candidate](), 0
+        while listed and len(taken) < count and (not taken or held + _size(listed[0]) <= CHUNK_BYTES):
+            held += _size(listed[0])
+            taken.append(listed.popleft())
+        if len(listed) <= AHEAD // 2:
+            self._room.set()
+        return taken
+
+    def fileno(self) -> int:
+        """Give the descriptor that is readable once something was listed after `await_more`."""
+        return self._wake
+
+    def await_more(self) -> None:
+        """Ask to be woken by the descriptor when there is something to take."""
+        try:
+            os.eventfd_read(self._wake)
+        except BlockingIOError:
+            pass
+        self._awaited = True
+
+    def _list(self) -> None:
+        """List until the end, an error, or nobody wants more; the thread's whole life."""
+        began, waited = time.perf_counter(), 0.0
+        try:
+            for number, candidate in enumerate(self._candidates):
+                self._listed.append(candidate)
+                if self._awaited:
+                    self._tell()
+                if number % TOLD_EVERY == 0:
+                    self._note(time.perf_counter() - began - waited)
+                if len(self._listed) >= AHEAD:
+                    waited += self._wait_for_room()
+                if self._closed:
+                    return
+        except BaseException as error:  # noqa: BLE001 - handed to whoever takes, whatever it is
+            self._error = error
+        finally:
+            self._note(time.perf_counter() - began - waited)
+            self._ended = True
+            self._tell()
+
+    def _wait_for_room(self) -> float:
+        began = time.perf_counter()
+        self._room.clear()
+        while len(self._listed) >= AHEAD and not self._closed:
+            self._room.wait(0.2)
+        return time.perf_counter() - began
+
+    def _note(self, seconds: float) -> None:
+        self._progress.seconds["list"] = seconds
+        self._progress.cpu_seconds["list"] = time.thread_time()
+
+    def _tell(self) -> None:
+        self._awaited = False
+        os.eventfd_write(self._wake, 1)
+
+    def __enter__(self) -> "Feed":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._closed = True
+        self._room.set()
+
+
+def _size(candidate: Candidate) -> int:
+    return candidate.row.bytes or 0

@@ -1,0 +1,111 @@
+"""A worker: a process that does chunks from bytes to columns, on some cores or on one GPU."""
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from ..errors import DeviceLost, Stopped
+from ..results.in_flight import Slots, open_slots
+from ..results.schema import results_schema, to_batch
+from ..row import Row
+from ..runtime import Outputs
+from ..settings import ScanSettings
+from ..stages import Batch, OpenStages, Setup, Stages
+from ..system.child import Failed, Line
+from .chunk import Chunk, Clock, FinishedChunk
+
+SLOTS_A_THREAD = 1  # one image at a time on a CPU; a GPU's worker notes all images of a batch
+
+
+@dataclass(frozen=True)
+class Begin:
+    """What a worker is told once its stages are open and the output is known."""
+
+    in_flight: Path  # its file of images in decoders
+    keep_features: bool
+
+
+def serve(line: Line, open_stages: OpenStages, settings: ScanSettings) -> None:
+    """Open the stages, say so, and do chunks until the coordinator wants no more."""
+    with open_stages(settings) as stages:
+        line.send(stages.setup)
+        begin = line.receive()
+        worker = Worker(stages, begin.keep_features)
+        chunks: SimpleQueue[Chunk] = SimpleQueue()
+        for slots in _slots(begin.in_flight, stages.setup):
+            threading.Thread(target=_work, args=(line, worker, chunks, slots), daemon=True).start()
+        while True:
+            chunks.put(line.receive())
+
+
+def _slots(path: Path, setup: Setup) -> Sequence[Slots]:
+    """Make the slots of each thread; an image at a time on a CPU, a batch at a time on a GPU."""
+    each = setup.plan.batch_size if setup.devices else 1
+    return open_slots(path, [each] * setup.plan.threads)
+
+
+def _work(line: Line, worker: "Worker", chunks: "SimpleQueue[Chunk]", slots: Slots) -> None:
+    """Do one chunk after the other; the thread's whole life."""
+    try:
+        while True:
+            line.send(worker(chunks.get(), slots))
+    except MemoryError:
+        line.send(
+            Failed(
+                Stopped(
+                    "this machine has no memory left for the scan; finished rows are kept: free some, or give "
+                    "fewer --threads, and run the same command again"
+                )
+            )
+        )
+    except BaseException as error:  # noqa: BLE001 - told by the coordinator, whatever it is
+        if not isinstance(error, DeviceLost):
+            slots.end()  # the images are not to blame
+        line.send(Failed(error))
+
+
+class Worker:
+    """Does chunks with open stages; safe to call from as many threads as the plan has."""
+
+    def __init__(self, stages: Stages, keep_features: bool = False):
+        self._stages = stages
+        self._keep_features = keep_features
+        self._schema = results_schema()
+        self._cpu = time.process_time()
+
+    def __call__(self, chunk: Chunk, slots: Slots) -> FinishedChunk:
+        """Read, decode and score a chunk; returns its columns. Raises Stopped, DeviceLost, MemoryError."""
+        clock, batch = Clock(), Batch(chunk.candidates, chunk.suspects)
+        self._stages.read(batch)
+        clock.lap("read")
+        self._stages.decode(batch, slots)
+        clock.lap("decode")
+        outputs = self._stages.score(batch.images, batch.pixels)
+        clock.lap("score")
+        finished = self._columns(chunk.number, batch.rows, outputs)
+        clock.lap("columns")
+        return replace(
+            finished,
+            seconds=clock.seconds,
+            cpu_seconds=clock.cpu_seconds,
+            process_seconds=self._since_last_chunk(),
+        )
+
+    def _columns(self, number: int, rows: list[Row], outputs: Outputs | None) -> FinishedChunk:
+        features = (outputs.x, outputs.logits) if outputs and self._keep_features else None
+        return FinishedChunk(
+            number,
+            to_batch(rows, self._schema).serialize().to_pybytes(),
+            rows=len(rows),
+            failed=sum(row.status != "ok" for row in rows),
+            alarms=sum(row.anomalous is True for row in rows),
+            features=features,
+        )
+
+    def _since_last_chunk(self) -> float:
+        before, self._cpu = self._cpu, time.process_time()
+        return self._cpu - before
