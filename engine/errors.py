@@ -9,7 +9,6 @@ GbadError                 one sentence for the user: what, where, what to do
 └── TooManyFailures  (4)  --max-failures was reached; the scan can be resumed
 """
 
-
 from typing import Any
 
 

@@ -22,7 +22,12 @@ Resume = Literal["same", "any"]
 
 
 def setting(
-    default: Any, help: str, *, resume: Resume = "any", most: float | None = None, unit: str = ""  # noqa: A002
+    default: Any,
+    help: str,
+    *,
+    resume: Resume = "any",
+    most: float | None = None,
+    unit: str = "",  # noqa: A002
 ) -> Any:
     """Declare a field: its default, one sentence of help, and what resuming a scan asks of it.
 
@@ -31,7 +36,7 @@ def setting(
     return field(default=default, metadata={"help": help, "resume": resume, "most": most, "unit": unit})
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class SourceSettings:
     """What to look at, and what of it to leave out."""
 

@@ -15,7 +15,7 @@ import pytest
 from gbad_batch.engine.errors import Stopped
 from gbad_batch.engine.row import ImageFault
 from gbad_batch.engine.sources import Candidate, SourceSettings, Tally, check, faults, find
-from gbad_batch.engine.sources.places import Archive, Folder
+from gbad_batch.engine.sources.storage import Archive, Folder
 
 NOBODY = 65_534
 
@@ -248,7 +248,7 @@ def test_a_file_alone_in_its_folder_is_compared_with_those_beside_the_folder(tmp
 def test_an_io_error_at_one_spot_of_a_tar_is_its_members(tmp_path: Path) -> None:
     folder = grow(tmp_path / "d/e", "t.tar")
     path = os.fsencode(folder / "t.tar")
-    archive = Archive(path, Folder.of(os.fsencode(folder), None, follow=False))
+    archive = Archive.open(path, Folder.of(os.fsencode(folder), None, follow=False))
     fault = archive.verdict(path, OSError(errno.EIO, ""))
     assert (fault.status, "this part of its archive" in str(fault)) == ("unreadable", True)
     (folder / "t.tar").unlink()

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ..decode import DecodeLimits, Decoder
 from ..row import ImageFault, Row
 from ..sources import MAX_FILE_SIZE
-from ..sources.places import Folder
+from ..sources.storage import Folder
 from ..system.machine import usable_cores
 from ..system.progress import Progress, silent
 

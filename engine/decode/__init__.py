@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..row import ImageFault, Row
-from ..sources.faults import patiently
+from ..sources.faults import retry_transient
 from ..text import one_line
 from .header import inspect
 from .native import cpu_decoder, nvimagecodec
@@ -76,7 +76,7 @@ class Decoder:
     def pixels(self, row: Row, stream: Stream) -> npt.NDArray[np.uint8] | None:
         """Do the second half, for what the gate let through."""
         with _faults_told(row):
-            pixels = patiently(lambda: self._pixels(row, stream))
+            pixels = retry_transient(lambda: self._pixels(row, stream))
             row.status = "ok"
             return pixels
         return None

@@ -165,6 +165,7 @@ class Session:
         self._held += batch.num_rows
         if self._features and features:
             from .schema import rows_of
+
             self._features.add([row for row in rows_of(batch) if row.status == "ok"], *features)
         if self._is_part_full():
             self.flush()

@@ -99,7 +99,9 @@ def rows_of(batch: "pa.RecordBatch") -> list[Row]:
         (column.cast(pa.int64()) if name == "mtime" else column).to_pylist()
         for name, column in zip(batch.schema.names, batch.columns, strict=True)
     ]
-    return [Row(**dict(zip(batch.schema.names, values, strict=True))) for values in zip(*columns, strict=True)]
+    return [
+        Row(**dict(zip(batch.schema.names, values, strict=True))) for values in zip(*columns, strict=True)
+    ]
 
 
 def features_to_batch(

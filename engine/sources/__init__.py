@@ -12,10 +12,10 @@ from pathlib import Path
 from threading import Event
 
 from ..errors import Refused
-from .archive_names import extension_of
 from ..settings import SourceSettings
+from .archive_names import extension_of
 from .candidates import MAX_FILE_SIZE, Candidate, Enough, Tally, Wanted
-from .faults import patiently, reason_of
+from .faults import reason_of, retry_transient
 from .listing import Listing, absolute, split_pattern
 from .patterns import State, has_magic
 from .uris import shown
@@ -111,7 +111,7 @@ def _check_source(source: bytes) -> None:
         raise Refused("a source has an empty name or a NUL byte in it; name a directory, an image or a tar")
     path = absolute(source)
     try:
-        patiently(lambda: os.stat(path))
+        retry_transient(lambda: os.stat(path))
     except PermissionError:
         return  # it is there, perhaps: a row of its own
     except OSError as error:

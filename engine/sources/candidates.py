@@ -3,14 +3,15 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from os import PathLike
+from typing import Any
 
-from ..row import Row
-from ..settings import SourceSettings
-from .places import Place
+from ..row import Kind, Row, Status
+from .storage import Storage
 
 MAX_FILE_SIZE = 256_000_000  # bytes
 MAX_REASONS = 1_000  # different extensions that a tally keeps apart
+
+_Identity = tuple[str, Kind, int | None, int | None, int | None]  # of a row: uri to offset
 
 
 class Enough(Exception):
@@ -36,12 +37,27 @@ class Tally:
 
 @dataclass(slots=True)
 class Candidate:
-    """One row to be filled, and where its bytes lie; one whose row has a status is not read."""
+    """One row to be filled, and where its bytes lie; one whose row has a status is not read.
+
+    Pickles as it was listed: of the row, the identity and the status that the listing gave it.
+    """
 
     row: Row
     path: bytes  # of the file, or of the tar that holds it
-    place: Place | None = None  # None where there is nothing to read
+    storage: Storage | None = None  # None where there is nothing to read
     key: bytes = b""  # of its row, once it was claimed
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        row = self.row
+        if row.status is None:
+            return _unread, (row.uri, row.bytes, row.mtime, row.offset, self.path, self.storage, self.key)
+        return _judged, (
+            (row.uri, row.kind, row.bytes, row.mtime, row.offset),
+            row.status,
+            row.error,
+            self.path,
+            self.key,
+        )
 
     def read(self, max_bytes: int = MAX_FILE_SIZE) -> bytes:
         """Return the bytes, from any thread; those of a compressed tar's member only once.
@@ -49,8 +65,26 @@ class Candidate:
         Raises ImageFault (empty, truncated, unreadable, vanished, too_large) for a fault of the file,
         Stopped for one of the machine, after some seconds of trying.
         """
-        assert self.place is not None, "a candidate whose row has a status is not read"
-        return self.place.read(self.path, self.row, max_bytes)
+        assert self.storage is not None, "a candidate whose row has a status is not read"
+        return self.storage.read(self.path, self.row, max_bytes)
+
+
+def _unread(
+    uri: str,
+    size: int | None,
+    mtime: int | None,
+    offset: int | None,
+    path: bytes,
+    storage: Storage,
+    key: bytes,
+) -> Candidate:
+    """Unpickle a candidate that is to be read."""
+    return Candidate(Row(uri, "image", size, mtime, offset), path, storage, key)
+
+
+def _judged(identity: _Identity, status: Status, error: str, path: bytes, key: bytes) -> Candidate:
+    """Unpickle a candidate that the listing has judged."""
+    return Candidate(Row(*identity, status=status, error=error), path, None, key)
 
 
 Wanted = Callable[[Candidate], bool]

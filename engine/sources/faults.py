@@ -43,7 +43,7 @@ def reason_of(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno else str(error)
 
 
-def patiently(action: Callable[[], T]) -> T:
+def retry_transient(action: Callable[[], T]) -> T:
     """Call `action`; where the machine is at fault or has no memory left, again after each of DELAYS_S.
 
     Raises the OSError of the file at once, what the machine raises after the last try.

@@ -23,12 +23,22 @@ from typing import Literal, NamedTuple, cast
 
 from ..errors import Stopped
 from ..row import ImageFault, Kind, Row
-from .archive_names import NameKind, extension_of, is_archive, is_unfinished_result, kind_of
 from ..settings import SourceSettings
+from .archive_names import NameKind, extension_of, is_archive, is_unfinished_result, kind_of
 from .candidates import Candidate, Tally, Wanted
-from .faults import patiently, reason_of, status_of
+from .faults import reason_of, retry_transient, status_of
 from .patterns import EntryKind, Patterns, Scope, has_magic
-from .places import Archive, ByteBudget, Folder, Held, Root, check_not_empty, check_size, gone, pread
+from .storage import (
+    Archive,
+    BufferedMember,
+    ByteBudget,
+    Folder,
+    Root,
+    check_not_empty,
+    check_size,
+    gone,
+    pread,
+)
 from .tarstream import ArchiveFault, GzipStream, Member, PlainStream, Stream, members
 from .uris import shown, uri_of
 
@@ -114,7 +124,7 @@ class Listing:
     def _named(self, path: bytes) -> Iterator[Candidate]:
         """Take what is named, whatever its extension; a folder is walked."""
         try:
-            now = patiently(lambda: os.stat(path))
+            now = retry_transient(lambda: os.stat(path))
             folder = self._folder_of(path)
         except OSError as error:
             fault = self._verdict_on_name(path, error)
@@ -240,7 +250,7 @@ class Listing:
             if self._settings.follow_links and any(_same(folder, above.folder) for above in stack):
                 self._tally.skip("symlink loop")
                 return
-            names, odd = patiently(lambda: _names(path))
+            names, odd = retry_transient(lambda: _names(path))
         except OSError as error:
             fault = (parent or Folder.of(b"/", root, follow=False)).verdict(path, error)
             if fault.status == "unreadable":
@@ -263,7 +273,7 @@ class Listing:
             now = os.lstat(path)
         except OSError:
             try:
-                now = patiently(lambda: os.lstat(path))
+                now = retry_transient(lambda: os.lstat(path))
             except OSError as error:
                 yield from self._offer(_faulty(path, "image", folder.verdict(path, error)))
                 return
@@ -294,7 +304,7 @@ class Listing:
         """Take the members of a tar, then the row of the tar itself where it is faulty."""
         self._tally.archives += 1
         try:
-            archive = Archive(path, folder)
+            archive = Archive.open(path, folder)
             check_not_empty(archive.size)
         except OSError as error:
             yield from self._offer(_faulty(path, "container", folder.verdict(path, error)))
@@ -348,11 +358,11 @@ class Listing:
                 row.fail(ImageFault("truncated", "its archive ends before it does"))
             yield from self._offer(candidate)
             return
-        candidate.place = None
+        candidate.storage = None
         for wanted in self._offer(candidate):
             if row.status is None:
                 self._budget.acquire(size, self._stopped)
-                wanted.place = held = Held(size, self._budget)
+                wanted.storage = held = BufferedMember(size, self._budget)
                 try:
                     held.fill(stream, row)
                 except OSError as error:
@@ -399,7 +409,7 @@ def _names(path: bytes) -> tuple[list[bytes], dict[bytes, str]]:
 def _target(path: bytes) -> os.stat_result | None:
     """Look where a symlink leads to; None where that is nowhere, or round in a circle; raises OSError."""
     try:
-        return patiently(lambda: os.stat(path))
+        return retry_transient(lambda: os.stat(path))
     except OSError as error:
         if status_of(error) == "vanished" or error.errno == errno.ELOOP:
             return None

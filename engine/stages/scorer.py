@@ -13,10 +13,10 @@ from ...export import engine_for
 from ..bundle import DEMO_SENTENCE, Bundle, StoredPoint, default_bundle_path, operating_point
 from ..errors import Refused, Stopped
 from ..model.decision import Decision, on_device
-from .plan import WorkPlan, plan_for
 from ..row import ImageFault, Row, named
 from ..runtime import OUTPUTS, WITH_STREAMS, EngineFailed, Outputs, Runner, open_engine
 from ..settings import ScanSettings
+from .plan import WorkPlan, plan_for
 
 Pixels = Any  # uint8 [n, S, S, 3] RGB: a numpy array, or a torch tensor on a GPU
 

@@ -19,8 +19,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from ..errors import GbadError, Stopped
-from .machine import die_with
 from ..text import signal_name
+from .machine import die_with
 
 BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]);"

@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any, Self
 
-from ..errors import DeviceLost, Refused, Stopped
+from ..errors import DeviceLost, Stopped
 from ..results.in_flight import PREFIX, in_flight, keep_suspects
 from ..settings import ScanSettings
 from ..stages import OpenStages, Setup

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
 
 from ..errors import DeviceLost, Stopped
 from ..results.in_flight import Slots, open_slots

@@ -1,7 +1,8 @@
 """Where the bytes of a candidate lie: a file in a folder, a member of a tar, or already in memory.
 
-Each place reads (`read`) and judges errors (`verdict`): a fault of the file is an ImageFault, a fault of
-the machine is Stopped. All of it may be called by many threads at once.
+Each storage reads (`read`) and judges errors (`verdict`): a fault of the file is an ImageFault, a fault of
+the machine is Stopped. All of it may be called by many threads at once, and may be pickled: it reads the
+same bytes in another process of this machine.
 """
 
 import os
@@ -11,21 +12,25 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from functools import lru_cache
+from typing import Any, Protocol
 
 from ..errors import Stopped
 from ..row import ImageFault, Row
-from .faults import only_this_one, patiently, reads, reason_of, status_of
+from .faults import only_this_one, reads, reason_of, retry_transient, status_of
 from .tarstream import ArchiveFault, Stream
 from .uris import shown
 
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO that took a file's name must not block
 _CHUNK = 1 << 16
 _WAKE_S = 0.2  # how often a wait looks whether it is still wanted
-_KEPT_OPEN = deque(range(32))  # places for tars whose descriptor stays open; a deque is safe in __del__
+_MAX_OPEN = 32  # tars whose descriptor stays open
+_FREE_SLOTS = deque(range(_MAX_OPEN))  # a deque, unlike a lock, is safe in __del__
+
+Identity = tuple[int, int, int, int]  # device, inode, bytes, mtime in ns
 
 
-class Place(Protocol):
+class Storage(Protocol):
     """Where a candidate's bytes come from."""
 
     def read(self, path: bytes, row: Row, max_bytes: int) -> bytes:
@@ -44,7 +49,7 @@ class Root:
     @classmethod
     def of(cls, path: bytes) -> "Root":
         """Remember the folder that is at `path` now; raises OSError."""
-        now = patiently(lambda: os.stat(path))
+        now = retry_transient(lambda: os.stat(path))
         return cls(path, now.st_dev, now.st_ino)
 
     def require(self) -> None:
@@ -70,7 +75,7 @@ class Folder:
     @classmethod
     def of(cls, path: bytes, root: Root | None, follow: bool) -> "Folder":
         """Look at the folder at `path`; raises OSError."""
-        now = patiently(lambda: os.stat(path))
+        now = retry_transient(lambda: os.stat(path))
         return cls(path, now.st_dev, now.st_ino, root, follow)
 
     def require(self) -> None:
@@ -106,16 +111,16 @@ class Folder:
             raise ImageFault("unreadable", "it is no regular file any more")
         return fd, now
 
-    def read(self, path: bytes, row: Row, max_bytes: int) -> bytes:  # noqa: ARG002 - one shape for all places
+    def read(self, path: bytes, row: Row, max_bytes: int) -> bytes:  # noqa: ARG002 - one signature for every storage
         """Return the whole file; raises ImageFault (empty, too_large, unreadable, vanished) or Stopped."""
         try:
-            return patiently(lambda: self._read(path, max_bytes))
+            return retry_transient(lambda: self._read(path, max_bytes))
         except FileNotFoundError:
             self.require()
         except OSError as error:
             raise self.verdict(path, error) from error
         try:  # once more: the source may have been away for a moment
-            return patiently(lambda: self._read(path, max_bytes))
+            return retry_transient(lambda: self._read(path, max_bytes))
         except OSError as error:
             raise self.verdict(path, error) from error
 
@@ -135,44 +140,78 @@ class Folder:
 
 
 class Archive:
-    """A tar that is not compressed, read at the offsets of its members; opened by `Archive.open`.
+    """A tar that is not compressed, read at the offsets of its members.
 
-    The descriptor stays open as long as a candidate refers to this object, for 32 archives at once; the
-    others are opened for each read, after a check that the file is still the one that was listed.
+    It is opened when it is first read. The descriptor stays open as long as this object lives, for 32
+    archives at once; the others are opened for each read. Each time it is opened, the file must still be
+    the one that was listed. A process that unpickles candidates of the same archive again and again gets
+    the same object for them, so that it does not open the archive for each message.
     """
 
-    def __init__(self, path: bytes, folder: Folder):
+    def __init__(self, path: bytes, folder: Folder, identity: Identity):
+        """Refer to the file at `path` as it was listed; `Archive.open` lists it."""
         self.path, self.folder = path, folder
+        self._identity = identity
         self._kept: int | None = None
         self._slot: int | None = None
-        fd, now = patiently(lambda: folder.open(path))
-        self.size, self.mtime = now.st_size, now.st_mtime_ns // 1000
-        self._identity = _identity(now)
-        try:
-            self._slot = _KEPT_OPEN.pop()
-            self._kept = fd
-        except IndexError:
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, path: bytes, folder: Folder) -> "Archive":
+        """Open the archive at `path`; raises OSError, or ImageFault where it is not a regular file."""
+        fd, now = retry_transient(lambda: folder.open(path))
+        archive = cls(path, folder, _identity(now))
+        if not archive._keep(fd):
             os.close(fd)
+        return archive
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self._identity[2]
+
+    @property
+    def mtime(self) -> int:
+        """Time of the last change, us since the epoch."""
+        return self._identity[3] // 1000
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled_archive, (self.path, self.folder, self._identity)
 
     def __del__(self) -> None:
         if self._kept is not None:
             os.close(self._kept)
         if self._slot is not None:
-            _KEPT_OPEN.append(self._slot)
+            _FREE_SLOTS.append(self._slot)
 
     @contextmanager
     def descriptor(self) -> Iterator[int]:
-        """Lend a descriptor of the archive; raises OSError, or ImageFault where the file was exchanged."""
+        """Lend a descriptor of the archive; raises OSError, or ImageFault where the file was replaced."""
         if self._kept is not None:
             yield self._kept
             return
-        fd, now = patiently(lambda: self.folder.open(self.path))
+        fd, now = retry_transient(lambda: self.folder.open(self.path))
+        kept = False
         try:
             if _identity(now) != self._identity:
                 raise ImageFault("vanished", "its archive was changed while it was scanned")
+            kept = self._keep(fd)
             yield fd
         finally:
-            os.close(fd)
+            if not kept:
+                os.close(fd)
+
+    def _keep(self, fd: int) -> bool:
+        """Keep a descriptor open where there is a free slot for it; tell whether it is kept."""
+        with self._lock:
+            if self._kept is not None:
+                return False
+            try:
+                self._slot = _FREE_SLOTS.pop()
+            except IndexError:
+                return False
+            self._kept = fd
+            return True
 
     def read(self, path: bytes, row: Row, max_bytes: int) -> bytes:
         """Return the whole member; raises ImageFault or Stopped."""
@@ -219,17 +258,25 @@ class ByteBudget:
             self._freed.notify_all()
 
 
-class Held:
-    """The bytes of one member of a compressed tar, which cannot be read again; handed over once."""
+class BufferedMember:
+    """The bytes of one member of a compressed tar, which cannot be read again.
 
-    def __init__(self, size: int, budget: ByteBudget):
+    Pickling copies them: a worker that dies leaves its candidates to another. The budget gets them back when
+    this object goes.
+    """
+
+    def __init__(self, size: int, budget: ByteBudget | None, data: bytes | None = None):
         """Take over `size` bytes that `budget` was asked for; it gets them back on `read` or disposal."""
         self._size = size
         self._budget = budget
-        self._data: bytes | None = None
+        self._data = data
 
     def __del__(self) -> None:
         self._release()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        assert self._data is not None, "the bytes of a compressed tar's member are read only once"
+        return BufferedMember, (len(self._data), None, self._data)
 
     def fill(self, stream: Stream, row: Row) -> None:
         """Read the bytes, or fail the row where the archive does not hold them; raises OSError."""
@@ -242,18 +289,22 @@ class Held:
         if missing:
             row.fail(ImageFault("truncated", f"its archive ends {missing} bytes before it does"))
 
-    def read(self, path: bytes, row: Row, max_bytes: int) -> bytes:  # noqa: ARG002 - one shape for all places
+    def read(self, path: bytes, row: Row, max_bytes: int) -> bytes:  # noqa: ARG002 - one signature for every storage
         """Hand the bytes over; raises ImageFault."""
-        data, self._data = self._data, None
-        assert data is not None, "the bytes of a compressed tar's member are handed over only once"
-        self._release()
+        data = self._hand_over()
         check_size(len(data), max_bytes)
         check_not_empty(len(data))
         return data
 
+    def _hand_over(self) -> bytes:
+        data, self._data = self._data, None
+        assert data is not None, "the bytes of a compressed tar's member are handed over only once"
+        self._release()
+        return data
+
     def _release(self) -> None:
         size, self._size = self._size, 0
-        if size:
+        if size and self._budget:
             self._budget.release(size)
 
 
@@ -271,10 +322,10 @@ def check_not_empty(size: int) -> None:
 
 def pread(fd: int, size: int, offset: int) -> bytes:
     """Read `size` bytes at `offset`, fewer only at the end of the file; raises OSError."""
-    data = patiently(lambda: os.pread(fd, size, offset))
+    data = retry_transient(lambda: os.pread(fd, size, offset))
     while data and len(data) < size:  # a signal, or more than one call may return
         at, left = offset + len(data), size - len(data)
-        more = patiently(lambda left=left, at=at: os.pread(fd, left, at))
+        more = retry_transient(lambda left=left, at=at: os.pread(fd, left, at))
         if not more:
             break
         data += more
@@ -297,8 +348,14 @@ def _device(path: bytes) -> int | None:
         return None
 
 
-def _identity(now: os.stat_result) -> tuple[int, int, int, int]:
+def _identity(now: os.stat_result) -> Identity:
     return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns
+
+
+@lru_cache(maxsize=_MAX_OPEN)
+def _unpickled_archive(path: bytes, folder: Folder, identity: Identity) -> Archive:
+    """Return the archive of a pickled candidate, the same object for each of the last ones met."""
+    return Archive(path, folder, identity)
 
 
 def gone(path: bytes) -> Stopped:
