@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from gbad_batch.engine.decode import DecodeLimits, Decoder, PixelBudget
-from gbad_batch.engine.decode.resize import Resizer
 from gbad_batch.engine.row import Row
 
 HEIGHT, WIDTH, SIZE = 61, 83, 32
@@ -370,21 +369,21 @@ def test_an_image_of_the_input_size_is_not_resized(decode: Decoder) -> None:
     assert (out == pixels).all()
 
 
-@pytest.mark.parametrize(
-    ("dtype", "channels"), [(np.uint8, 3), (np.uint8, 1), (np.uint16, 3), (np.uint16, 1)]
-)
-def test_without_cykooz_pillow_resizes_to_the_same_pixels(
-    monkeypatch: pytest.MonkeyPatch, dtype: type[Any], channels: int
-) -> None:
-    pixels = bag(8 * np.dtype(dtype).itemsize, channels)
-    fast = Resizer(SIZE)(pixels)
-    monkeypatch.setitem(sys.modules, "cykooz_resizer", None)
-    plain = Resizer(SIZE)(pixels)
-    assert (plain.shape, plain.dtype) == (fast.shape, fast.dtype)
-    assert np.abs(plain.astype(int) - fast.astype(int)).max() <= 1
+def test_pixels_are_written_where_the_caller_wants_them() -> None:
+    for size, blob in ((SIZE, WHOLE["jpeg"]()), (SIZE, WHOLE["16-bit png"]()), (HEIGHT, GRAY_SQUARE)):
+        decode = Decoder(size, DecodeLimits())
+        chunk = np.full((3, size, size, 3), 77, np.uint8)
+        new = decode(Row("x"), blob)
+        assert new is not None
+        assert decode(Row("x"), blob, chunk[1]) is not None
+        assert (chunk[1] == new).all()
+        assert (chunk[::2] == 77).all()
+        assert decode(Row("x"), blob[:-3], chunk[2]) is None
 
 
 # --- bad files
+
+GRAY_SQUARE = png(bag(channels=1)[:, :HEIGHT], 8, 0)
 
 
 WHOLE: dict[str, Callable[[], bytes]] = {

@@ -53,17 +53,20 @@ class Decoder:
         import_module("simplejpeg")  # a broken installation stops here, not as a row of each image
         nvimagecodec()
 
-    def __call__(self, row: Row, blob: bytes) -> npt.NDArray[np.uint8] | None:
+    def __call__(
+        self, row: Row, blob: bytes, out: npt.NDArray[np.uint8] | None = None
+    ) -> npt.NDArray[np.uint8] | None:
         """Decode one file to RGB pixels [input_size, input_size, 3]; None is a bad image.
 
-        Without an input size the pixels are [height, width, 3], as stored.
+        Without an input size the pixels are [height, width, 3], as stored. With `out`, a C-contiguous
+        array of the result's shape, the pixels are written there and `out` is returned.
 
         Fills format, width, height, bit_depth, color, status, error and warnings of the row.
         Raises MemoryError, a fault of the machine, after some seconds of trying; every fault of the file
         becomes the status of the row.
         """
         stream = self.gate(row, blob)
-        return None if stream is None else self.pixels(row, stream)
+        return None if stream is None else self.pixels(row, stream, out)
 
     def gate(self, row: Row, blob: bytes) -> Stream | None:
         """Do the first half: all that a header tells; None is a bad image."""
@@ -73,10 +76,15 @@ class Decoder:
             return stream
         return None
 
-    def pixels(self, row: Row, stream: Stream) -> npt.NDArray[np.uint8] | None:
-        """Do the second half, for what the gate let through."""
+    def pixels(
+        self, row: Row, stream: Stream, out: npt.NDArray[np.uint8] | None = None
+    ) -> npt.NDArray[np.uint8] | None:
+        """Do the second half, for what the gate let through; `out` as in a call."""
         with _faults_told(row):
             pixels = retry_transient(lambda: self._pixels(row, stream))
+            if out is not None:
+                out[...] = pixels
+                pixels = out
             row.status = "ok"
             return pixels
         return None
@@ -106,7 +114,8 @@ class Decoder:
             stored = self._decode_other(stream, width, height)
         flat = _flatten(stored, stream)
         resized = flat if self._resize is None else self._resize(flat)
-        return np.repeat(_to_8_bits(resized, stream.depth), 3 // resized.shape[2], axis=2)
+        rounded = _to_8_bits(resized, stream.depth)
+        return rounded if rounded.shape[2] == 3 else np.repeat(rounded, 3, axis=2)
 
     def _decode_other(self, stream: Stream, width: int, height: int) -> Pixels:
         """Decode by nvImageCodec into [height, width, C] as stored, C as the layout says."""

@@ -57,9 +57,7 @@ class CPUDecode:
                 pixels = self._apart(row, content, out)
             else:
                 in_flight.begin(candidate.key)
-                pixels = self._decode(row, content)
-                if pixels is not None:
-                    out[:] = pixels
+                pixels = self._decode(row, content, out)
             if pixels is not None:
                 batch.images.append(row)
         in_flight.end()
