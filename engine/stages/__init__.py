@@ -87,5 +87,6 @@ def open_stages(settings: ScanSettings) -> Stages:
         else:
             from .gpu import open_reading_and_decoding
 
-            read, decode = open_reading_and_decoding(settings, scorer, limits, stack)
+            gpu = int(scorer.engine.device.partition(":")[2])
+            read, decode = open_reading_and_decoding(settings, scorer, limits, gpu, stack)
         return Stages(scorer.setup(), read, decode, scorer, stack.pop_all().close)

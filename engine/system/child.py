@@ -26,7 +26,7 @@ BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
     " from gbad_batch.engine.system.child import boot; boot(int(sys.argv[2]), int(sys.argv[3]))"
 )
-Serve = Callable[..., None]  # (connection, *arguments): what a child does, found by its name
+Serve = Callable[..., None]  # (line, *arguments): what a child does, found by its name
 
 
 class Failed:
@@ -39,12 +39,12 @@ class Failed:
 
 
 class Child:
-    """A process that runs `serve(connection, *arguments)`, both by pickle: a function goes by its name.
+    """A process that runs `serve(line, *arguments)`, both by pickle: a function goes by its name.
 
-    Raises Stopped where the system gives no process.
+    It inherits the descriptor `inherit`, under the same number. Raises Stopped if no process can be started.
     """
 
-    def __init__(self, serve: Serve, *arguments: Any):
+    def __init__(self, serve: Serve, *arguments: Any, inherit: int | None = None):
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-c", BOOT, json.dumps(sys.path), str(theirs.fileno()), str(os.getpid())]
         try:
@@ -52,7 +52,7 @@ class Child:
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # standard output is for the summary
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), *([] if inherit is None else [inherit])],
                 env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
             )
         except OSError as error:

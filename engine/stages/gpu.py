@@ -1,0 +1,53 @@
+"""Reading and decoding for a GPU: reader processes feed it, and a chunk is decoded there as one batch."""
+
+import threading
+from contextlib import ExitStack
+
+from ..decode import DecodeLimits, Decoder
+from ..decode.batch import BatchDecoder
+from ..decode.stream import Stream
+from ..settings import ScanSettings
+from . import Batch, InFlight
+from .plan import readers
+from .readers import Readers, ReaderSettings
+from .scorer import Scorer
+
+
+def open_reading_and_decoding(
+    settings: ScanSettings, scorer: Scorer, limits: DecodeLimits, gpu: int | None, stack: ExitStack
+) -> "tuple[Readers, BatchDecode]":
+    """Open both stages for a GPU, or for DALI's CPU operators where `gpu` is None; raises Refused."""
+    plan, size = scorer.plan, scorer.input_size
+    count = readers(plan.cores)
+    cores = max(1, plan.cores - count)  # the decoders have what the readers leave
+    decoder = BatchDecoder(Decoder(size, limits), gpu, plan.batch_size, cores, settings.hardware_share)
+    reading = Readers(ReaderSettings(size, limits, settings.decode_timeout), count)
+    return stack.enter_context(reading), BatchDecode(decoder)
+
+
+class BatchDecode:
+    """Decodes chunks on a GPU, one at a time; what readers have decoded joins them there."""
+
+    def __init__(self, decoder: BatchDecoder):
+        self._decode = decoder
+        self._turn = threading.Lock()
+
+    def __call__(self, batch: Batch, in_flight: InFlight) -> None:
+        """Fill images and pixels, uint8 [n, S, S, 3] on the device; raises DeviceLost, Stopped, MemoryError.
+
+        Where the GPU is lost the images stay noted: nobody knows which of them it was.
+        """
+        rows, contents, keys = [], [], []
+        for candidate, content in zip(batch.candidates, batch.contents, strict=True):
+            if content is not None:
+                rows.append(candidate.row)
+                contents.append(content)
+                if isinstance(content, Stream):
+                    keys.append(candidate.key)
+        with self._turn:
+            in_flight.begin_all(keys)
+            if rows:
+                batch.images, batch.pixels = self._decode.decode_batch(rows, contents)
+            in_flight.end()
+        batch.contents = []
+        batch.release()
