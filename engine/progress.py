@@ -80,5 +80,5 @@ class Progress:
         if failed > bound and (done >= PERCENT_FROM or not is_percentage):
             raise TooManyFailures(
                 f"{failed} of {done} images failed, more than --max-failures {said}; finished rows are kept: "
-                "look at them, or run again with a higher limit to resume"
+                "look at them, or run again with a higher limit to go on"
             )

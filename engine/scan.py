@@ -11,7 +11,7 @@ from .errors import Refused
 from .progress import Progress
 from .results import Session, open_results
 from .results.index import Index, key_of
-from .results.schema import batch_of, rows_of
+from .results.schema import SCHEMA_VERSION, batch_of, rows_of
 from .row import Row
 from .settings import ScanSettings, fingerprint
 from .sources import Candidate, Enough, Tally, check, find
@@ -97,7 +97,8 @@ class Scan:
             self._stopped.clear()
 
     def _results(self, workers: Pool) -> Session:
-        same = fingerprint(self.settings, workers.setup.resolved(self.settings))
+        resolved = workers.setup.resolved(self.settings) | {"schema": SCHEMA_VERSION}
+        same = fingerprint(self.settings, resolved)
         return open_results(self.settings, same, workers.setup.description(), workers.setup.features)
 
     def _finish(self, results: Session) -> None:

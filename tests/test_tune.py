@@ -153,7 +153,7 @@ def test_an_unfinished_scan_goes_on_with_another_choice(
 
 def test_the_summary_tells_cpu_seconds_by_stage(scan: Any, tmp_path: Path) -> None:
     summary = scan(tmp_path / "r.parquet")
-    stages = {"list", "read", "hash", "decode", "infer", "decide", "write"}
+    stages = {"list", "read", "decode", "score", "columns", "write"}
     assert summary.stage_seconds.keys() == summary.stage_cpu_seconds.keys() == stages
     assert 0 < sum(summary.stage_cpu_seconds.values()) < summary.cpu_seconds
 

@@ -23,7 +23,8 @@ from ..text import signal_name
 from .machine import die_with
 
 BOOT = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
+    "import json, site, sys; sys.path[:] = json.loads(sys.argv[1]);"
+    " [site.addsitedir(path) for path in [*sys.path] if path.endswith('-packages')];"
     " from gbad_batch.engine.system.child import boot; boot(int(sys.argv[2]), int(sys.argv[3]))"
 )
 Serve = Callable[..., None]  # (line, *arguments): what a child does, found by its name
@@ -46,9 +47,9 @@ class Child:
 
     def __init__(self, serve: Serve, *arguments: Any, inherit: int | None = None):
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-c", BOOT, json.dumps(sys.path), str(theirs.fileno()), str(os.getpid())]
+        command = [sys.executable, "-P", "-c", BOOT, json.dumps(sys.path), str(theirs.fileno()), str(os.getpid())]
         try:
-            self._process = subprocess.Popen(  # noqa: S603 - our own module
+            self._process = subprocess.Popen(  # noqa: S603 - our own module; -P: none of the current folder's
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # standard output is for the summary
@@ -154,7 +155,9 @@ def boot(handle: int, parent: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     die_with(parent)
     line = Line(Connection(handle))
-    logging.basicConfig(level=logging.INFO, handlers=[_LogLines(line.send)], force=True)
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", handlers=[_LogLines(line.send)], force=True
+    )
     code = 0
     try:
         serve, arguments = line.receive()

@@ -35,7 +35,7 @@ AHEAD_ROWS = 32_768  # dealt or done, and not yet handed out in order
 MOST_DEATHS = 30  # of workers that had the same chunk
 MOST_STARTS = 3  # of a worker that dies before it is ready
 MOST_LOSSES = 3  # of GPUs in a scan; where they are lost more often, no image is to blame
-STOPPED = "stopped on request; run the same command to resume"
+STOPPED = "stopped on request; run the same command to go on"
 
 
 @dataclass
