@@ -22,7 +22,7 @@ from .results.schema import SCHEMA_VERSION
 from .row import ImageFault, Row
 from .scorer import Batch, Pixels, Scorer, batches
 from .settings import ScanSettings
-from .sources import Candidate, SourceSettings, Tally, check, find
+from .sources import Candidate, ListingCounts, SourceSettings, check, find
 from .summary import Summary, summarize
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ class Scan:
     def __init__(self, settings: ScanSettings):
         self.settings = settings
         self.progress = Progress()
-        self.tally = Tally()
+        self.tally = ListingCounts()
         self._pipeline = Pipeline()
 
     def run(self, watch: Callable[[Progress], None] = lambda _: None) -> Summary:

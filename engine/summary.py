@@ -15,7 +15,7 @@ from .results.parts import files_of, read_parquet
 from .row import THREATS
 from .scorer import Scorer
 from .settings import ScanSettings
-from .sources import Tally
+from .sources import ListingCounts
 
 MOST_ANOMALOUS = 5
 COLUMNS = (
@@ -85,7 +85,7 @@ class Summary:
 
 
 def summarize(
-    settings: ScanSettings, session: Session, scorer: Scorer, progress: Progress, tally: Tally
+    settings: ScanSettings, session: Session, scorer: Scorer, progress: Progress, tally: ListingCounts
 ) -> Summary:
     """Sum up a finished scan from its stored rows and this run's counts."""
     report, point, out = session.finished, scorer.point, settings.out

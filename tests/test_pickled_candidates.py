@@ -14,7 +14,7 @@ import pytest
 
 from gbad_batch.engine.errors import Stopped
 from gbad_batch.engine.row import ImageFault
-from gbad_batch.engine.sources import Candidate, SourceSettings, Tally, find
+from gbad_batch.engine.sources import Candidate, ListingCounts, SourceSettings, find
 from gbad_batch.engine.sources import listing as listing_module
 
 CHILD = """
@@ -46,7 +46,7 @@ pickle.dump((found, opened), sys.stdout.buffer)
 
 
 def listed(*sources: Path, max_file_size: int = 1_000_000) -> list[Candidate]:
-    return list(find(SourceSettings(sources), Tally(), lambda _: True, max_file_size))
+    return list(find(SourceSettings(sources), ListingCounts(), lambda _: True, max_file_size))
 
 
 def message(candidates: list[Candidate]) -> bytes:
@@ -164,7 +164,7 @@ def test_bytes_of_a_compressed_tar_are_handed_over_once_and_free_the_listing(
     settings = SourceSettings((path,))
     kept: list[Candidate] = []
     messages: list[bytes] = []
-    for candidate in find(settings, Tally(), lambda _: True, stopped=stopped):
+    for candidate in find(settings, ListingCounts(), lambda _: True, stopped=stopped):
         messages.append(message([candidate]))
         kept.append(candidate)
     assert outcomes(*messages) == [bytes([i]) * 1_000 for i in range(40)]
@@ -173,7 +173,7 @@ def test_bytes_of_a_compressed_tar_are_handed_over_once_and_free_the_listing(
     with pytest.raises(AssertionError, match="only once"):
         message(kept[:1])
     with pytest.raises(Stopped):
-        list(find(settings, Tally(), lambda _: True, stopped=stopped))
+        list(find(settings, ListingCounts(), lambda _: True, stopped=stopped))
 
 
 def test_a_message_holds_what_the_listing_said_and_little_more(tmp_path: Path) -> None:

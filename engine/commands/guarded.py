@@ -90,7 +90,7 @@ def _total(settings: ScanSettings, quiet: bool) -> Callable[[], int | None]:
 
         def counting() -> None:
             try:
-                number = count(listing(settings)).tally.images
+                number = count(listing(settings)).listed.images
             except (GbadError, OSError, MemoryError):
                 return  # the scan itself meets the same fault and tells it
             found.append(min(number, settings.limit or number))

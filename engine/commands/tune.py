@@ -26,7 +26,7 @@ from ..runtime import WITH_STREAMS
 from ..scan import flow, listing
 from ..scorer import Pixels, Scorer
 from ..settings import LARGEST, ScanSettings
-from ..sources import Tally, check, find
+from ..sources import ListingCounts, check, find
 from ..synth import SynthSettings, write_archive
 from ..system.machine import usable_cores
 
@@ -201,7 +201,9 @@ def _pictures(settings: ScanSettings) -> tuple[list[bytes], str]:
 def _read(settings: ScanSettings) -> Iterator[bytes]:
     """Yield the bytes of the first images that can be read."""
     held = 0
-    readable = find(listing(settings), Tally(), lambda each: each.row.status is None, settings.max_file_size)
+    readable = find(
+        listing(settings), ListingCounts(), lambda each: each.row.status is None, settings.max_file_size
+    )
     for number, candidate in enumerate(readable):
         if number >= PICTURES or held > PICTURES_BYTES:
             return

@@ -76,7 +76,7 @@ class Decoder:
     def pixels(self, row: Row, stream: Stream) -> npt.NDArray[np.uint8] | None:
         """Do the second half, for what the gate let through."""
         with _faults_told(row):
-            pixels = retry_transient(lambda: self._pixels(row, stream))
+            pixels = retry_transient(self._pixels, row, stream)
             row.status = "ok"
             return pixels
         return None
