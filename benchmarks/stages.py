@@ -24,7 +24,7 @@ from gbad_batch.engine.runtime.runtime_openvino import DEVICE, open_core
 from gbad_batch.engine.scan import Scan
 from gbad_batch.engine.scorer import Scorer, batches
 from gbad_batch.engine.settings import BATCH_SIZES, ScanSettings
-from gbad_batch.engine.sources import SourceSettings, Tally, find
+from gbad_batch.engine.sources import ListingCounts, SourceSettings, find
 from gbad_batch.engine.system.machine import usable_cores
 
 from .resume import made_up_row
@@ -113,13 +113,13 @@ class Stages:
     def listing(self, folder: Path) -> Alone:
         """Find the candidates below a folder."""
         settings = SourceSettings(sources=(str(folder),))
-        count = sum(1 for _ in find(settings, Tally(), lambda _: True))
-        return _alone(lambda: list(find(settings, Tally(), lambda _: True)), count)
+        count = sum(1 for _ in find(settings, ListingCounts(), lambda _: True))
+        return _alone(lambda: list(find(settings, ListingCounts(), lambda _: True)), count)
 
     def read(self) -> Alone:
         """Read the files, as the scan does."""
         sources = tuple(map(str, self._paths))
-        candidates = list(find(SourceSettings(sources=sources), Tally(), lambda _: True))
+        candidates = list(find(SourceSettings(sources=sources), ListingCounts(), lambda _: True))
         most = self._scan.settings.max_file_size
         return self._on_all_cores(lambda candidate: candidate.read(most), candidates)
 

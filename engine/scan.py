@@ -14,7 +14,7 @@ from .results.index import Index, key_of
 from .results.schema import SCHEMA_VERSION, batch_of, rows_of
 from .row import Row
 from .settings import ScanSettings, fingerprint
-from .sources import Candidate, Enough, Tally, check, find
+from .sources import Candidate, Enough, ListingCounts, check, find
 from .stages import OpenStages, open_stages
 from .summary import Summary, nothing_found, summarize
 from .workers.chunk import FinishedChunk
@@ -34,7 +34,7 @@ class Scan:
     def __init__(self, settings: ScanSettings, open_stages: OpenStages = open_stages):
         self.settings = settings
         self._open_stages = open_stages
-        self.progress, self.tally, self._stopped = Progress(), Tally(), Event()
+        self.progress, self.listed, self._stopped = Progress(), ListingCounts(), Event()
 
     def run(self, watch: Callable[[Progress], None] = lambda _: None) -> Summary:
         """Scan into `settings.out`, resuming what is there; returns the summary of the whole result."""
@@ -48,7 +48,7 @@ class Scan:
                         self.settings.failure_limit, results.failed_before, results.index.finished
                     )
                 self._finish(results)
-            return summarize(self.settings, results, workers.setup, self.progress, self.tally)
+            return summarize(self.settings, results, workers.setup, self.progress, self.listed)
 
     def rows(self) -> Iterator[Row]:
         """Yield the row of every candidate, in order; nothing is stored."""
@@ -82,13 +82,13 @@ class Scan:
             self.progress.skipped += claim == "finished"
             return claim == "new"
 
-        yield from find(self.settings, self.tally, wanted, self.settings.max_file_size, self._stopped)
+        yield from find(self.settings, self.listed, wanted, self.settings.max_file_size, self._stopped)
         self.progress.total = index.listed
 
     @contextmanager
     def _workers(self) -> Iterator[Pool]:
         """Start the workers of a fresh run, once the sources are known to be there."""
-        self.progress, self.tally = Progress(), Tally()
+        self.progress, self.listed = Progress(), ListingCounts()
         check(self.settings)
         try:
             with Pool(self.settings, self._open_stages, self._stopped) as workers:
@@ -104,6 +104,6 @@ class Scan:
     def _finish(self, results: Session) -> None:
         if not results.index.listed:
             results.discard()
-            raise Refused(nothing_found(self.settings, self.tally))
+            raise Refused(nothing_found(self.settings, self.listed))
         with self.progress.timed("write"):
             results.finish()

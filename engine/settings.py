@@ -27,7 +27,7 @@ def setting(
     *,
     resume: Resume = "any",
     most: float | None = None,
-    unit: str = "",  # noqa: A002
+    unit: str = "",
 ) -> Any:
     """Declare a field: its default, one sentence of help, and what resuming a scan asks of it.
 

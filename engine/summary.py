@@ -13,7 +13,7 @@ from .results import Session
 from .results.parts import files_of, read_parquet
 from .row import THREATS
 from .settings import ScanSettings
-from .sources import Tally
+from .sources import ListingCounts
 from .stages import Setup, WorkPlan
 
 MOST_ANOMALOUS = 5
@@ -85,7 +85,7 @@ class Summary:
 
 
 def summarize(
-    settings: ScanSettings, session: Session, setup: Setup, progress: Progress, tally: Tally
+    settings: ScanSettings, session: Session, setup: Setup, progress: Progress, listed: ListingCounts
 ) -> Summary:
     """Sum up a finished scan from its stored rows and this run's counts."""
     report, point, out = session.finished, setup.point, settings.out_path
@@ -97,7 +97,7 @@ def summarize(
         gone=report.gone,
         replaced=report.replaced,
         duplicates=session.index.duplicates,
-        other_files=dict(tally.skipped.most_common()),
+        other_files=dict(listed.skipped.most_common()),
         scanned_now=progress.done,
         seconds=seconds,
         startup_seconds=progress.startup_seconds,
@@ -120,10 +120,10 @@ def summarize(
     return summary
 
 
-def nothing_found(settings: ScanSettings, tally: Tally) -> str:
+def nothing_found(settings: ScanSettings, listed: ListingCounts) -> str:
     """Say that no image was met, and what was met instead."""
     where = ", ".join(os.fsdecode(source) for source in settings.sources) or "the list"
-    skipped = ", ".join(f"{number} {name}" for name, number in tally.skipped.most_common(5))
+    skipped = ", ".join(f"{number} {name}" for name, number in listed.skipped.most_common(5))
     return f"no image was found in {where}: " + (f"it holds {skipped}" if skipped else "it is empty")
 
 

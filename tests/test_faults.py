@@ -14,7 +14,7 @@ import pytest
 
 from gbad_batch.engine.errors import Stopped
 from gbad_batch.engine.row import ImageFault
-from gbad_batch.engine.sources import Candidate, SourceSettings, Tally, check, faults, find
+from gbad_batch.engine.sources import Candidate, ListingCounts, SourceSettings, check, faults, find
 from gbad_batch.engine.sources.storage import Archive, Folder
 
 NOBODY = 65_534
@@ -56,7 +56,7 @@ def grow(root: Path, *names: str, data: bytes = b"image") -> Path:
 def listing(*sources: Path, files_from: Path | None = None) -> Iterator[Candidate]:
     settings = SourceSettings(sources, files_from=str(files_from) if files_from else None)
     check(settings)
-    return find(settings, Tally(), lambda _: True)
+    return find(settings, ListingCounts(), lambda _: True)
 
 
 def rows(found: Iterator[Candidate], below: Path) -> list[tuple[str, str, str | None]]:
@@ -213,7 +213,7 @@ def test_a_followed_link_that_leads_where_one_may_not_look_has_a_row(open_folder
     (open_folder / "closed").chmod(0)
     with not_root():
         settings = SourceSettings((open_folder / "src",), follow_links=True)
-        found = rows(find(settings, Tally(), lambda _: True), open_folder)
+        found = rows(find(settings, ListingCounts(), lambda _: True), open_folder)
     (open_folder / "closed").chmod(0o755)
     assert found == [("src/a.jpg", "image", None), ("src/link", "container", "unreadable")]
 

@@ -14,7 +14,7 @@ import pytest
 
 from gbad_batch.engine.errors import Stopped
 from gbad_batch.engine.row import ImageFault
-from gbad_batch.engine.sources import Candidate, SourceSettings, Tally, find
+from gbad_batch.engine.sources import Candidate, ListingCounts, SourceSettings, find
 from gbad_batch.engine.sources import listing as listing_module
 
 CHILD = """
@@ -46,7 +46,7 @@ pickle.dump((found, opened), sys.stdout.buffer)
 
 
 def listed(*sources: Path, max_file_size: int = 1_000_000) -> list[Candidate]:
-    return list(find(SourceSettings(sources), Tally(), lambda _: True, max_file_size))
+    return list(find(SourceSettings(sources), ListingCounts(), lambda _: True, max_file_size))
 
 
 def message(candidates: list[Candidate]) -> bytes:
@@ -164,14 +164,14 @@ def test_bytes_of_a_compressed_tar_can_be_sent_again_and_free_the_listing_with_t
     stopped.set()  # a listing that waits for room ends
     settings = SourceSettings((path,))
     messages: list[bytes] = []
-    for candidate in find(settings, Tally(), lambda _: True, stopped=stopped):
+    for candidate in find(settings, ListingCounts(), lambda _: True, stopped=stopped):
         first, again = message([candidate]), message([candidate])
         assert first == again
         messages.append(again)
         del candidate  # it is done
     assert outcomes(*messages) == [bytes([i]) * 1_000 for i in range(40)]
     with pytest.raises(Stopped):
-        list(find(settings, Tally(), lambda _: True, stopped=stopped))
+        list(find(settings, ListingCounts(), lambda _: True, stopped=stopped))
 
 
 def test_a_message_holds_what_the_listing_said_and_little_more(tmp_path: Path) -> None:

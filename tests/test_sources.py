@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gbad_batch.engine.errors import Refused, Stopped
-from gbad_batch.engine.sources import Candidate, SourceSettings, Tally, check, count, find
+from gbad_batch.engine.sources import Candidate, ListingCounts, SourceSettings, check, count, find
 from gbad_batch.engine.sources import listing as listing_module
 from gbad_batch.engine.sources.archive_names import IMAGE_EXTENSIONS, UNSUPPORTED_EXTENSIONS
 from gbad_batch.engine.sources.uris import parts_of, shown, uri_of
@@ -37,10 +37,12 @@ def grow(root: Path, *names: str, data: bytes = b"image") -> Path:
     return root
 
 
-def scan(*sources: Source, max_file_size: int = 10**9, **options: Any) -> tuple[list[Candidate], Tally]:
+def scan(
+    *sources: Source, max_file_size: int = 10**9, **options: Any
+) -> tuple[list[Candidate], ListingCounts]:
     settings = SourceSettings(sources, **options)
     check(settings)
-    tally = Tally()
+    tally = ListingCounts()
     return list(find(settings, tally, lambda _: True, max_file_size)), tally
 
 
@@ -154,7 +156,7 @@ def test_file_that_became_a_fifo_does_not_block(tmp_path: Path) -> None:
     [only], _ = scan(tmp_path)
     (tmp_path / "a.jpg").unlink()
     os.mkfifo(tmp_path / "a.jpg")
-    with pytest.raises(Exception, match="no regular file") as caught:
+    with pytest.raises(Exception, match="no longer a regular file") as caught:
         only.read()
     assert getattr(caught.value, "status", None) == "unreadable"
 
@@ -165,7 +167,7 @@ def test_listing_begins_before_it_ends_and_holds_one_folder(tmp_path: Path) -> N
 
     def peak(*folders: Path) -> int:
         tracemalloc.start()
-        assert sum(1 for _ in find(SourceSettings(folders), Tally(), lambda _: True)) >= 300
+        assert sum(1 for _ in find(SourceSettings(folders), ListingCounts(), lambda _: True)) >= 300
         size = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return size
@@ -173,7 +175,7 @@ def test_listing_begins_before_it_ends_and_holds_one_folder(tmp_path: Path) -> N
     peak(tmp_path / "00")
     assert peak(tmp_path) < peak(tmp_path / "00") + 20_000
 
-    stream = find(SourceSettings((tmp_path,)), tally := Tally(), lambda _: True)
+    stream = find(SourceSettings((tmp_path,)), tally := ListingCounts(), lambda _: True)
     next(stream)
     assert tally.folders == 2
 
@@ -186,7 +188,7 @@ def test_wanted_is_asked_once_for_each_in_order_and_decides(tmp_path: Path) -> N
         asked.append(candidate.row.uri)
         return not candidate.row.uri.endswith("b.jpg")
 
-    tally = Tally()
+    tally = ListingCounts()
     found = [c.row.uri for c in find(SourceSettings((tmp_path,)), tally, wanted)]
     assert [Path(uri).name for uri in asked] == ["a.jpg", "b.jpg", "c.jpg"]
     assert [Path(uri).name for uri in found] == ["a.jpg", "c.jpg"]
@@ -200,7 +202,7 @@ def test_an_error_of_wanted_is_not_taken_for_the_archives(tmp_path: Path) -> Non
         raise OSError(5, "the ledger's own")
 
     with pytest.raises(OSError, match="own"):
-        list(find(SourceSettings((tmp_path,)), Tally(), wanted))
+        list(find(SourceSettings((tmp_path,)), ListingCounts(), wanted))
 
 
 def test_too_large_by_its_size_is_never_read(tmp_path: Path) -> None:
@@ -405,7 +407,7 @@ def test_a_list_from_standard_input_is_a_stream(tmp_path: Path, monkeypatch: pyt
     end, start = os.pipe()
     with os.fdopen(end, "r") as stdin, os.fdopen(start, "wb", buffering=0) as feed:
         monkeypatch.setattr(sys, "stdin", stdin)
-        stream = find(SourceSettings(files_from="-"), Tally(), lambda _: True)
+        stream = find(SourceSettings(files_from="-"), ListingCounts(), lambda _: True)
         feed.write(os.fsencode(tmp_path / "a.jpg") + b"\n" + os.fsencode(tmp_path))
         assert next(stream).row.uri.endswith("a.jpg")  # before the list ends
         feed.write(b"/b.jpg\n")
@@ -623,7 +625,7 @@ def test_members_of_compressed_tars_in_flight_are_bounded(
     stopped.set()
 
     def listed(use: Callable[[Candidate], object]) -> int:
-        tally = Tally()
+        tally = ListingCounts()
         for candidate in find(SourceSettings((path,)), tally, lambda _: True, stopped=stopped):
             use(candidate)
         return tally.images
@@ -641,7 +643,7 @@ def test_members_of_compressed_tars_in_flight_are_bounded(
 def test_bytes_of_unwanted_members_are_not_held(tmp_path: Path) -> None:
     path = tar(tmp_path / "t.tgz", {f"{i}.jpg": os.urandom(1_000_000) for i in range(10)}, "w:gz")
     tracemalloc.start()
-    assert not list(find(SourceSettings((path,)), Tally(), lambda _: False))
+    assert not list(find(SourceSettings((path,)), ListingCounts(), lambda _: False))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2_000_000
@@ -660,6 +662,6 @@ def test_count_reads_no_images(tmp_path: Path) -> None:
     assert census.bytes == 5 * 4 + 1
     assert census.faults == {"unsupported": 1}
     assert census.candidates == 6
-    assert (census.tally.folders, census.tally.archives) == (2, 1)
-    assert census.tally.skipped == {".xml": 1, ".txt": 1}
+    assert (census.listed.folders, census.listed.archives) == (2, 1)
+    assert census.listed.skipped == {".xml": 1, ".txt": 1}
     assert (tmp_path / "a.jpg").stat().st_atime_ns == 1

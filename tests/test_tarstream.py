@@ -15,7 +15,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gbad_batch.engine.sources import tarstream
-from gbad_batch.engine.sources.tarstream import ArchiveFault, GzipStream, Member, PlainStream, Stream, members
+from gbad_batch.engine.sources.tarstream import (
+    ArchiveFault,
+    GzipStream,
+    Member,
+    PlainStream,
+    TarStream,
+    members,
+)
 
 UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -28,7 +35,7 @@ def zipped(data: bytes) -> GzipStream:
     return GzipStream(lambda size, offset: data[offset : offset + size])
 
 
-def read(stream: Stream) -> list[tuple[Member, bytes]]:
+def read(stream: TarStream) -> list[tuple[Member, bytes]]:
     return [(member, stream.read(member.end - member.offset)) for member in members(stream)]
 
 

@@ -45,13 +45,13 @@ def estimate(settings: ScanSettings) -> Estimate:
     """List everything and scan a sample; raises Refused where a source is not to be had."""
     check(settings)
     census = count(settings, settings.max_file_size)
-    images = min(census.tally.images, settings.limit or census.tally.images)
+    images = min(census.listed.images, settings.limit or census.listed.images)
     result = Estimate(
         images=images,
-        containers=census.tally.containers,
+        containers=census.listed.containers,
         bytes=census.bytes,
         by_extension=dict(census.extensions.most_common()),
-        other_files=dict(census.tally.skipped.most_common()),
+        other_files=dict(census.listed.skipped.most_common()),
     )
     if images and settings.files_from != "-":  # a piped list is read once
         result.sample = min(images, SAMPLE * usable_cores())

@@ -22,7 +22,7 @@ from ..row import ImageFault
 from ..runtime import WITH_STREAMS, Engine
 from ..scan import Scan
 from ..settings import ScanSettings
-from ..sources import Tally, check, find
+from ..sources import ListingCounts, check, find
 from ..stages.plan import WorkPlan, default_plan, keep
 from ..synth import SynthSettings, write_archive
 from ..system.machine import usable_cores
@@ -190,7 +190,7 @@ def _pictures(settings: ScanSettings, folder: Path) -> tuple[list[Path], str]:
 def _contents(settings: ScanSettings) -> Iterator[bytes]:
     """Yield the bytes of the first images that can be read."""
     held = 0
-    readable = find(settings, Tally(), lambda each: each.row.status is None, settings.max_file_size)
+    readable = find(settings, ListingCounts(), lambda each: each.row.status is None, settings.max_file_size)
     for number, candidate in enumerate(readable):
         if number >= PICTURES or held > PICTURES_BYTES:
             return

@@ -81,7 +81,7 @@ class Decoder:
     ) -> npt.NDArray[np.uint8] | None:
         """Do the second half, for what the gate let through; `out` as in a call."""
         with _faults_told(row):
-            pixels = retry_transient(lambda: self._pixels(row, stream))
+            pixels = retry_transient(self._pixels, row, stream)
             if out is not None:
                 out[...] = pixels
                 pixels = out

@@ -1,6 +1,7 @@
-"""What is in the archive: directories, files, patterns, lists and tars, as a stream of candidates.
+"""Lists the candidates of an archive: directories, files, patterns, lists and tars.
 
-`check` before anything is read, `find` for the stream (listing.py is how it goes), `count` for a dry run.
+`check` refuses missing sources before anything is read, `find` yields the candidates (listing.py walks the
+sources), `count` serves the dry run.
 """
 
 import os
@@ -14,7 +15,7 @@ from threading import Event
 from ..errors import Refused
 from ..settings import SourceSettings
 from .archive_names import extension_of
-from .candidates import MAX_FILE_SIZE, Candidate, Enough, Tally, Wanted
+from .candidates import MAX_FILE_SIZE, Accept, Candidate, Enough, ListingCounts
 from .faults import reason_of, retry_transient
 from .listing import Listing, absolute, split_pattern
 from .patterns import State, has_magic
@@ -22,80 +23,81 @@ from .uris import shown
 
 __all__ = [
     "MAX_FILE_SIZE",
+    "Accept",
     "Candidate",
-    "Census",
     "Enough",
+    "ListingCounts",
     "SourceSettings",
-    "Tally",
-    "Wanted",
+    "SourceSummary",
     "check",
     "count",
     "find",
 ]
 
-_LOOK = 65_536  # bytes of a list that are looked at beforehand
+_LOOK = 65_536  # bytes of a list that are checked beforehand
 
 
 def find(
     settings: SourceSettings,
-    tally: Tally,
-    wanted: Wanted,
+    counts: ListingCounts,
+    accept: Accept,
     max_file_size: int = MAX_FILE_SIZE,
     stopped: Event | None = None,
 ) -> Iterator[Candidate]:
-    """Yield the candidates in order; `wanted` is asked once for each and says whether it is yielded.
+    """Yield the candidates in order; `accept` is called once with each and says whether it is yielded.
 
-    Members of compressed tars carry their bytes, 64 MB of them at a time: where so many wait unread, the
-    listing waits too, so a consumer reads them on another thread, or drops them, before it asks for more.
-    Files larger than `max_file_size` (bytes) have the status too_large. Raises Stopped where the machine is
-    at fault, or where `stopped` was set while the listing waits.
+    Members of compressed tars carry their bytes, at most 64 MB of them at a time. When so many are unread
+    the listing waits, so a consumer must read, pickle or drop them, or do so on another thread, before it
+    asks for more. Files larger than `max_file_size` (bytes) have the status too_large. Raises Stopped if
+    the machine is at fault, or if `stopped` is set while the listing waits.
     """
     try:
-        yield from Listing(settings, tally, wanted, max_file_size, stopped).run()
+        yield from Listing(settings, counts, accept, max_file_size, stopped).run()
     except Enough:
         return
 
 
 @dataclass
-class Census:
-    """What a scan would meet, by names and sizes alone."""
+class SourceSummary:
+    """Summary of what a scan would read, by names and sizes alone."""
 
-    tally: Tally = field(default_factory=Tally)
+    listed: ListingCounts = field(default_factory=ListingCounts)
     extensions: Counter[str] = field(default_factory=Counter)  # images, by extension in lower case
     bytes: int = 0  # of the images that would be read
     faults: Counter[str] = field(default_factory=Counter)  # rows that have a status without being read
 
     @property
     def candidates(self) -> int:
-        """How many rows a scan of this has, where no path is reached twice."""
-        return self.tally.images + self.tally.containers
+        """Number of rows that a scan would write, if no path is reached twice."""
+        return self.listed.images + self.listed.containers
 
 
-def count(settings: SourceSettings, max_file_size: int = MAX_FILE_SIZE) -> Census:
-    """List everything and read nothing but the headers of tars (a compressed one is decompressed).
+def count(settings: SourceSettings, max_file_size: int = MAX_FILE_SIZE) -> SourceSummary:
+    """Count what a scan would read, for a dry run.
 
-    A path that is reached twice counts twice. Raises Stopped.
+    Reads only the headers of tars, but decompresses the compressed ones. A path that is reached twice
+    counts twice. Raises Stopped.
     """
-    census = Census()
+    summary = SourceSummary()
 
     def note(candidate: Candidate) -> bool:
         row = candidate.row
         if row.kind == "image":
             extension = extension_of(row.uri.rpartition("/")[2].encode()).lower().decode()
-            census.extensions[f".{extension}" if extension else "no extension"] += 1
+            summary.extensions[f".{extension}" if extension else "no extension"] += 1
         if row.status:
-            census.faults[row.status] += 1
+            summary.faults[row.status] += 1
         else:
-            census.bytes += row.bytes or 0
+            summary.bytes += row.bytes or 0
         return False
 
-    for _ in find(settings, census.tally, note, max_file_size):
-        raise AssertionError("nothing was wanted")
-    return census
+    for _ in find(settings, summary.listed, note, max_file_size):
+        raise AssertionError("nothing was accepted")
+    return summary
 
 
 def check(settings: SourceSettings) -> None:
-    """Look whether each source is there, before anything is read; raises Refused where one is not."""
+    """Check that each source exists, before anything is read; raises Refused if one does not."""
     if not settings.sources and settings.files_from is None:
         raise Refused(
             "there is no source; name a directory, an image, a tar or a pattern, or use --files-from"
@@ -111,7 +113,7 @@ def _check_source(source: bytes) -> None:
         raise Refused("a source has an empty name or a NUL byte in it; name a directory, an image or a tar")
     path = absolute(source)
     try:
-        retry_transient(lambda: os.stat(path))
+        retry_transient(os.stat, path)
     except PermissionError:
         return  # it is there, perhaps: a row of its own
     except OSError as error:

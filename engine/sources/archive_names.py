@@ -39,12 +39,12 @@ def extension_of(name: bytes) -> bytes:
 
 def kind_of(name: bytes) -> NameKind:
     """Sort a file's name (no folders in it) by its extension, in any case."""
-    if name in OF_RESULTS:
-        return "other"
-    extension = extension_of(name)
+    stem, _, extension = name.rpartition(b".")
+    if not stem.strip(b"."):
+        return "other" if name in OF_RESULTS else _KINDS[b""]
     kind = _KINDS.get(extension)
     if kind is None:
         kind = _KINDS.get(extension.lower(), "other")
-    if kind == "other" and is_archive(name):
-        return "archive"
+        if kind == "other" and is_archive(name):
+            return "archive"
     return kind

@@ -1,4 +1,4 @@
-"""One image or container that a listing met, and the settings and counts of a listing."""
+"""Defines a candidate, which is one image or container, and the counts of a listing."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -9,27 +9,27 @@ from ..row import Kind, Row, Status
 from .storage import Storage
 
 MAX_FILE_SIZE = 256_000_000  # bytes
-MAX_REASONS = 1_000  # different extensions that a tally keeps apart
+MAX_REASONS = 1_000  # different extensions that are counted apart
 
 _Identity = tuple[str, Kind, int | None, int | None, int | None]  # of a row: uri to offset
 
 
 class Enough(Exception):
-    """Raised by `wanted` to end the listing."""
+    """Raised by `accept` to end the listing."""
 
 
 @dataclass
-class Tally:
-    """What a listing met; `skipped` are things that are no candidate and have no row."""
+class ListingCounts:
+    """Counts of what a listing met; `skipped` things are not candidates and have no row."""
 
-    images: int = 0  # candidates of kind image, before `wanted` was asked
+    images: int = 0  # candidates of kind image, before `accept` is asked
     containers: int = 0  # folders and archives with a row of their own, likewise
     folders: int = 0  # listed
     archives: int = 0  # opened
     skipped: Counter[str] = field(default_factory=Counter)  # by extension (.xml) or reason (symlink, FIFO)
 
     def skip(self, reason: str) -> None:
-        """Count one thing that is no candidate."""
+        """Count one thing that is not a candidate."""
         if len(self.skipped) >= MAX_REASONS and reason not in self.skipped:
             reason = "other extensions"
         self.skipped[reason] += 1
@@ -87,4 +87,4 @@ def _judged(identity: _Identity, status: Status, error: str, path: bytes, key: b
     return Candidate(Row(*identity, status=status, error=error), path, None, key)
 
 
-Wanted = Callable[[Candidate], bool]
+Accept = Callable[[Candidate], bool]

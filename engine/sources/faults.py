@@ -1,17 +1,18 @@
-"""Whose fault an OSError is: the file's, which is a row, or the machine's, which stops the scan."""
+"""Judge an OSError: a fault of the file becomes a row, a fault of the machine stops the scan."""
 
 import errno
 import os
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from ..row import Status
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
-DELAYS_S = (0.1, 0.5, 2.0)  # waits before a call that met a fault of the machine is tried again
+DELAYS_S = (0.1, 0.5, 2.0)  # waits before a call that failed by a fault of the machine is repeated
 
 _OF_THE_FILE: dict[int, Status] = {
     errno.ENOENT: "vanished",
@@ -27,50 +28,50 @@ _OF_THE_FILE: dict[int, Status] = {
 _EXHAUSTED = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.ENOBUFS, errno.EAGAIN}
 )
-_PROBES = 16  # neighbours that are asked whether the disk still answers
+_PROBES = 16  # neighbours that are tried to see whether the disk still answers
 
 
 def status_of(error: OSError) -> Status | None:
     """Return the status of the row that an error makes, or None where the machine is at fault.
 
-    An error number that is not known to be the file's counts as the machine's: no row is invented.
+    An error number that is not known to be the file's counts as the machine's, so no row is invented.
     """
     return _OF_THE_FILE.get(error.errno or 0)
 
 
 def reason_of(error: OSError) -> str:
-    """Say what went wrong in the system's own words, without the file's name."""
+    """Describe what went wrong in the system's own words, without the file's name."""
     return os.strerror(error.errno) if error.errno else str(error)
 
 
-def retry_transient(action: Callable[[], T]) -> T:
-    """Call `action`; where the machine is at fault or has no memory left, again after each of DELAYS_S.
+def retry_transient(action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call `action`, again after each of DELAYS_S while the machine is at fault or out of memory.
 
-    Raises the OSError of the file at once, what the machine raises after the last try.
+    Raises an OSError that is the file's at once, and what the machine raises after the last attempt.
     """
     for delay in DELAYS_S:
         try:
-            return action()
+            return action(*args, **kwargs)
         except OSError as error:
             if status_of(error):
                 raise
         except MemoryError:
-            pass  # other threads may give theirs back
+            pass  # other threads may free some
         time.sleep(delay)
-    return action()
+    return action(*args, **kwargs)
 
 
-def only_this_one(error: OSError, path: bytes) -> bool:
-    """Tell whether a lasting I/O error is one file's own: another file near it still reads.
+def is_confined(error: OSError, path: bytes) -> bool:
+    """Tell whether a lasting I/O error is confined to one file: another file near it can still be read.
 
-    Files of the same folder are asked; where there is none, those one folder further up and beside.
+    Files of the same folder are tried, or, if it has no others, those of the folders beside and above it.
     """
     if error.errno in _EXHAUSTED:
         return False
-    return any(reads(other) for other in islice(_neighbours(path), _PROBES))
+    return any(is_readable(other) for other in islice(_neighbours(path), _PROBES))
 
 
-def reads(path: bytes) -> bool:
+def is_readable(path: bytes) -> bool:
     """Tell whether the first byte of a regular file comes from its disk, not from the page cache."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
@@ -87,12 +88,12 @@ def reads(path: bytes) -> bool:
 
 def _neighbours(path: bytes) -> Iterator[bytes]:
     folder = os.path.dirname(path)
-    found = False
+    has_files = False
     for entry in _entries(folder):
         if entry.path != path and entry.is_file(follow_symlinks=False):
-            found = True
+            has_files = True
             yield entry.path
-    if found:
+    if has_files:
         return
     for entry in _entries(os.path.dirname(folder)):
         if entry.is_file(follow_symlinks=False):

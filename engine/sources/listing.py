@@ -10,23 +10,19 @@ what a link and a plain path both reach has one uri and is found to be a duplica
 
 import errno
 import os
-import select
 import stat
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
-from io import BufferedReader
-from pathlib import Path
 from threading import Event
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
-from ..errors import Stopped
 from ..row import ImageFault, Kind, Row
 from ..settings import SourceSettings
 from .archive_names import NameKind, extension_of, is_archive, is_unfinished_result, kind_of
-from .candidates import Candidate, Tally, Wanted
+from .candidates import Accept, Candidate, ListingCounts
 from .faults import reason_of, retry_transient, status_of
+from .name_list import names_in_list
 from .patterns import EntryKind, Patterns, Scope, has_magic
 from .storage import (
     Archive,
@@ -34,17 +30,16 @@ from .storage import (
     ByteBudget,
     Folder,
     Root,
-    check_not_empty,
-    check_size,
-    gone,
+    empty,
     pread,
+    source_gone,
+    too_large,
 )
-from .tarstream import ArchiveFault, GzipStream, Member, PlainStream, Stream, members
-from .uris import shown, uri_of
+from .tarstream import ArchiveFault, GzipStream, Member, PlainStream, TarStream, members
+from .uris import uri_of
 
 READ_AHEAD = 64_000_000  # bytes of compressed tars' members that are read and not yet taken over
-WAKE_S = 0.2  # how often a listing that waits for names looks whether it was stopped
-MAX_NAME = 65_536  # bytes of one line of a list; the system takes no path above 4,096
+_DOT, _SLASH = b"./"
 EVERYTHING = Patterns(("**",), anchored=True)
 
 
@@ -62,7 +57,7 @@ class _Frame(NamedTuple):
     folder: Folder
     prefix: bytes  # its path with a `/` at the end
     names: list[bytes]  # last one first; a folder's ends in `/`
-    odd: dict[bytes, str]  # which of them are symlinks or special files
+    irregular: dict[bytes, str]  # which of them are symlinks or special files
     scope: Scope | None  # None: no patterns
 
 
@@ -72,12 +67,12 @@ class Listing:
     def __init__(
         self,
         settings: SourceSettings,
-        tally: Tally,
-        wanted: Wanted,
+        counts: ListingCounts,
+        accept: Accept,
         max_file_size: int,
         stopped: Event | None,
     ):
-        self._settings, self._tally, self._wanted = settings, tally, wanted
+        self._settings, self._counts, self._accept = settings, counts, accept
         self._max_file_size, self._stopped = max_file_size, stopped
         self._budget = ByteBudget(READ_AHEAD)
         self._include = Patterns(settings.include or ("**",), anchored=False)
@@ -87,21 +82,21 @@ class Listing:
         self._last: Folder | None = None  # of the last named file that was there
 
     def run(self) -> Iterator[Candidate]:
-        """Yield the candidates that are wanted, in order; raises Stopped."""
+        """Yield the candidates that are accepted, in order; raises Stopped."""
         sources = [self._source(os.fsencode(source)) for source in self._settings.sources]
         for source in sources:
-            yield from self._walk(source) if source.root else self._named(source.path)
+            yield from self._walk(source) if source.root else self._take_named(source.path)
         if self._settings.files_from is not None:
-            for name in _listed(self._settings.files_from, self._settings.null, self._stopped):
-                yield from self._named(absolute(name))
+            for name in names_in_list(self._settings.files_from, self._settings.null, self._stopped):
+                yield from self._take_named(absolute(name))
 
-    def _offer(self, candidate: Candidate) -> Iterator[Candidate]:
+    def _offer(self, candidate: Candidate) -> tuple[Candidate, ...]:
+        """Count a candidate; return it if it is accepted, else nothing."""
         if candidate.row.kind == "image":
-            self._tally.images += 1
+            self._counts.images += 1
         else:
-            self._tally.containers += 1
-        if self._wanted(candidate):
-            yield candidate
+            self._counts.containers += 1
+        return (candidate,) if self._accept(candidate) else ()
 
     # What the user names
 
@@ -114,17 +109,17 @@ class Listing:
             root = Root.of(path)
         except OSError as error:
             if glob is not EVERYTHING or status_of(error) == "vanished":  # it was there for `check`
-                raise gone(path) from error
-            return _Source(path, glob, None)  # `_named` gives it its row
+                raise source_gone(path) from error
+            return _Source(path, glob, None)  # `_take_named` gives it its row
         if not os.path.isdir(path):
             return _Source(path, glob, None)
         self._roots.append((os.path.realpath(path), path))
         return _Source(path, glob, root)
 
-    def _named(self, path: bytes) -> Iterator[Candidate]:
+    def _take_named(self, path: bytes) -> Iterator[Candidate]:
         """Take what is named, whatever its extension; a folder is walked."""
         try:
-            now = retry_transient(lambda: os.stat(path))
+            now = retry_transient(os.stat, path)
             folder = self._folder_of(path)
         except OSError as error:
             fault = self._verdict_on_name(path, error)
@@ -161,10 +156,41 @@ class Listing:
         yield from self._enter(stack, source.path, source.root, self._scope(source.glob))
         while stack:
             frame = stack[-1]
+            if frame.scope is None:
+                yield from self._plain_files(frame)
             if frame.names:
                 yield from self._entry(stack, frame, frame.names.pop())
             else:
                 stack.pop()
+
+    def _plain_files(self, frame: _Frame) -> Iterator[Candidate]:
+        """Take the next names of a folder, up to one that is hidden, a folder, an archive or irregular.
+
+        This is `_entry` and `_file` for what nearly all names are, without a generator for each.
+        """
+        folder, prefix, names, irregular, _ = frame
+        while names:
+            name = names[-1]
+            kind = kind_of(name)
+            if kind == "archive" or name[0] == _DOT or name[-1] == _SLASH or name in irregular:
+                return
+            names.pop()
+            if kind == "other":
+                self._counts.skip(_dotted(name))
+                continue
+            path = prefix + name
+            try:
+                now = os.lstat(path)
+            except OSError:
+                yield from self._file(folder, path, name)
+                continue
+            if not stat.S_ISREG(now.st_mode):  # replaced since its folder was listed
+                self._counts.skip(_special(now.st_mode))
+                continue
+            image = self._image(folder, path, now, kind)
+            self._counts.images += 1
+            if self._accept(image):
+                yield image
 
     def _scope(self, glob: Patterns) -> Scope | None:
         if self._filtered or glob is not EVERYTHING:
@@ -175,9 +201,8 @@ class Listing:
         """Take one name of a folder."""
         name = listed.rstrip(b"/")
         path = frame.prefix + name
-        odd = frame.odd.get(name) if frame.odd else None
-        if odd is not None:
-            yield from self._odd(stack, frame, name, odd)
+        if listed in frame.irregular:
+            yield from self._irregular(stack, frame, name)
             return
         kind = "folder" if len(name) < len(listed) else "archive" if is_archive(name) else "file"
         scope = self._into(frame.scope, name, kind)
@@ -195,19 +220,19 @@ class Listing:
         if scope is not None:
             within = scope.into(name, kind)
             if within == "excluded":
-                self._tally.skip("excluded")
+                self._counts.skip("excluded")
             if isinstance(within, str):
                 return False
             scope = within
         if name.startswith(b".") and not self._settings.hidden:
-            self._tally.skip("hidden")
+            self._counts.skip("hidden")
             return False
         return scope
 
-    def _odd(self, stack: list[_Frame], frame: _Frame, name: bytes, odd: str) -> Iterator[Candidate]:
+    def _irregular(self, stack: list[_Frame], frame: _Frame, name: bytes) -> Iterator[Candidate]:
         """Count a special file or a symlink, or go where the symlink leads to."""
-        path = frame.prefix + name
-        follow = odd == "symlink" and self._settings.follow_links
+        path, what = frame.prefix + name, frame.irregular[name]
+        follow = what == "symlink" and self._settings.follow_links
         try:
             target = _target(path) if follow else None
             real = self._below_source(os.path.realpath(path)) if target else path
@@ -216,18 +241,18 @@ class Listing:
             kind = "image" if extension_of(name) else "container"
             yield from self._offer(_faulty(path, kind, frame.folder.verdict(path, error)))
             return
-        is_folder = stat.S_ISDIR(target.st_mode) if target else odd == "symlink"
+        is_folder = stat.S_ISDIR(target.st_mode) if target else what == "symlink"
         kind = "folder" if is_folder else "archive" if is_archive(name) else "file"
         scope = self._into(frame.scope, name, kind)
         if scope is False:
             return
         if target is None or folder is None:
-            self._tally.skip("symlink to nowhere" if follow else odd)
+            self._counts.skip("symlink to nowhere" if follow else what)
             return
         if is_folder:
             yield from self._enter(stack, real, frame.folder.root, scope)
         elif not stat.S_ISREG(target.st_mode):
-            self._tally.skip(_special(target.st_mode))
+            self._counts.skip(_special(target.st_mode))
         elif kind == "archive":
             yield from self._archive(folder, real, scope)
         else:
@@ -242,45 +267,41 @@ class Listing:
 
     def _enter(
         self, stack: list[_Frame], path: bytes, root: Root | None, scope: Scope | None
-    ) -> Iterator[Candidate]:
-        """Go down into a folder, or yield the row of one that cannot be listed."""
+    ) -> tuple[Candidate, ...]:
+        """Go down into a folder, or return the row of one that cannot be listed."""
         parent = stack[-1].folder if stack else None
         try:
             folder = Folder.of(path, root, follow=False)
             if self._settings.follow_links and any(_same(folder, above.folder) for above in stack):
-                self._tally.skip("symlink loop")
-                return
-            names, odd = retry_transient(lambda: _names(path))
+                self._counts.skip("symlink loop")
+                return ()
+            names, irregular = retry_transient(_names, path)
         except OSError as error:
             fault = (parent or Folder.of(b"/", root, follow=False)).verdict(path, error)
             if fault.status == "unreadable":
                 fault = ImageFault("unlistable", f"the folder could not be listed: {reason_of(error)}")
-            yield from self._offer(_faulty(path, "container", fault))
-            return
-        if is_unfinished_result(path, names):  # perhaps of this very scan: what it writes is no archive
-            self._tally.skip("unfinished results")
-            return
-        self._tally.folders += 1
-        stack.append(_Frame(folder, path.rstrip(b"/") + b"/", names, odd, scope))
+            return self._offer(_faulty(path, "container", fault))
+        if is_unfinished_result(path, names):  # maybe those of this scan itself
+            self._counts.skip("unfinished results")
+            return ()
+        self._counts.folders += 1
+        stack.append(_Frame(folder, path.rstrip(b"/") + b"/", names, irregular, scope))
+        return ()
 
-    def _file(self, folder: Folder, path: bytes, name: bytes) -> Iterator[Candidate]:
+    def _file(self, folder: Folder, path: bytes, name: bytes) -> tuple[Candidate, ...]:
         """Take a regular file of a walk if its name is that of a candidate."""
         kind = kind_of(name)
         if kind == "other":
-            self._tally.skip(_dotted(name))
-            return
+            self._counts.skip(_dotted(name))
+            return ()
         try:
-            now = os.lstat(path)
-        except OSError:
-            try:
-                now = retry_transient(lambda: os.lstat(path))
-            except OSError as error:
-                yield from self._offer(_faulty(path, "image", folder.verdict(path, error)))
-                return
+            now = retry_transient(os.lstat, path)
+        except OSError as error:
+            return self._offer(_faulty(path, "image", folder.verdict(path, error)))
         if stat.S_ISREG(now.st_mode):
-            yield from self._offer(self._image(folder, path, now, kind))
-        else:  # exchanged since its folder was listed
-            self._tally.skip(_special(now.st_mode))
+            return self._offer(self._image(folder, path, now, kind))
+        self._counts.skip(_special(now.st_mode))  # replaced since its folder was listed
+        return ()
 
     def _image(self, folder: Folder, path: bytes, now: os.stat_result, kind: NameKind) -> Candidate:
         row = Row(uri_of(path), "image", now.st_size, now.st_mtime_ns // 1000)
@@ -293,19 +314,18 @@ class Listing:
         if kind == "unsupported":
             row.fail(ImageFault("unsupported", f"{_dotted(name)} files are not decoded; make it a PNG"))
             return
-        try:
-            check_size(row.bytes or 0, self._max_file_size)
-        except ImageFault as fault:
-            row.fail(fault)
+        if (row.bytes or 0) > self._max_file_size:
+            row.fail(too_large(row.bytes or 0, self._max_file_size))
 
     # Tars
 
     def _archive(self, folder: Folder, path: bytes, scope: Scope | None) -> Iterator[Candidate]:
         """Take the members of a tar, then the row of the tar itself where it is faulty."""
-        self._tally.archives += 1
+        self._counts.archives += 1
         try:
             archive = Archive.open(path, folder)
-            check_not_empty(archive.size)
+            if not archive.size:
+                raise empty()
         except OSError as error:
             yield from self._offer(_faulty(path, "container", folder.verdict(path, error)))
             return
@@ -321,7 +341,7 @@ class Listing:
                 yield from self._member(archive, *found, scope)
 
     def _member(
-        self, archive: Archive, stream: Stream, member: Member, scope: Scope | None
+        self, archive: Archive, stream: TarStream, member: Member, scope: Scope | None
     ) -> Iterator[Candidate]:
         """Take one member of a tar if it is a candidate."""
         name = member.name.rpartition(b"/")[2]
@@ -329,9 +349,9 @@ class Listing:
             return
         kind = kind_of(name)
         if member.kind not in ("file", "sparse"):
-            self._tally.skip(f"tar {member.kind}")
+            self._counts.skip(f"tar {member.kind}")
         elif kind in ("other", "archive"):
-            self._tally.skip(_dotted(name))
+            self._counts.skip(_dotted(name))
         else:
             row = Row(uri_of(archive.path, member.name), "image", member.size, member.mtime, member.offset)
             candidate = Candidate(row, archive.path, archive)
@@ -350,8 +370,8 @@ class Listing:
                 scope = within
         return self._into(scope, names[-1], "file") is not False
 
-    def _loaded(self, candidate: Candidate, archive: Archive, stream: Stream) -> Iterator[Candidate]:
-        """Offer a member; one of a compressed tar gets its bytes first, if it is wanted."""
+    def _loaded(self, candidate: Candidate, archive: Archive, stream: TarStream) -> Iterator[Candidate]:
+        """Offer a member; one of a compressed tar gets its bytes first, if it is accepted."""
         row, size = candidate.row, candidate.row.bytes or 0
         if isinstance(stream, PlainStream):
             if row.status is None and stream.position + size > stream.size:
@@ -359,18 +379,18 @@ class Listing:
             yield from self._offer(candidate)
             return
         candidate.storage = None
-        for wanted in self._offer(candidate):
+        for accepted in self._offer(candidate):
             if row.status is None:
                 self._budget.acquire(size, self._stopped)
-                wanted.storage = held = BufferedMember(size, self._budget)
+                accepted.storage = buffered = BufferedMember(size, self._budget)
                 try:
-                    held.fill(stream, row)
+                    buffered.fill(stream, row)
                 except OSError as error:
                     row.fail(archive.verdict(archive.path, error))
-            yield wanted
+            yield accepted
 
 
-def _opened(archive: Archive) -> Iterator[tuple[Stream, Member] | ImageFault]:
+def _opened(archive: Archive) -> Iterator[tuple[TarStream, Member] | ImageFault]:
     """Yield each member of a tar with the stream that stands at its data, and last the tar's fault."""
     try:
         with archive.descriptor() as fd:
@@ -390,7 +410,7 @@ def _opened(archive: Archive) -> Iterator[tuple[Stream, Member] | ImageFault]:
 def _names(path: bytes) -> tuple[list[bytes], dict[bytes, str]]:
     """List a folder, last name first; say which names are symlinks or special files."""
     names: list[bytes] = []
-    odd: dict[bytes, str] = {}
+    irregular: dict[bytes, str] = {}
     with os.scandir(path) as entries:
         for entry in entries:
             name = entry.name
@@ -401,15 +421,15 @@ def _names(path: bytes) -> tuple[list[bytes], dict[bytes, str]]:
             else:
                 names.append(name)
                 with suppress(FileNotFoundError):  # vanished just now: as a file, it gets its row
-                    odd[name] = _special(entry.stat(follow_symlinks=False).st_mode)
+                    irregular[name] = _special(entry.stat(follow_symlinks=False).st_mode)
     names.sort(reverse=True)
-    return names, odd
+    return names, irregular
 
 
 def _target(path: bytes) -> os.stat_result | None:
     """Look where a symlink leads to; None where that is nowhere, or round in a circle; raises OSError."""
     try:
-        return retry_transient(lambda: os.stat(path))
+        return retry_transient(os.stat, path)
     except OSError as error:
         if status_of(error) == "vanished" or error.errno == errno.ELOOP:
             return None
@@ -454,54 +474,3 @@ def split_pattern(source: bytes) -> tuple[bytes, Patterns]:
     first = next(i for i, part in enumerate(parts) if has_magic(part))
     base = b"/".join(parts[:first]) or (b"/" if source.startswith(b"/") else b".")
     return absolute(base), Patterns([os.fsdecode(b"/".join(parts[first:]))], anchored=True)
-
-
-def _listed(name: str, null: bool, stopped: Event | None) -> Iterator[bytes]:
-    """Yield the names of a list as they come; empty ones are passed over. Raises Stopped."""
-    end, spoken = (b"\0", "") if null else (b"\n", "; if names are separated by NUL bytes, add --null")
-    rest = b""
-    for chunk in _chunks(name, stopped):
-        *names, rest = (rest + chunk).split(end)
-        for one in names:
-            yield from _cleaned(one, null, name)
-        if len(rest) > MAX_NAME:
-            raise Stopped(f"the list {shown(os.fsencode(name))} has a line longer than any path{spoken}")
-    yield from _cleaned(rest, null, name)
-
-
-def _cleaned(one: bytes, null: bool, name: str) -> Iterator[bytes]:
-    if not null:
-        one = one.removesuffix(b"\r")
-    if b"\0" in one:
-        raise Stopped(
-            f"the list {shown(os.fsencode(name))} holds a NUL byte; if they separate names, add --null"
-        )
-    if one:
-        yield one
-
-
-def _chunks(name: str, stopped: Event | None) -> Iterator[bytes]:
-    """Read a list as it arrives; raises Stopped where `stopped` is set while nothing does."""
-    try:
-        with _open_list(name) as file:
-            while True:
-                while stopped and not select.select([file], [], [], WAKE_S)[0]:
-                    if stopped.is_set():
-                        raise Stopped("stopped on request; run the same command to go on")
-                if not (chunk := file.read1(MAX_NAME)):
-                    return
-                yield chunk
-    except OSError as error:
-        raise Stopped(
-            f"the list {shown(os.fsencode(name))} could not be read ({reason_of(error)}); "
-            "run the same command again when that is mended"
-        ) from error
-
-
-@contextmanager
-def _open_list(name: str) -> Iterator[BufferedReader]:
-    if name == "-":
-        yield cast("BufferedReader", sys.stdin.buffer)
-        return
-    with Path(name).open("rb") as file:
-        yield file

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 
 State: TypeAlias = (
     frozenset[tuple[int, int]] | Literal[True]
-)  # (pattern, next part) still possible; True: matched
+)  # (pattern, next segment) still possible; True: matched
 
 _MAGIC = re.compile(rb"[*?[]")
 
@@ -28,8 +28,8 @@ class Patterns:
 
     def __init__(self, patterns: Iterable[str], anchored: bool):
         """Compile; where not `anchored`, a pattern without `/` (but at its end) matches at any depth."""
-        self._patterns = [_parts(pattern, anchored) for pattern in patterns]
-        self.start: State = self._settle({at for p in range(len(self._patterns)) for at in self._at(p, 0)})
+        self._patterns = [_segments(pattern, anchored) for pattern in patterns]
+        self.start: State = self._reduced({at for p in range(len(self._patterns)) for at in self._at(p, 0)})
 
     def step(self, state: State, name: bytes) -> State:
         """Return what is still possible below `name`: True where matched, the empty set where nothing."""
@@ -38,31 +38,31 @@ class Patterns:
         text = name.decode("utf-8", "surrogateescape")
         after: set[tuple[int, int]] = set()
         for pattern, position in state:
-            part = self._patterns[pattern][position]
-            if part is None:
+            segment = self._patterns[pattern][position]
+            if segment is None:
                 after.update(self._at(pattern, position))
-            elif part(text):
+            elif segment(text):
                 after.update(self._at(pattern, position + 1))
-        return self._settle(after)
+        return self._reduced(after)
 
     def _at(self, pattern: int, position: int) -> Iterator[tuple[int, int]]:
         """Give a position and, past each `**`, which may be no folder at all, the next one too."""
-        parts = self._patterns[pattern]
+        segments = self._patterns[pattern]
         yield pattern, position
-        while position < len(parts) and parts[position] is None:
+        while position < len(segments) and segments[position] is None:
             position += 1
             yield pattern, position
 
-    def _settle(self, possible: set[tuple[int, int]]) -> State:
+    def _reduced(self, possible: set[tuple[int, int]]) -> State:
         if any(position == len(self._patterns[pattern]) for pattern, position in possible):
             return True
         return frozenset(possible)
 
 
-Part = Callable[[str], object] | None  # None is `**`
+Segment = Callable[[str], object] | None  # matches one name; None is `**`
 
 
-def _parts(pattern: str, anchored: bool) -> list[Part]:
+def _segments(pattern: str, anchored: bool) -> list[Segment]:
     names = [name for name in pattern.split("/") if name not in ("", ".")]
     if not anchored and "/" not in pattern.rstrip("/"):
         names.insert(0, "**")

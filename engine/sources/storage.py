@@ -17,13 +17,13 @@ from typing import Any, Protocol
 
 from ..errors import Stopped
 from ..row import ImageFault, Row
-from .faults import only_this_one, reads, reason_of, retry_transient, status_of
-from .tarstream import ArchiveFault, Stream
+from .faults import is_confined, is_readable, reason_of, retry_transient, status_of
+from .tarstream import ArchiveFault, TarStream
 from .uris import shown
 
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO that took a file's name must not block
 _CHUNK = 1 << 16
-_WAKE_S = 0.2  # how often a wait looks whether it is still wanted
+_WAKE_S = 0.2  # how often a wait checks whether the scan was stopped
 _MAX_OPEN = 32  # tars whose descriptor stays open
 _FREE_SLOTS = deque(range(_MAX_OPEN))  # a deque, unlike a lock, is safe in __del__
 
@@ -49,7 +49,7 @@ class Root:
     @classmethod
     def of(cls, path: bytes) -> "Root":
         """Remember the folder that is at `path` now; raises OSError."""
-        now = retry_transient(lambda: os.stat(path))
+        now = retry_transient(os.stat, path)
         return cls(path, now.st_dev, now.st_ino)
 
     def require(self) -> None:
@@ -59,7 +59,7 @@ class Root:
         except OSError:
             now = None
         if now is None or (now.st_dev, now.st_ino) != (self.device, self.inode):
-            raise gone(self.path)
+            raise source_gone(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,52 +75,59 @@ class Folder:
     @classmethod
     def of(cls, path: bytes, root: Root | None, follow: bool) -> "Folder":
         """Look at the folder at `path`; raises OSError."""
-        now = retry_transient(lambda: os.stat(path))
+        now = retry_transient(os.stat, path)
         return cls(path, now.st_dev, now.st_ino, root, follow)
 
     def require(self) -> None:
-        """Raise Stopped where what is missing below this folder is missing with its whole disk or source."""
+        """Raise Stopped if a file is missing because the whole disk or source of this folder is gone."""
         if self.root:
             self.root.require()
         path = self.path
         while (device := _device(path)) is None and path != b"/":
             path = os.path.dirname(path)
         if device != self.device:
-            raise gone(self.path)
+            raise source_gone(self.path)
 
     def verdict(self, path: bytes, error: OSError) -> ImageFault:
-        """Return the fault of the file or folder at `path`; raises Stopped where it is the machine's."""
+        """Return the fault of the file or folder at `path`; raises Stopped if the machine is at fault."""
         status = status_of(error)
         if status == "vanished":
             self.require()
-        elif status is None and only_this_one(error, path):
+        elif status is None and is_confined(error, path):
             status = "unreadable"
         if status is None:
             raise Stopped(
                 f"{shown(path)} could not be read, and it is not this file alone ({reason_of(error)}); "
-                "run the same command again when that is mended"
+                "run the same command again when the disk works"
             ) from error
         return ImageFault(status, f"it could not be read: {reason_of(error)}")
 
     def open(self, path: bytes) -> tuple[int, os.stat_result]:
-        """Open a file of this folder; raises OSError, or ImageFault where it is no regular file."""
+        """Open a file of this folder; raises OSError, or ImageFault if it is not a regular file."""
         fd = os.open(path, _READ if self.follow else _READ | os.O_NOFOLLOW)
         now = os.fstat(fd)
         if not stat.S_ISREG(now.st_mode):
             os.close(fd)
-            raise ImageFault("unreadable", "it is no regular file any more")
+            raise ImageFault("unreadable", "it is no longer a regular file")
         return fd, now
 
     def read(self, path: bytes, row: Row, max_bytes: int) -> bytes:  # noqa: ARG002 - one signature for every storage
         """Return the whole file; raises ImageFault (empty, too_large, unreadable, vanished) or Stopped."""
         try:
-            return retry_transient(lambda: self._read(path, max_bytes))
+            return self._read(path, max_bytes)
+        except (OSError, MemoryError):
+            return self._read_again(path, max_bytes)
+
+    def _read_again(self, path: bytes, max_bytes: int) -> bytes:
+        """Read a file that could not be read at once; raises ImageFault or Stopped."""
+        try:
+            return retry_transient(self._read, path, max_bytes)
         except FileNotFoundError:
             self.require()
         except OSError as error:
             raise self.verdict(path, error) from error
         try:  # once more: the source may have been away for a moment
-            return retry_transient(lambda: self._read(path, max_bytes))
+            return retry_transient(self._read, path, max_bytes)
         except OSError as error:
             raise self.verdict(path, error) from error
 
@@ -128,14 +135,14 @@ class Folder:
         fd, now = self.open(path)
         try:
             size = now.st_size
-            check_size(size, max_bytes)
+            if size > max_bytes:
+                raise too_large(size, max_bytes)
             data = os.read(fd, size or _CHUNK)
             if len(data) < size or not size:  # a file that grows, shrinks, or whose size the system hides
                 data = _read_on(fd, data, size or max_bytes + 1)
         finally:
             os.close(fd)
-        check_size(len(data), max_bytes)
-        check_not_empty(len(data))
+        check_length(len(data), max_bytes)
         return data
 
 
@@ -159,7 +166,7 @@ class Archive:
     @classmethod
     def open(cls, path: bytes, folder: Folder) -> "Archive":
         """Open the archive at `path`; raises OSError, or ImageFault where it is not a regular file."""
-        fd, now = retry_transient(lambda: folder.open(path))
+        fd, now = retry_transient(folder.open, path)
         archive = cls(path, folder, _identity(now))
         if not archive._keep(fd):
             os.close(fd)
@@ -190,7 +197,7 @@ class Archive:
         if self._kept is not None:
             yield self._kept
             return
-        fd, now = retry_transient(lambda: self.folder.open(self.path))
+        fd, now = retry_transient(self.folder.open, self.path)
         kept = False
         try:
             if _identity(now) != self._identity:
@@ -216,11 +223,13 @@ class Archive:
     def read(self, path: bytes, row: Row, max_bytes: int) -> bytes:
         """Return the whole member; raises ImageFault or Stopped."""
         size, offset = row.bytes or 0, row.offset or 0
-        check_size(size, max_bytes)
-        check_not_empty(size)
+        check_length(size, max_bytes)
         try:
-            with self.descriptor() as fd:
-                data = pread(fd, size, offset)
+            if self._kept is not None:
+                data = pread(self._kept, size, offset)
+            else:
+                with self.descriptor() as fd:
+                    data = pread(fd, size, offset)
         except OSError as error:
             raise self.verdict(path, error) from error
         if len(data) < size:
@@ -229,7 +238,7 @@ class Archive:
 
     def verdict(self, path: bytes, error: OSError) -> ImageFault:
         """Return the fault of the archive, or of one spot in it; raises Stopped for the machine's."""
-        if status_of(error) is None and reads(path):
+        if status_of(error) is None and is_readable(path):
             return ImageFault("unreadable", f"this part of its archive could not be read: {reason_of(error)}")
         return self.folder.verdict(path, error)
 
@@ -243,11 +252,11 @@ class ByteBudget:
         self._freed = threading.Condition()  # on an RLock: release() may be called by the collector
 
     def acquire(self, size: int, stopped: threading.Event | None) -> None:
-        """Wait until `size` bytes fit; raises Stopped where that is to be waited for no longer."""
+        """Wait until `size` bytes fit; raises Stopped if `stopped` is set meanwhile."""
         with self._freed:
             while self._used and self._used + size > self._limit:
                 if stopped and stopped.is_set():
-                    raise Stopped("stopped on request; run the same command to go on")
+                    raise Stopped("the scan was stopped; run the same command again to continue")
                 self._freed.wait(_WAKE_S)
             self._used += size
 
@@ -278,13 +287,13 @@ class BufferedMember:
         assert self._data is not None, "the bytes of a compressed tar's member are read only once"
         return BufferedMember, (len(self._data), None, self._data)
 
-    def fill(self, stream: Stream, row: Row) -> None:
+    def fill(self, stream: TarStream, row: Row) -> None:
         """Read the bytes, or fail the row where the archive does not hold them; raises OSError."""
         try:
             self._data = stream.read(self._size)
             missing = self._size - len(self._data)
         except ArchiveFault as fault:
-            row.fail(ImageFault("truncated", f"its archive is cut or damaged here: {fault}"))
+            row.fail(ImageFault("truncated", f"its archive is truncated or damaged here: {fault}"))
             return
         if missing:
             row.fail(ImageFault("truncated", f"its archive ends {missing} bytes before it does"))
@@ -292,8 +301,7 @@ class BufferedMember:
     def read(self, path: bytes, row: Row, max_bytes: int) -> bytes:  # noqa: ARG002 - one signature for every storage
         """Hand the bytes over; raises ImageFault."""
         data = self._hand_over()
-        check_size(len(data), max_bytes)
-        check_not_empty(len(data))
+        check_length(len(data), max_bytes)
         return data
 
     def _hand_over(self) -> bytes:
@@ -308,24 +316,29 @@ class BufferedMember:
             self._budget.release(size)
 
 
-def check_size(size: int, max_bytes: int) -> None:
-    """Raise ImageFault where a file is larger than the limit."""
+def check_length(size: int, max_bytes: int) -> None:
+    """Raise ImageFault unless there are 1 to `max_bytes` bytes."""
     if size > max_bytes:
-        raise ImageFault("too_large", f"it has {size} bytes, more than the limit of {max_bytes}")
-
-
-def check_not_empty(size: int) -> None:
-    """Raise ImageFault where there is nothing to read."""
+        raise too_large(size, max_bytes)
     if not size:
-        raise ImageFault("empty", "it holds no bytes")
+        raise empty()
+
+
+def too_large(size: int, max_bytes: int) -> ImageFault:
+    """Make the fault of a file that is larger than the limit."""
+    return ImageFault("too_large", f"it has {size} bytes, more than the limit of {max_bytes}")
+
+
+def empty() -> ImageFault:
+    """Make the fault of a file in which there is nothing to read."""
+    return ImageFault("empty", "it holds no bytes")
 
 
 def pread(fd: int, size: int, offset: int) -> bytes:
     """Read `size` bytes at `offset`, fewer only at the end of the file; raises OSError."""
-    data = retry_transient(lambda: os.pread(fd, size, offset))
+    data = retry_transient(os.pread, fd, size, offset)
     while data and len(data) < size:  # a signal, or more than one call may return
-        at, left = offset + len(data), size - len(data)
-        more = retry_transient(lambda left=left, at=at: os.pread(fd, left, at))
+        more = retry_transient(os.pread, fd, size - len(data), offset + len(data))
         if not more:
             break
         data += more
@@ -358,6 +371,6 @@ def _unpickled_archive(path: bytes, folder: Folder, identity: Identity) -> Archi
     return Archive(path, folder, identity)
 
 
-def gone(path: bytes) -> Stopped:
+def source_gone(path: bytes) -> Stopped:
     """Make the error that ends a scan whose source went away."""
     return Stopped(f"the source {shown(path)} is gone; run the same command again when it is back")

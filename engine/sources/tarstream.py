@@ -50,7 +50,7 @@ class Member:
     mtime: int | None  # us since the epoch, None where it is missing or out of range
 
 
-class Stream(Protocol):
+class TarStream(Protocol):
     """The bytes of a tar, read forwards."""
 
     position: int  # of the next byte
@@ -171,7 +171,7 @@ class GzipStream:
         return bool(data)
 
 
-def members(stream: Stream) -> Iterator[Member]:
+def members(stream: TarStream) -> Iterator[Member]:
     """Yield the entries of a tar in order; the stream stands at the member's data when it is yielded.
 
     Whoever reads data from the stream need not read all of it. Archives joined by `cat` are read as one.
@@ -202,7 +202,7 @@ def members(stream: Stream) -> Iterator[Member]:
     stream.finish()
 
 
-def _entry(stream: Stream, block: bytes, common: dict[bytes, bytes]) -> Member | None:
+def _entry(stream: TarStream, block: bytes, common: dict[bytes, bytes]) -> Member | None:
     """Read one entry with the extended headers before it; None for what describes no entry."""
     extended: dict[bytes, bytes] = {}
     while (flag := block[156:157]) in (b"x", b"X", b"g", b"L", b"K"):
@@ -226,7 +226,7 @@ def _limit(common: dict[bytes, bytes], records: dict[bytes, bytes]) -> None:
     common.update({key: value for key, value in records.items() if key in (b"mtime", b"path", b"size")})
 
 
-def _extended_data(stream: Stream, block: bytes) -> bytes:
+def _extended_data(stream: TarStream, block: bytes) -> bytes:
     size = _number(block[124:136])
     if size is None or not 0 <= size <= MAX_EXTENDED:
         raise ArchiveFault(f"an extended header before byte {stream.position} claims {size} bytes")
@@ -236,7 +236,7 @@ def _extended_data(stream: Stream, block: bytes) -> bytes:
     return data[:size]
 
 
-def _member(stream: Stream, block: bytes, pax: dict[bytes, bytes]) -> Member:
+def _member(stream: TarStream, block: bytes, pax: dict[bytes, bytes]) -> Member:
     flag = block[156:157]
     name = pax.get(b"GNU.sparse.name") or pax.get(b"path") or _name(block)
     if len(name) > MAX_NAME:
@@ -261,7 +261,7 @@ def _member(stream: Stream, block: bytes, pax: dict[bytes, bytes]) -> Member:
     return Member(_tidy(name), kind, min(size, _INT64_MAX), offset, offset + length, mtime)
 
 
-def _skip_sparse_map(stream: Stream, block: bytes) -> None:
+def _skip_sparse_map(stream: TarStream, block: bytes) -> None:
     """Pass the blocks that go on with the map of an old GNU sparse member."""
     more = block[482]
     while more:

@@ -68,7 +68,9 @@ class Readers:
                 suspects = suspects | reader.in_flight()
                 reader = self._replaced(reader)
                 continue
-            batch.contents = [reader.content(row, *each) for row, each in zip(batch.rows, answers, strict=True)]
+            batch.contents = [
+                reader.content(row, *each) for row, each in zip(batch.rows, answers, strict=True)
+            ]
             batch.release = lambda: self._idle.put(reader)
             return
         raise Stopped(

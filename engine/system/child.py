@@ -47,7 +47,15 @@ class Child:
 
     def __init__(self, serve: Serve, *arguments: Any, inherit: int | None = None):
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-P", "-c", BOOT, json.dumps(sys.path), str(theirs.fileno()), str(os.getpid())]
+        command = [
+            sys.executable,
+            "-P",
+            "-c",
+            BOOT,
+            json.dumps(sys.path),
+            str(theirs.fileno()),
+            str(os.getpid()),
+        ]
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own module; -P: none of the current folder's
                 command,
@@ -155,9 +163,7 @@ def boot(handle: int, parent: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     die_with(parent)
     line = Line(Connection(handle))
-    logging.basicConfig(
-        level=logging.INFO, format="%(message)s", handlers=[_LogLines(line.send)], force=True
-    )
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_LogLines(line.send)], force=True)
     code = 0
     try:
         serve, arguments = line.receive()
