@@ -16,9 +16,9 @@ from .pipeline import Halted, Pipeline
 from .plan import Plan
 from .progress import Progress
 from .results import Session, open_results
+from .results.index import Index, key_of
 from .results.journal import Journal
-from .results.ledger import Ledger, key_of
-from .results.schema import SCHEMA_VERSION
+from .results.schema import SCHEMA_VERSION, results_schema, to_batch
 from .row import ImageFault, Row
 from .scorer import Batch, Pixels, Scorer, batches
 from .settings import ScanSettings
@@ -63,7 +63,7 @@ class Scan:
         """Yield the row of every candidate, for one's own loop; nothing is stored."""
         with ExitStack() as stack:
             self._open(stack)
-            for batch in self._flow(Ledger()):
+            for batch in self._flow(Index()):
                 yield from batch.rows
 
     def stop(self) -> None:
@@ -71,7 +71,7 @@ class Scan:
         self._pipeline.stopped.set()
 
     def _flow(
-        self, ledger: Ledger, journal: Journal | None = None, suspects: frozenset[bytes] = frozenset()
+        self, index: Index, journal: Journal | None = None, suspects: frozenset[bytes] = frozenset()
     ) -> Iterator[Batch]:
         """Run the scan: what is listed flows through decode and the scorer."""
         decode, scorer = partial(self._decode, journal, suspects), self._scorer
@@ -79,14 +79,15 @@ class Scan:
         self.progress.start()
         with self._pipeline as pipeline:
             together = partial(self._together, journal)
-            yield from flow(pipeline, self._find(ledger), decode, scorer, scorer.plan, together)
+            yield from flow(pipeline, self._find(index), decode, scorer, scorer.plan, together)
 
     def _store(self, session: Session, watch: Callable[[Progress], None]) -> None:
         """Write what flows, then finish; an order to stop keeps what is written."""
         try:
-            for batch in self._flow(session.ledger, session.journal, session.suspects):
+            for batch in self._flow(session.index, session.journal, session.suspects):
                 with self.progress.timed("write"):
-                    session.write(batch.rows, batch.outputs and (batch.outputs.x, batch.outputs.logits))
+                    rows = to_batch(batch.rows, results_schema())
+                    session.write(rows, batch.outputs and (batch.outputs.x, batch.outputs.logits))
                 self.progress.count(batch.rows)
                 watch(self.progress)
                 self._check_failures(session)
@@ -97,25 +98,25 @@ class Scan:
                 "this machine has no memory left for the scan; what is finished is kept: free some, or give "
                 "fewer --threads, and run the same command again"
             ) from None
-        if not session.ledger.listed:
+        if not session.index.listed:
             session.discard()
             raise Refused(self._nothing_found())
         with self.progress.timed("write"):
             session.finish()
 
-    def _find(self, ledger: Ledger) -> Iterator[Candidate]:
+    def _find(self, index: Index) -> Iterator[Candidate]:
         """List the candidates that no earlier run has finished."""
-        wanted, stopped = partial(self._wanted, ledger), self._pipeline.stopped
+        wanted, stopped = partial(self._wanted, index), self._pipeline.stopped
         found = find(listing(self.settings), self.tally, wanted, self.settings.max_file_size, stopped)
         try:
             yield from self.progress.timed_each("list", found)
         except _LimitReached:
             return
 
-    def _wanted(self, ledger: Ledger, candidate: Candidate) -> bool:
-        if self.settings.limit is not None and ledger.listed >= self.settings.limit:
+    def _wanted(self, index: Index, candidate: Candidate) -> bool:
+        if self.settings.limit is not None and index.listed >= self.settings.limit:
             raise _LimitReached
-        claim = ledger.claim(candidate.row)
+        claim = index.claim(key_of(candidate.row), candidate.row.kind)
         self.progress.skipped += claim == "finished"
         return claim == "new"
 
@@ -200,7 +201,7 @@ class Scan:
         if limit is None:
             return
         failed = self.progress.failed + session.failed_before
-        done = self.progress.done + session.ledger.finished
+        done = self.progress.done + session.index.finished
         bound, is_percentage = limit
         if is_percentage:
             bound = bound / 100 * done

@@ -96,7 +96,7 @@ def summarize(
         out=os.path.abspath(out),  # noqa: PTH100 - keeps links
         gone=report.gone,
         replaced=report.replaced,
-        duplicates=session.ledger.duplicates,
+        duplicates=session.index.duplicates,
         other_files=dict(tally.skipped.most_common()),
         scanned_now=progress.done,
         seconds=seconds,
