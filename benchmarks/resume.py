@@ -51,6 +51,8 @@ def find_finished(count: int) -> Found:
         with open_results(settings, {}, {}) as session:
             for start in range(0, count, BATCH):
                 rows = [made_up_row(i) for i in range(start, min(start + BATCH, count))]
+                for row in rows:
+                    session.index.claim(key_of(row), row.kind)
                 session.write(to_batch(rows, results_schema()))
         began = time.perf_counter()
         with open_results(settings, {}, {}) as session:

@@ -281,11 +281,25 @@ def test_a_list_in_another_order_gives_rows_in_that_order(tmp_path: Path, monkey
 
 def test_a_row_that_was_stored_twice_is_taken_once(tmp_path: Path):
     out = tmp_path / "r.parquet"
-    with opened(out) as session:
-        feed(session, some(7))
-        session.write(to_batch(some(3), results_schema()))
-        assert session.finish().rows == 7
-    assert plain(pq.read_table(out)) == as_stored(some(7))
+    interrupted(out, some(14))
+    data = tmp_path / "r.parquet.parts" / "data"
+    shutil.copy(data / "part-00000001.parquet", data / "part-00000003.parquet")
+    assert scan(out, some(20)).rows == 20
+    assert plain(pq.read_table(out)) == as_stored(some(20))
+
+
+def test_batches_out_of_turn_are_not_stored(tmp_path: Path):
+    with opened(tmp_path / "r.parquet") as session:
+        for row in some(9):
+            session.index.claim(key_of(row), row.kind)
+        first, second = to_batch(some(4), results_schema()), to_batch(some(9)[4:], results_schema())
+        with pytest.raises(ValueError, match="next candidates"):
+            session.write(second)
+        session.write(first)
+        with pytest.raises(ValueError, match="next candidates"):
+            session.write(first)
+        session.write(second)
+        assert session.finish().rows == 9
 
 
 def test_the_rest_of_a_finish_that_died_while_sorting_goes(tmp_path: Path):
@@ -344,7 +358,7 @@ def test_a_crash_in_a_merge_leaves_each_row_once(tmp_path: Path):
 def test_a_part_closes_after_its_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(results, "PART_SECONDS", 0.0)
     with opened(tmp_path / "r.parquet") as session:
-        session.write(to_batch([ok(1)], results_schema()))
+        feed(session, [ok(1)])
         assert session.rows_written == 1
 
 
@@ -353,7 +367,7 @@ def test_a_part_closes_after_64k_rows(tmp_path: Path, monkeypatch: pytest.Monkey
     with opened(tmp_path / "r.parquet") as session:
         rows = [bad(i) for i in range((1 << 16) + 100)]
         for start in range(0, len(rows), 100):
-            session.write(to_batch(rows[start : start + 100], results_schema()))
+            feed(session, rows[start : start + 100], part=1000)
         (part,) = PartFolder(session._staging.data).parts
         assert 1 << 16 <= pq.read_metadata(part.path).num_rows < len(rows)
 
@@ -379,7 +393,7 @@ def test_a_hundred_thousand_finished_rows_are_found(tmp_path: Path):
     ]
     with opened(out) as session:
         for at in range(0, len(rows), 1000):
-            session.write(to_batch(rows[at : at + 1000], results_schema()))
+            feed(session, rows[at : at + 1000], part=2000)
     with opened(out) as session:
         assert session.index.finished == 100_000
         assert {session.index.claim(key_of(row), row.kind) for row in rows} == {"finished"}
@@ -460,7 +474,7 @@ def test_a_second_scan_is_refused_by_name(tmp_path: Path):
     with opened(out) as session:
         feed(session, some(20))
         session._staging.lock._told = 0.0
-        session.write(to_batch([ok(90)], results_schema()))
+        feed(session, [ok(90)])
         with pytest.raises(
             Refused, match=rf"a scan on .+ \(process {os.getpid()}, started .+, 21 rows so far\)"
         ):

@@ -20,7 +20,7 @@ from ..system.machine import installed
 from .features import HELD_ROWS, X_SIZE, FeatureStore, write_common_metadata
 from .index import Index
 from .journal import Journal, keep_suspects, take_suspects
-from .parts import PartFolder, files_of, is_one_of, keys_in, read_parquet, write_parquet
+from .parts import PartFolder, files_of, is_one_of, key_at, keys_in, read_parquet, write_parquet
 from .resuming import Command, FinishReport, ScanState, statuses_of
 from .schema import COMMON_METADATA, KEY_COLUMNS, SCHEMA_VERSION, footer_metadata, results_schema
 from .selection import Selection, in_listing_order
@@ -156,11 +156,15 @@ class Session:
     # Writing
 
     def write(self, batch: "pa.RecordBatch", features: "tuple[Floats, Floats] | None" = None) -> None:
-        """Store a batch of rows, of `results_schema()`, in listing order; durable with its part.
+        """Store the rows of the next new candidates, in listing order, as a batch of `results_schema()`.
 
-        A part is durable after some seconds, or after `flush`. `features`: x [n, k] and logits [n, 5],
-        float16 or float32, of the n rows whose status is ok, in their order.
+        They are durable after some seconds, or after `flush`. `features`: x [n, k] and logits [n, 5],
+        float16 or float32, of the n rows whose status is ok, in their order. Raises ValueError if the batch
+        does not end with the candidate that the index has at its place: rows were left out, or come twice.
         """
+        last = self.rows_written + self._held + batch.num_rows - 1
+        if batch.num_rows and not self.index.is_new(key_at(batch, batch.num_rows - 1), last):
+            raise ValueError("a batch of results does not hold the next candidates of the listing")
         if not self._held:
             self._part_began = time.monotonic()
         self._batches.append(batch)

@@ -6,6 +6,7 @@ of identity keep ten million candidates apart but for a chance of 4e-11. Entries
 array and nothing is ever moved to insert.
 """
 
+from array import array
 from collections.abc import Iterable
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Literal
@@ -43,6 +44,7 @@ class Index:
 
     def __init__(self) -> None:
         self._shards = [bytearray() for _ in range(1 << 16)]
+        self._new = array("i")  # positions of new candidates, kept only where some are finished
         self.listed = 0  # distinct candidates of this run: the number of rows that its result must have
         self.listed_containers = 0
         self.finished = 0  # rows that earlier runs left
@@ -73,6 +75,8 @@ class Index:
             shard[unchanged + POSITION_AT : unchanged + ENTRY_SIZE] = position
             return "finished"
         shard += key[UNCHANGED] + position
+        if self.finished:
+            self._new.append(self.listed - 1)
         return "new"
 
     def add_finished(self, keys: Iterable[bytes]) -> None:
@@ -81,6 +85,18 @@ class Index:
         for key in keys:
             shards[key[0] << 8 | key[1]] += key[UNCHANGED] + flags
             self.finished += 1
+
+    def new_positions(self, start: int, stop: int) -> "NDArray[np.int32]":
+        """Return the positions of this run's new candidates, from one to another of their own count."""
+        import numpy as np
+
+        if self.finished:
+            return np.array(self._new[start:stop], np.int32)
+        return np.arange(start, min(stop, self.listed), dtype=np.int32)
+
+    def is_new(self, key: bytes, number: int) -> bool:
+        """Tell whether this key is that of this run's new candidate of that number, counted from 0."""
+        return [self._take(key, 0)] == self.new_positions(number, number + 1).tolist()
 
     def take_rows(self, keys: Iterable[bytes]) -> "NDArray[np.int32]":
         """Return the position of each key's candidate, once; else GONE, REPLACED or TAKEN."""

@@ -18,7 +18,7 @@ from ..errors import DeviceLost
 from ..system.durable import write_whole
 
 SLOTS = 8192  # threads that decode one image each, and the images of a batch
-KEY_SIZE = 16  # bytes, as `ledger.key_of` gives
+KEY_SIZE = 16  # bytes, as `index.key_of` gives
 SLOT = struct.Struct("=16sQ")  # key, start in monotonic ns (0: idle); the start is written last
 
 

@@ -183,6 +183,12 @@ def keys_in(batch: "pa.RecordBatch") -> Iterator[bytes]:
     return map(key_from, *map(_values, (uri, offset, size, mtime.cast(pa.int64()))))
 
 
+def key_at(batch: "pa.RecordBatch", row: int) -> bytes:
+    """Return the index's key of one row."""
+    uri, size, mtime, offset = (batch.column(name)[row] for name in KEY_COLUMNS)
+    return key_from(uri.as_py(), offset.as_py(), size.as_py(), mtime.value)
+
+
 def is_one_of(column: "pa.Array", values: list[str]) -> "NDArray[np.bool_]":
     """Tell of each text of a column whether it is one of these."""
     import pyarrow as pa

@@ -32,12 +32,14 @@ class Selection:
     gone: int = 0
     replaced: int = 0
     features: int | None = None  # rows of stored features that belong to the result
+    rows_read: int = 0
 
     def select(self, part: PartFile) -> "NDArray[np.int32]":
         """Return the position in the listing of each row of a part, negative for rows to be dropped."""
         import numpy as np
 
-        batches = read_parquet(part.path, [*KEY_COLUMNS, "kind", "status"])
+        by_key = KEY_COLUMNS if self.rows_read < self.index.finished else []
+        batches = read_parquet(part.path, [*by_key, "kind", "status"])
         return np.concatenate([np.empty(0, np.int32), *map(self._select, batches)])
 
     def check(self) -> None:
@@ -58,10 +60,21 @@ class Selection:
             self.images + self.containers, self.images, self.containers, self.gone, self.replaced
         )
 
+    def _positions(self, batch: "pa.RecordBatch") -> "NDArray[np.int32]":
+        """Find rows of earlier runs by their keys; behind them stand this run's, in listing order."""
+        import numpy as np
+
+        start = self.rows_read - self.index.finished  # among the rows of this run, where it is not negative
+        self.rows_read += batch.num_rows
+        new = self.index.new_positions(max(start, 0), max(start + batch.num_rows, 0))
+        if start >= 0:
+            return new
+        return np.concatenate([self.index.take_rows(keys_in(batch.slice(0, -start))), new])
+
     def _select(self, batch: "pa.RecordBatch") -> "NDArray[np.int32]":
         import numpy as np
 
-        positions = self.index.take_rows(keys_in(batch))
+        positions = self._positions(batch)
         kept = positions >= 0
         containers = int(np.count_nonzero(is_one_of(batch["kind"], ["container"]) & kept))
         self.containers += containers
