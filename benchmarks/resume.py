@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gbad_batch.engine.results import open_results
+from gbad_batch.engine.results.index import key_of
+from gbad_batch.engine.results.schema import results_schema, to_batch
 from gbad_batch.engine.row import Row
 from gbad_batch.engine.settings import ScanSettings
 
@@ -48,11 +50,15 @@ def find_finished(count: int) -> Found:
         settings = ScanSettings(out=Path(scratch) / "r.parquet")
         with open_results(settings, {}, {}) as session:
             for start in range(0, count, BATCH):
-                session.write([made_up_row(i) for i in range(start, min(start + BATCH, count))])
+                rows = [made_up_row(i) for i in range(start, min(start + BATCH, count))]
+                for row in rows:
+                    session.index.claim(key_of(row), row.kind)
+                session.write(to_batch(rows, results_schema()))
         began = time.perf_counter()
         with open_results(settings, {}, {}) as session:
             opened = time.perf_counter()
-            found = sum(session.ledger.claim(made_up_row(i)) == "finished" for i in range(count))
+            claims = (session.index.claim(key_of(made_up_row(i)), "image") for i in range(count))
+            found = sum(claim == "finished" for claim in claims)
             claimed = time.perf_counter()
     return Found(opened - began, claimed - opened, count - found)
 

@@ -18,6 +18,8 @@ from gbad_batch.engine.bundle import Bundle
 from gbad_batch.engine.decode import DecodeLimits, Decoder
 from gbad_batch.engine.decode.resize import Resizer
 from gbad_batch.engine.results import open_results
+from gbad_batch.engine.results.index import key_of
+from gbad_batch.engine.results.schema import results_schema, to_batch
 from gbad_batch.engine.row import Row
 from gbad_batch.engine.runtime import Engine, Outputs, open_engine
 from gbad_batch.engine.runtime.runtime_openvino import DEVICE, open_core
@@ -194,9 +196,9 @@ def write() -> Alone:
             open_results(ScanSettings(out=Path(scratch) / "r.parquet"), {}, {}) as session,
         ):
             for row in rows:
-                session.ledger.claim(row)
+                session.index.claim(key_of(row), row.kind)
             for i in range(0, WRITTEN, BATCH):
-                session.write(rows[i : i + BATCH])
+                session.write(to_batch(rows[i : i + BATCH], results_schema()))
             session.finish()
 
     return _alone(whole, WRITTEN)

@@ -23,7 +23,7 @@ Resume = Literal["same", "any"]
 
 def setting(
     default: Any,
-    help: str,
+    meaning: str,
     *,
     resume: Resume = "any",
     most: float | None = None,
@@ -33,7 +33,7 @@ def setting(
 
     `most` bounds a number, which must be above 0 then; `unit` is that of the value.
     """
-    return field(default=default, metadata={"help": help, "resume": resume, "most": most, "unit": unit})
+    return field(default=default, metadata={"help": meaning, "resume": resume, "most": most, "unit": unit})
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import resource
 import shutil
 import signal
@@ -20,10 +21,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from gbad_batch.engine import results
-from gbad_batch.engine.errors import DeviceLost, Refused, Stopped
-from gbad_batch.engine.results import FinishReport, Session, journal_path, open_results
-from gbad_batch.engine.results.journal import Journal, running, take_suspects
-from gbad_batch.engine.results.ledger import key_of
+from gbad_batch.engine.errors import Refused, Stopped
+from gbad_batch.engine.results import FinishReport, Session, open_results, selection
+from gbad_batch.engine.results.in_flight import collect_suspects, in_flight, open_slots
+from gbad_batch.engine.results.index import key_of
 from gbad_batch.engine.results.parts import PartFolder
 from gbad_batch.engine.results.schema import read_footer, results_schema, to_batch
 from gbad_batch.engine.row import Row
@@ -68,14 +69,14 @@ def feed(session: Session, rows: Iterable[Row], part: int = 7) -> None:
     """Claim and write rows as a scan does; a part is flushed every so many rows."""
     batch: list[Row] = []
     for row in rows:
-        if session.ledger.claim(row) == "new":
+        if session.index.claim(key_of(row), row.kind) == "new":
             batch.append(row)
         if len(batch) == part:
-            session.write(batch, features_of(batch))
+            session.write(to_batch(batch, results_schema()), features_of(batch))
             session.flush()
             batch = []
     if batch:
-        session.write(batch, features_of(batch))
+        session.write(to_batch(batch, results_schema()), features_of(batch))
 
 
 def scan(out: Path, rows: Iterable[Row], **options: Any) -> FinishReport:
@@ -184,7 +185,7 @@ def test_an_output_name_that_is_not_utf8(tmp_path: Path):
 def test_a_missing_row_stops_the_finish_and_keeps_the_parts(tmp_path: Path):
     with opened(tmp_path / "r.parquet") as session:
         feed(session, some(10))
-        session.ledger.claim(ok(99))  # met, and never written
+        session.index.claim(key_of(ok(99)), "image")  # met, and never written
         with pytest.raises(Stopped, match="10 rows for 11 candidates"):
             session.finish()
     assert names(tmp_path) == {"r.parquet.parts"}
@@ -220,7 +221,7 @@ def test_the_same_command_goes_on(tmp_path: Path):
     out = tmp_path / "r.parquet"
     interrupted(out, some(20))
     with opened(out) as session:
-        assert session.ledger.finished == 20
+        assert session.index.finished == 20
         assert session.failed_before == 4
         feed(session, some(30))
         session.finish()
@@ -241,11 +242,81 @@ def test_changed_rows_are_replaced_and_gone_ones_dropped(tmp_path: Path):
     assert stored(out) == expected(kept)
 
 
+def listed(out: Path) -> list[str]:
+    """Read the uris of a finished file as they stand in it."""
+    return pq.read_table(out)["uri"].to_pylist()
+
+
+def uris(rows: Iterable[Row]) -> list[str]:
+    return [row.uri for row in rows]
+
+
+def test_rows_stand_in_the_order_of_this_listing_where_files_were_added(tmp_path: Path):
+    out = tmp_path / "r.parquet"
+    before, now = [ok(i) for i in range(10, 30)], [ok(i) for i in (*range(5), *range(10, 32), 7)]
+    interrupted(out, before)
+    scan(out, now)
+    assert listed(out) == uris(now)
+    assert names(tmp_path) == {"r.parquet"}
+
+
+def test_retried_and_changed_rows_stand_where_the_listing_has_them(tmp_path: Path):
+    out = tmp_path / "r.parquet"
+    scan(out, some(20))
+    now = [ok(i, mtime=i % 7 == 3) for i in range(20)]
+    scan(out, now, retry=frozenset({"failed"}))
+    assert plain(pq.read_table(out)) == as_stored(now)
+
+
+def test_a_list_in_another_order_gives_rows_in_that_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(selection, "ROW_GROUP", 16)
+    out = tmp_path / "r.parquet"
+    now = some(300)
+    random.Random(0).shuffle(now)
+    interrupted(out, some(250))
+    killed(out, 300, "flushed")
+    scan(out, now[:290])
+    assert plain(pq.read_table(out)) == as_stored(now[:290])
+
+
+def test_a_row_that_was_stored_twice_is_taken_once(tmp_path: Path):
+    out = tmp_path / "r.parquet"
+    interrupted(out, some(14))
+    data = tmp_path / "r.parquet.parts" / "data"
+    shutil.copy(data / "part-00000001.parquet", data / "part-00000003.parquet")
+    assert scan(out, some(20)).rows == 20
+    assert plain(pq.read_table(out)) == as_stored(some(20))
+
+
+def test_batches_out_of_turn_are_not_stored(tmp_path: Path):
+    with opened(tmp_path / "r.parquet") as session:
+        for row in some(9):
+            session.index.claim(key_of(row), row.kind)
+        first, second = to_batch(some(4), results_schema()), to_batch(some(9)[4:], results_schema())
+        with pytest.raises(ValueError, match="next candidates"):
+            session.write(second)
+        session.write(first)
+        with pytest.raises(ValueError, match="next candidates"):
+            session.write(first)
+        session.write(second)
+        assert session.finish().rows == 9
+
+
+def test_the_rest_of_a_finish_that_died_while_sorting_goes(tmp_path: Path):
+    out = tmp_path / "r.parquet"
+    interrupted(out, some(9))
+    rest = tmp_path / "r.parquet.parts" / "sorting"
+    rest.mkdir()
+    (rest / "000.arrow").write_bytes(b"half a file")
+    scan(out, some(9))
+    assert names(tmp_path) == {"r.parquet"}
+
+
 def test_a_killed_scan_keeps_its_flushed_parts(tmp_path: Path):
     out = tmp_path / "r.parquet"
     killed(out, rows=30, kill_at="write")
     with opened(out) as session:
-        assert session.ledger.finished == 28  # four parts of seven; two rows were not flushed
+        assert session.index.finished == 28  # four parts of seven; two rows were not flushed
         feed(session, some(30))
         session.finish()
     assert stored(out) == expected(some(30))
@@ -276,18 +347,18 @@ def test_a_crash_in_a_merge_leaves_each_row_once(tmp_path: Path):
     parts.merge_small(schema)
     shutil.copytree(saved, folder, dirs_exist_ok=True)  # renamed, and not yet removed
     (folder / "part-00000017.parquet.tmp").write_bytes(b"half a part")
-    again = PartFolder(folder)
+    reopened = PartFolder(folder)
     assert names(folder) == {"part-00000001-00000016.parquet"}
-    assert [uri for batch in again.read(["uri"]) for uri in batch["uri"].to_pylist()] == [
+    assert [uri for batch in reopened.read(["uri"]) for uri in batch["uri"].to_pylist()] == [
         ok(i).uri for i in range(16)
     ]
-    assert again.last == 16
+    assert reopened.last == 16
 
 
 def test_a_part_closes_after_its_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(results, "PART_SECONDS", 0.0)
     with opened(tmp_path / "r.parquet") as session:
-        session.write([ok(1)])
+        feed(session, [ok(1)])
         assert session.rows_written == 1
 
 
@@ -296,7 +367,7 @@ def test_a_part_closes_after_64k_rows(tmp_path: Path, monkeypatch: pytest.Monkey
     with opened(tmp_path / "r.parquet") as session:
         rows = [bad(i) for i in range((1 << 16) + 100)]
         for start in range(0, len(rows), 100):
-            session.write(rows[start : start + 100])
+            feed(session, rows[start : start + 100], part=1000)
         (part,) = PartFolder(session._staging.data).parts
         assert 1 << 16 <= pq.read_metadata(part.path).num_rows < len(rows)
 
@@ -322,11 +393,10 @@ def test_a_hundred_thousand_finished_rows_are_found(tmp_path: Path):
     ]
     with opened(out) as session:
         for at in range(0, len(rows), 1000):
-            session.ledger.claim(rows[at])
-            session.write(rows[at : at + 1000])
+            feed(session, rows[at : at + 1000], part=2000)
     with opened(out) as session:
-        assert session.ledger.finished == 100_000
-        assert {session.ledger.claim(row) for row in rows} == {"finished"}
+        assert session.index.finished == 100_000
+        assert {session.index.claim(key_of(row), row.kind) for row in rows} == {"finished"}
         assert session.finish().rows == 100_000
 
 
@@ -348,9 +418,10 @@ def _die_as_told() -> None:
         order["features"] = Path(order["features"])
     session = opened(out, **order)
     feed(session, some(count))
-    if kill_at == "journal":
-        session.journal.begin(3, key_of(ok(10_000)))
-        session.journal.begin(4, key_of(some(count)[0]))
+    if kill_at == "decode":
+        first, second = open_slots(session.folder / "in_flight-1", [1, 1])
+        first.begin(key_of(ok(10_000)))
+        second.begin(key_of(some(count)[0]))
     elif kill_at != "write":
         for step in session.finish_steps():
             if step == kill_at:
@@ -404,7 +475,7 @@ def test_a_second_scan_is_refused_by_name(tmp_path: Path):
     with opened(out) as session:
         feed(session, some(20))
         session._staging.lock._told = 0.0
-        session.write([ok(90)])
+        feed(session, [ok(90)])
         with pytest.raises(
             Refused, match=rf"a scan on .+ \(process {os.getpid()}, started .+, 21 rows so far\)"
         ):
@@ -413,7 +484,7 @@ def test_a_second_scan_is_refused_by_name(tmp_path: Path):
 
 
 def test_two_started_at_once(tmp_path: Path):
-    order = json.dumps({"out": str(tmp_path / "r.parquet"), "rows": 400, "kill_at": "journal"})
+    order = json.dumps({"out": str(tmp_path / "r.parquet"), "rows": 400, "kill_at": "decode"})
     racers = [
         subprocess.Popen([sys.executable, __file__, order], stderr=subprocess.PIPE, text=True)
         for _ in range(3)
@@ -461,7 +532,7 @@ def test_restart_drops_unfinished_parts(tmp_path: Path):
     out = tmp_path / "r.parquet"
     interrupted(out, some(5), features=tmp_path / "f")
     with opened(out, {**FINGERPRINT, "limit": 5}, restart=True, features=tmp_path / "g") as session:
-        assert session.ledger.finished == 0
+        assert session.index.finished == 0
         feed(session, some(4))
         session.finish()
     assert stored(out) == expected(some(4))
@@ -475,11 +546,11 @@ def test_retry_scans_again_what_failed(tmp_path: Path, folder: bool):
     scan(out, some(20), **options)
     retry: dict[str, Any] = options | {"retry": frozenset({"failed"})}
     with opened(out, **retry) as session:
-        assert session.ledger.finished == 16
+        assert session.index.finished == 16
         feed(session, [ok(i) for i in range(10)])
     assert stored(out) == expected(some(20))  # until the end
     with opened(out, **retry) as session:
-        assert session.ledger.finished == 18  # what the first try did stays
+        assert session.index.finished == 18  # what the first try did stays
         feed(session, [ok(i) for i in range(20)])
         session.finish()
     assert stored(out) == expected([ok(i) for i in range(20)])
@@ -492,7 +563,7 @@ def test_retry_of_one_reason_and_of_good_rows(tmp_path: Path):
     rows = [bad(0, "empty"), bad(1, "unreadable"), ok(2)]
     scan(out, rows, features=features)
     with opened(out, retry=frozenset({"unreadable", "ok"}), features=features) as session:
-        assert session.ledger.finished == 1
+        assert session.index.finished == 1
         feed(session, [bad(0, "vanished"), ok(1), ok(2)])
         session.finish()
     assert stored(out) == expected([bad(0, "empty"), ok(1), ok(2)])
@@ -503,10 +574,10 @@ def test_retry_on_unfinished_parts_drops_once(tmp_path: Path):
     out = tmp_path / "r.parquet"
     interrupted(out, some(10))
     with opened(out, retry=frozenset({"failed"})) as session:
-        assert session.ledger.finished == 8
+        assert session.index.finished == 8
         feed(session, some(10))
     with opened(out, retry=frozenset({"failed"})) as session:
-        assert session.ledger.finished == 10
+        assert session.index.finished == 10
         feed(session, some(10))
         session.finish()
     assert stored(out) == expected(some(10))
@@ -557,8 +628,6 @@ def test_outputs_that_cannot_be_are_refused_and_nothing_is_made(tmp_path: Path):
 
 @pytest.mark.parametrize("out", ["/", "//", "/tmp/.."])
 def test_the_root_is_no_output(out: str):
-    with pytest.raises(Refused, match="cannot be an output"):
-        journal_path(Path(out))
     with pytest.raises(Refused, match="cannot be an output"):
         opened(Path(out))
 
@@ -701,7 +770,7 @@ def test_a_write_that_fails_keeps_what_is_finished(tmp_path: Path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     with opened(out) as session:
-        assert session.ledger.finished == 14
+        assert session.index.finished == 14
 
 
 # Features
@@ -761,42 +830,34 @@ def test_features_of_another_scan_are_left_alone(tmp_path: Path):
     assert feature_pairs(tmp_path / "f") == [(i, 0) for i in range(9) if i % 5 != 4]
 
 
-# The journal
+# Images in flight
 
 
-def test_the_journal_is_read_from_outside(tmp_path: Path):
-    journal = Journal(tmp_path / "journal")
-    key = key_of(ok(1))
+def test_images_in_decoders_are_seen_from_outside(tmp_path: Path):
+    path, keys = tmp_path / "in_flight-1", [key_of(ok(i)) for i in range(300)]
+    alone, many = open_slots(path, [1, 300])
     began = time.monotonic_ns()
-    with journal.decoding(key):
-        ((found, started),) = running(tmp_path / "journal")
-        assert found == key
-        assert began <= started <= time.monotonic_ns()
-    assert running(tmp_path / "journal") == []
-    assert running(tmp_path / "none") == []
-
-
-def test_the_images_of_a_batch_stay_in_the_journal_where_its_gpu_is_lost(tmp_path: Path):
-    journal, keys = Journal(tmp_path / "journal"), [key_of(ok(i)) for i in range(300)]
-    with journal.decoding(*keys):
-        assert [found for found, _ in running(tmp_path / "journal")] == keys
-    assert running(tmp_path / "journal") == []
-    with pytest.raises(KeyError), journal.decoding(*keys):
-        raise KeyError
-    assert running(tmp_path / "journal") == []
-    with pytest.raises(DeviceLost), journal.decoding(*keys[:2]):
-        raise DeviceLost("the GPU failed")
-    assert [found for found, _ in running(tmp_path / "journal")] == keys[:2]
+    alone.begin(keys[0])
+    ((found, started),) = in_flight(path)
+    assert found == keys[0]
+    assert began <= started <= time.monotonic_ns()
+    alone.begin(keys[1])
+    assert [key for key, _ in in_flight(path)] == keys[1:2]
+    alone.end()
+    many.begin_all(keys)
+    assert [key for key, _ in in_flight(path)] == keys
+    many.end()
+    assert in_flight(path) == in_flight(tmp_path / "none") == []
 
 
 def test_what_a_dead_scan_was_decoding_is_suspect_until_it_has_a_row(tmp_path: Path):
     out = tmp_path / "r.parquet"
-    killed(out, 14, "journal")
-    assert len(running(journal_path(out))) == 2
+    killed(out, 14, "decode")
+    assert len(in_flight(tmp_path / "r.parquet.parts" / "in_flight-1")) == 2
     suspect = ok(10_000)
     with opened(out) as session:
         assert session.suspects == {key_of(suspect)}  # the other one has its row
-        assert running(journal_path(out)) == []
+        assert list(session.folder.glob("in_flight-*")) == []
     with opened(out) as session:
         assert session.suspects == {key_of(suspect)}
         feed(session, [suspect])
@@ -804,11 +865,11 @@ def test_what_a_dead_scan_was_decoding_is_suspect_until_it_has_a_row(tmp_path: P
         assert session.suspects == frozenset()
 
 
-def test_suspects_outlive_a_crash_while_they_are_taken(tmp_path: Path):
-    journal = Journal(tmp_path / "journal")
-    journal.begin(0, key_of(ok(1)))
-    assert take_suspects(tmp_path / "journal", tmp_path / "suspects") == {key_of(ok(1))}
-    assert take_suspects(tmp_path / "journal", tmp_path / "suspects") == {key_of(ok(1))}
+def test_suspects_outlive_a_crash_while_they_are_collected(tmp_path: Path):
+    (slots,) = open_slots(tmp_path / "in_flight-1", [1])
+    slots.begin(key_of(ok(1)))
+    assert collect_suspects(tmp_path) == {key_of(ok(1))}
+    assert collect_suspects(tmp_path) == {key_of(ok(1))}
 
 
 if __name__ == "__main__":

@@ -1,41 +1,42 @@
-"""Where rows go: part files that survive anything, gone on with by the same command, one atomic finish."""
+"""Store rows in part files that survive a crash, resume them by the same command, finish atomically."""
 
 import json
 import logging
-import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import Refused, Stopped
-from ..row import Row
 from ..settings import ScanSettings
 from ..system.durable import disk_faults_stop, remove
 from ..system.machine import installed
 from .features import HELD_ROWS, X_SIZE, FeatureStore, write_common_metadata
 from .in_flight import collect_suspects, keep_suspects
-from .index import Index as Ledger
-from .opening import FinishReport, Opening, State, statuses_of
-from .parts import PartFolder, files_of, keys_in, read_parquet, write_parquet
-from .schema import COMMON_METADATA, KEY_COLUMNS, SCHEMA_VERSION, footer_metadata, results_schema, to_batch
-from .staging import Staging, staging_of
+from .index import Index
+from .parts import PartFolder, files_of, is_one_of, key_at, keys_in, read_parquet, write_parquet
+from .resuming import Command, FinishReport, ScanState, statuses_of
+from .schema import COMMON_METADATA, KEY_COLUMNS, SCHEMA_VERSION, footer_metadata, results_schema
+from .selection import Selection, in_listing_order
+from .staging import Staging
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     from numpy.typing import NDArray
 
+    from .schema import Floats
+
 log = logging.getLogger(__name__)
 
 PART_SECONDS = 5.0  # a part closes after so long
 PART_ROWS = 1 << 16  # or after so many rows
-PACK_ROWS = 1024  # rows become Arrow columns in chunks of this
+JOIN_ROWS = 1024  # small batches are joined into batches of so many rows
 PACKAGES = (
     "gbad-batch",
     "cykooz-resizer",
@@ -52,31 +53,31 @@ PACKAGES = (
 def open_results(
     settings: ScanSettings, fingerprint: dict[str, Any], description: dict[str, Any], x_size: int = X_SIZE
 ) -> "Session":
-    """Begin or go on with the scan into `settings.out`, alone.
+    """Begin or resume the scan into `settings.out` and lock it.
 
-    `fingerprint` is what must match for its parts to be gone on with, `description` more for the footer;
-    both hold what JSON can. `x_size` is the length of an image's features. Raises Refused where the output
-    is finished, locked, of another fingerprint or not usable, Stopped where the disk fails. Where the
-    session's `finished` is set, an earlier run was cut short behind its end, and nothing is left to scan.
+    `fingerprint` must equal that of an unfinished scan for it to be resumed; `description` is added to the
+    footer; both hold what JSON can. `x_size` is the length of an image's features. Raises Refused if the
+    output is finished, locked, of another fingerprint or not usable, Stopped if the disk fails. If the
+    session's `finished` is set, only the clean-up of an earlier run was interrupted: nothing is left to scan.
     """
     if settings.out_path is None:
         raise Refused("a scan that stores its rows needs an output")
-    opening = Opening(
+    command = Command(
         settings,
         json.loads(json.dumps(fingerprint)),
         Staging(settings.out_path, settings.out_is_folder),
         FeatureStore(Path(settings.features), x_size) if settings.features else None,
         statuses_of(settings.retry),
     )
-    opening.check()
-    opening.staging.enter()
+    command.check()
+    command.staging.enter()
     try:
-        with disk_faults_stop(opening.staging.target):
-            return Session(opening, opening.settle(), description)
+        with disk_faults_stop(command.staging.target):
+            return Session(command, command.begin_or_resume(), description)
     except BaseException:
-        opening.staging.leave()
-        if opening.features:
-            opening.features.staging.leave()
+        command.staging.leave()
+        if command.features:
+            command.features.staging.leave()
         raise
 
 
@@ -86,29 +87,30 @@ class Session:
     `write`, `flush`, `finish` and `close` belong to one thread. They raise Stopped where the disk fails.
     """
 
-    def __init__(self, opening: Opening, settled: State | FinishReport, description: dict[str, Any]):
-        self.ledger = self.index = Ledger()
+    def __init__(self, command: Command, found: ScanState | FinishReport, description: dict[str, Any]):
+        self.index = Index()
         self.suspects: frozenset[bytes] = frozenset()  # keys of images that an earlier run died decoding
         self.finished: FinishReport | None = None
         self.failed_before = 0  # rows of earlier runs that are not ok
         self.rows_written = 0  # by this run
         self._description = description
-        self._staging = opening.staging
-        self._features = opening.features
-        self._rows: list[Row] = []
-        self._batches: list[pa.RecordBatch] = []
+        self._staging = command.staging
+        self._features = command.features
+        self._batches: list[pa.RecordBatch] = []  # as they were given
+        self._joined: list[pa.RecordBatch] = []  # earlier ones
+        self._loose = 0  # rows of `_batches`
         self._held = 0  # rows not yet in a part
         self._part_began = 0.0
-        self._writable = isinstance(settled, State)
-        if isinstance(settled, FinishReport):
-            self.finished = settled
+        self._writable = isinstance(found, ScanState)
+        if isinstance(found, FinishReport):
+            self.finished = found
         else:
-            self._state = settled
-            self._open(opening.retry)
+            self._state = found
+            self._open(command.retry)
 
     @property
     def folder(self) -> Path:
-        """The private folder of this scan."""
+        """The private folder of the scan, while it is unfinished."""
         return self._staging.folder
 
     # Opening
@@ -118,8 +120,9 @@ class Session:
         if self._features:
             self._features.enter(self._state.scan_id)
         remove(self._staging.data / COMMON_METADATA)
+        remove(self._staging.sorting)
         self._parts = PartFolder(self._staging.data)
-        if self._state.imports and not self._parts.parts:
+        if self._state.keeps_finished and not self._parts.parts:
             self._import_finished(retry or self._state.retry)
         elif retry and retry != self._state.retry and self._parts.parts:
             self._parts.merge(self._parts.parts[:], self._schema, lambda batch: _without(batch, retry))
@@ -127,8 +130,8 @@ class Session:
         if self._features:
             self._features.open(self._parts.last)
         for batch in self._parts.read([*KEY_COLUMNS, "status"]):
-            self.ledger.add_finished(keys_in(batch))
-            self.failed_before += sum(status != "ok" for status in batch.column("status").to_pylist())
+            self.index.add_finished(keys_in(batch))
+            self.failed_before += int((~is_one_of(batch["status"], ["ok"])).sum())
         self._begin_run()
 
     def _import_finished(self, retry: list[str]) -> None:
@@ -142,7 +145,7 @@ class Session:
     def _begin_run(self) -> None:
         folder = self._staging.folder
         suspects = collect_suspects(folder)
-        self.suspects = frozenset(key for key in suspects if key not in self.ledger)
+        self.suspects = frozenset(key for key in suspects if key not in self.index)
         keep_suspects(folder, self.suspects)
         run = {"host": socket.gethostname(), "versions": installed(PACKAGES), "start": _now(), "end": None}
         self._state.runs.append(run)
@@ -150,26 +153,28 @@ class Session:
 
     # Writing
 
-    def write(
-        self,
-        batch: "pa.RecordBatch",
-        features: "tuple[NDArray[np.float32], NDArray[np.float32]] | None" = None,
-    ) -> None:
-        """Store rows; durable within a part: some seconds, or `flush`.
+    def write(self, batch: "pa.RecordBatch", features: "tuple[Floats, Floats] | None" = None) -> None:
+        """Store the rows of the next new candidates, in listing order, as a batch of `results_schema()`.
 
-        `features`: x [n, 1024] and logits [n, 5] of the n rows whose status is ok, in their order.
+        They are durable after some seconds, or after `flush`. `features`: x [n, k] and logits [n, 5],
+        float16 or float32, of the n rows whose status is ok, in their order. Raises ValueError if the batch
+        does not end with the candidate that the index has at its place: rows were left out, or come twice.
         """
+        last = self.rows_written + self._held + batch.num_rows - 1
+        if batch.num_rows and not self.index.is_new(key_at(batch, batch.num_rows - 1), last):
+            raise ValueError("a batch of results does not hold the next candidates of the listing")
         if not self._held:
             self._part_began = time.monotonic()
         self._batches.append(batch)
         self._held += batch.num_rows
+        self._loose += batch.num_rows
         if self._features and features:
-            from .schema import rows_of
-
-            self._features.add([row for row in rows_of(batch) if row.status == "ok"], *features)
+            self._features.add(_keys_of_ok(batch, len(features[0])), *features)
+        if self._loose >= JOIN_ROWS:
+            self._join_loose()
         if self._is_part_full():
             self.flush()
-        self._staging.lock.tell(self.ledger.finished + self.rows_written + self._held)
+        self._staging.lock.tell(self.index.finished + self.rows_written + self._held)
 
     def flush(self) -> None:
         """Make all rows so far durable."""
@@ -177,19 +182,20 @@ class Session:
             return
         self._writable = False  # a part that failed half-way is not tried again
         with disk_faults_stop(self._staging.target):
-            self._pack()
             if self._features:
                 self._features.flush()
-            self._parts.append(self._schema, self._batches)
+            self._parts.append(self._schema, [*self._joined, *self._batches])
             self.rows_written += self._held
-            self._batches, self._held = [], 0
+            self._joined, self._batches, self._held, self._loose = [], [], 0, 0
             self._parts.merge_small(self._schema)
         self._writable = True
 
-    def _pack(self) -> None:
-        if self._rows:
-            self._batches.append(to_batch(self._rows, self._schema))
-            self._rows = []
+    def _join_loose(self) -> None:
+        """Copy small batches into one, so that what they were read from can go."""
+        import pyarrow as pa
+
+        self._joined.append(pa.concat_batches(self._batches))
+        self._batches, self._loose = [], 0
 
     def _is_part_full(self) -> bool:
         features_held = self._features.held if self._features else 0
@@ -210,18 +216,19 @@ class Session:
         with disk_faults_stop(self._staging.target):
             self.flush()
             yield "flushed"
-            census = _Census(self.ledger)
-            census.features = self._features.drop_stale(self.ledger) if self._features else None
+            selection = Selection(self.index)
+            selection.features = self._features.drop_stale(self.index) if self._features else None
             self._state.runs[-1]["end"] = _now()
             yield "features"
             file = self._staging.folder / "finished.parquet"
+            selected = [selection.select(part) for part in self._parts.parts]
+            selection.check()
             if self._staging.is_folder:
-                self._finish_parts(census)
+                self._finish_parts(selected, self._footer(selection))
             else:
-                batches = (census.kept(batch) for batch in self._parts.read())
-                write_parquet(file, self._schema, batches, lambda: footer_metadata(self._footer(census)))
+                self._finish_file(file, selected, self._footer(selection))
             if self._features:
-                self._features.seal(self._footer(census))
+                self._features.seal(self._footer(selection))
             yield "written"
             replace = self._state.replaces
             staging = self._staging
@@ -232,30 +239,31 @@ class Session:
             if self._features:
                 yield from self._features.install(self._state.scan_id, replace)
             self._staging.remove()
-            self.finished = census.report()
+            self.finished = selection.report()
             yield "removed"
 
-    def _finish_parts(self, census: "_Census") -> None:
-        for part in self._parts.parts:
-            batches = read_parquet(part.path, [*KEY_COLUMNS, "kind", "status"])
-            self._parts.mask(part, [keep for batch in batches for keep in census.mask(batch)])
-        write_common_metadata(self._staging.data, self._schema, self._footer(census))
+    def _finish_parts(self, selected: "list[NDArray[np.int32]]", footer: dict[str, Any]) -> None:
+        for part, positions in zip(self._parts.parts, selected, strict=True):
+            self._parts.mask(part, positions >= 0)
+        write_common_metadata(self._staging.data, self._schema, footer)
 
-    def _footer(self, census: "_Census") -> dict[str, Any]:
-        """Describe the result; raises Stopped where it does not hold one row for each candidate."""
-        census.check()
+    def _finish_file(self, file: Path, selected: "list[NDArray[np.int32]]", footer: dict[str, Any]) -> None:
+        batches = in_listing_order(self._parts, selected, self._schema, self._staging.sorting)
+        write_parquet(file, self._schema, batches, footer_metadata(footer))
+
+    def _footer(self, selection: Selection) -> dict[str, Any]:
         return {
             **self._description,
             "schema": SCHEMA_VERSION,
             "scan_id": self._state.scan_id,
             "fingerprint": self._state.fingerprint,
             "runs": self._state.runs,
-            **asdict(census.report()),
+            **asdict(selection.report()),
         }
 
     def discard(self) -> None:
         """End a run that met no candidate: what earlier runs left stays, else nothing does."""
-        if self.ledger.finished or self.rows_written or self._held:
+        if self.index.finished or self.rows_written or self._held:
             return self.close()
         self._writable = False
         with disk_faults_stop(self._staging.target):
@@ -290,72 +298,21 @@ class Session:
             self.close()
 
 
-@dataclass
-class _Census:
-    """Counts the rows of the result as they are chosen."""
+def _keys_of_ok(batch: "pa.RecordBatch", count: int) -> "pa.RecordBatch":
+    """Return the key columns of the `count` rows whose status is ok."""
+    import pyarrow as pa
 
-    ledger: Ledger
-    images: int = 0
-    containers: int = 0
-    ok: int = 0
-    gone: int = 0
-    replaced: int = 0
-    features: int | None = None  # rows of stored features that belong to the result
-
-    def kept(self, batch: "pa.RecordBatch") -> "pa.RecordBatch":
-        """Leave the rows whose candidates this run has met."""
-        import pyarrow as pa
-
-        return batch.filter(pa.array(self.mask(batch), pa.bool_()))
-
-    def mask(self, batch: "pa.RecordBatch") -> list[bool]:
-        """Mark these rows."""
-        keep = [self._is_kept(key) for key in keys_in(batch)]
-        kept = [
-            pair
-            for pair, k in zip(zip(*_lists(batch, "kind", "status"), strict=True), keep, strict=True)
-            if k
-        ]
-        containers = sum(kind == "container" for kind, _ in kept)
-        self.containers += containers
-        self.images += len(kept) - containers
-        self.ok += sum(status == "ok" for _, status in kept)
-        return keep
-
-    def check(self) -> None:
-        """Raise Stopped unless each candidate that was met has its row, and each scored row its features."""
-        rows = self.images + self.containers
-        if rows != self.ledger.listed:
-            raise Stopped(
-                f"the result would hold {rows} rows for {self.ledger.listed} candidates: its parts are kept"
-            )
-        if self.features is not None and self.features != self.ok:
-            raise Stopped(
-                f"features of {self.features} images are stored, not of {self.ok}: the parts are kept"
-            )
-
-    def report(self) -> FinishReport:
-        return FinishReport(
-            self.images + self.containers, self.images, self.containers, self.gone, self.replaced
-        )
-
-    def _is_kept(self, key: bytes) -> bool:
-        keep = self.ledger.is_listed(key)
-        if not keep:
-            replaced = self.ledger.is_replaced(key)
-            self.replaced += replaced
-            self.gone += not replaced
-        return keep
-
-
-def _lists(batch: "pa.RecordBatch", *names: str) -> list[list[Any]]:
-    return [batch.column(name).to_pylist() for name in names]
+    keys = batch.select(KEY_COLUMNS)
+    if count < batch.num_rows:
+        keys = keys.filter(pa.array(is_one_of(batch["status"], ["ok"])))
+    assert keys.num_rows == count, "features are of the rows whose status is ok"
+    return keys
 
 
 def _without(batch: "pa.RecordBatch", statuses: list[str]) -> "pa.RecordBatch":
     import pyarrow as pa
 
-    return batch.filter(pa.array([s not in statuses for s in batch.column("status").to_pylist()], pa.bool_()))
+    return batch.filter(pa.array(~is_one_of(batch["status"], statuses)))
 
 
 def _now() -> str:

@@ -3,14 +3,14 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Refused
-from ..row import THREATS, Row
+from ..row import THREATS
 from ..system.durable import remove, write_whole
-from .ledger import Ledger
+from .index import Index
 from .parts import PartFolder, keys_in, read_parquet, write_parquet
 from .schema import (
     COMMON_METADATA,
@@ -23,9 +23,9 @@ from .schema import (
 from .staging import Staging
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
-    from numpy.typing import NDArray
+
+    from .schema import Floats
 
 X_SIZE = 1024  # length of x, where nothing is said
 HELD_ROWS = 1 << 14  # 32 MB; a part of the rows closes here where features are stored
@@ -93,28 +93,28 @@ class FeatureStore:
             _link(part.path, self.staging.data / part.path.name)
         return PartFolder(self.staging.data, "features").last
 
-    def add(self, rows: Sequence[Row], x: "NDArray[np.float32]", logits: "NDArray[np.float32]") -> None:
-        """Hold the features of rows: x [n, 1024], logits [n, 5]."""
-        if rows:
-            self._batches.append(features_to_batch(rows, x, logits))
-            self.held += len(rows)
+    def add(self, keys: "pa.RecordBatch", x: "Floats", logits: "Floats") -> None:
+        """Hold the features of rows: their key columns, x [n, k], logits [n, 5]."""
+        if keys.num_rows:
+            self._batches.append(features_to_batch(keys, x, logits))
+            self.held += keys.num_rows
 
     def flush(self) -> None:
         """Write what is held as the next file, durably; an empty one where nothing is."""
         self._files.append(features_schema(self._x_size, len(THREATS)), self._batches)
         self._batches, self.held = [], 0
 
-    def drop_stale(self, ledger: Ledger) -> int:
+    def drop_stale(self, index: Index) -> int:
         """Rewrite the files with features of rows that go; returns how many features stay.
 
-        The newest of a key counts: an image that was scanned again has two.
+        The newest of a key counts: an image that was scanned twice has two.
         """
         kept = 0
         for part in reversed(self._files.parts):
-            batches = read_parquet(part.path, KEY_COLUMNS)
-            keep = [ledger.take_features(key) for batch in batches for key in keys_in(batch)]
+            keys = (key for batch in read_parquet(part.path, KEY_COLUMNS) for key in keys_in(batch))
+            keep = index.take_features(keys)
             self._files.mask(part, keep)
-            kept += sum(keep)
+            kept += int(keep.sum())
         return kept
 
     def seal(self, footer: dict[str, Any]) -> None:
@@ -145,7 +145,7 @@ class FeatureStore:
 
 def write_common_metadata(folder: Path, schema: "pa.Schema", footer: dict[str, Any]) -> None:
     """Write the file that gives a folder of parts its schema and footer, durably; raises OSError."""
-    write_parquet(folder / COMMON_METADATA, schema, (), lambda: footer_metadata(footer))
+    write_parquet(folder / COMMON_METADATA, schema, (), footer_metadata(footer))
 
 
 def _link(source: Path, target: Path) -> None:

@@ -1,19 +1,22 @@
-"""Part files: numbered, each durable before it has its name; small ones merge into one named for all."""
+"""PartFile files: numbered, each durable before it has its name; small ones merge into one named for all."""
 
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Refused
 from ..system.durable import TEMPORARY, rename
-from .ledger import key_from
+from .index import key_from
 from .schema import KEY_COLUMNS, REPEATING
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
 
 ROW_GROUP = 1 << 16  # rows of a file that are written at a time
 READ_ROWS = 1 << 14  # rows that are read at a time, some of which become Python objects
@@ -22,7 +25,7 @@ SMALL = 1 << 16  # rows; larger parts are left alone
 
 
 @dataclass(frozen=True)
-class Part:
+class PartFile:
     """One file that holds the parts `first` to `last`."""
 
     first: int
@@ -55,9 +58,9 @@ class PartFolder:
         """The highest number given so far, 0 where there is none."""
         return self.parts[-1].last if self.parts else 0
 
-    def append(self, schema: "pa.Schema", batches: "Iterable[pa.RecordBatch]", through: int = 0) -> Part:
+    def append(self, schema: "pa.Schema", batches: "Iterable[pa.RecordBatch]", through: int = 0) -> PartFile:
         """Write the next part, durably; with `through` it stands for all numbers up to that one."""
-        part = self._named(self.last + 1, max(self.last + 1, through))
+        part = self._file_for(self.last + 1, max(self.last + 1, through))
         write_parquet(part.path, schema, batches)
         self.parts.append(part)
         return part
@@ -71,10 +74,10 @@ class PartFolder:
             self.merge(run, schema, lambda batch: batch)
 
     def merge(
-        self, run: Sequence[Part], schema: "pa.Schema", keep: "Callable[[pa.RecordBatch], pa.RecordBatch]"
+        self, run: Sequence[PartFile], schema: "pa.Schema", keep: "Callable[[pa.RecordBatch], pa.RecordBatch]"
     ) -> None:
         """Replace neighbouring parts by one with the rows that `keep` leaves; a crash leaves either."""
-        merged = self._named(run[0].first, run[-1].last)
+        merged = self._file_for(run[0].first, run[-1].last)
         write_parquet(merged.path, schema, (keep(batch) for part in run for batch in read_parquet(part.path)))
         at = self.parts.index(run[0])
         self.parts[at : at + len(run)] = [merged]
@@ -82,9 +85,9 @@ class PartFolder:
             if part.path != merged.path:
                 part.path.unlink()
 
-    def mask(self, part: Part, keep: Sequence[bool]) -> None:
+    def mask(self, part: PartFile, keep: "NDArray[np.bool_]") -> None:
         """Leave only the rows of a part that `keep` marks; untouched where these are all."""
-        if not all(keep):
+        if not keep.all():
             write_parquet(part.path, _schema_of(part.path), _masked(part.path, keep))
 
     def drop_after(self, number: int) -> None:
@@ -98,27 +101,27 @@ class PartFolder:
         for part in self.parts:
             yield from read_parquet(part.path, columns)
 
-    def _named(self, first: int, last: int) -> Part:
+    def _file_for(self, first: int, last: int) -> PartFile:
         name = f"{self.prefix}-{first:08d}" if first == last else f"{self.prefix}-{first:08d}-{last:08d}"
-        return Part(first, last, self.folder / f"{name}.parquet")
+        return PartFile(first, last, self.folder / f"{name}.parquet")
 
-    def _found(self) -> Iterator[Part]:
+    def _found(self) -> Iterator[PartFile]:
         form = re.compile(rf"{self.prefix}-(\d{{8,}})(?:-(\d{{8,}}))?\.parquet")
         for name in os.listdir(self.folder):  # noqa: PTH208 - names are wanted
             if match := form.fullmatch(name):
-                yield Part(int(match[1]), int(match[2] or match[1]), self.folder / name)
+                yield PartFile(int(match[1]), int(match[2] or match[1]), self.folder / name)
 
 
 def write_parquet(
     target: Path,
     schema: "pa.Schema",
     batches: "Iterable[pa.RecordBatch]",
-    footer: Callable[[], dict[bytes, bytes]] | None = None,
+    footer: dict[bytes, bytes] | None = None,
 ) -> int:
     """Write a Parquet file that has its name only when it is durable; returns its rows.
 
-    `footer` is asked for key-value metadata when all rows are written. Raises OSError of the disk, and
-    whatever `batches` or `footer` raise; then nothing stays.
+    `footer` is key-value metadata. Raises OSError of the disk and whatever `batches` raises; then nothing
+    stays.
     """
     import pyarrow.parquet as pq
 
@@ -133,7 +136,7 @@ def write_parquet(
                     writer.write_table(table, row_group_size=ROW_GROUP)
                     rows += table.num_rows
                 if footer:
-                    writer.add_key_value_metadata(footer())
+                    writer.add_key_value_metadata(footer)
             file.flush()
             os.fsync(file.fileno())
     except BaseException:
@@ -173,12 +176,32 @@ def rows_in(path: Path) -> int:
 
 
 def keys_in(batch: "pa.RecordBatch") -> Iterator[bytes]:
-    """Yield the ledger's key of each row, from the columns uri, bytes, mtime, offset."""
+    """Yield the index's key of each row, from the columns uri, bytes, mtime, offset."""
     import pyarrow as pa
 
     uri, size, mtime, offset = (batch.column(name) for name in KEY_COLUMNS)
-    columns: list[list[Any]] = [c.to_pylist() for c in (uri, offset, size, mtime.cast(pa.int64()))]
-    return map(key_from, *columns)
+    return map(key_from, *map(_values, (uri, offset, size, mtime.cast(pa.int64()))))
+
+
+def key_at(batch: "pa.RecordBatch", row: int) -> bytes:
+    """Return the index's key of one row."""
+    uri, size, mtime, offset = (batch.column(name)[row] for name in KEY_COLUMNS)
+    return key_from(uri.as_py(), offset.as_py(), size.as_py(), mtime.value)
+
+
+def is_one_of(column: "pa.Array", values: list[str]) -> "NDArray[np.bool_]":
+    """Tell of each text of a column whether it is one of these."""
+    import pyarrow as pa
+
+    pc: Any = import_module("pyarrow.compute")  # its functions are made at run time, unknown to checkers
+    return pc.is_in(column, value_set=pa.array(values, pa.string())).to_numpy(zero_copy_only=False)
+
+
+def _values(column: "pa.Array") -> list[Any]:
+    """Give a column's values as Python objects: through NumPy, where that loses nothing, it is faster."""
+    if column.null_count == len(column):
+        return [None] * len(column)
+    return column.to_pylist() if column.null_count else column.to_numpy(zero_copy_only=False).tolist()
 
 
 def _schema_of(path: Path) -> "pa.Schema":
@@ -188,7 +211,7 @@ def _schema_of(path: Path) -> "pa.Schema":
         return pq.read_schema(source)
 
 
-def _masked(path: Path, keep: Sequence[bool]) -> "Iterator[pa.RecordBatch]":
+def _masked(path: Path, keep: "NDArray[np.bool_]") -> "Iterator[pa.RecordBatch]":
     import pyarrow as pa
 
     at = 0
@@ -197,13 +220,13 @@ def _masked(path: Path, keep: Sequence[bool]) -> "Iterator[pa.RecordBatch]":
         at += batch.num_rows
 
 
-def _is_large(part: Part) -> bool:
+def _is_large(part: PartFile) -> bool:
     return rows_in(part.path) >= SMALL
 
 
-def _uncovered(found: Iterable[Part]) -> list[Part]:
+def _uncovered(found: Iterable[PartFile]) -> list[PartFile]:
     """Sort parts by number and remove those that a wider one holds."""
-    kept: list[Part] = []
+    kept: list[PartFile] = []
     for part in sorted(found, key=lambda part: (part.first, -part.last)):
         if kept and part.last <= kept[-1].last:
             part.path.unlink()
@@ -213,7 +236,7 @@ def _uncovered(found: Iterable[Part]) -> list[Part]:
 
 
 def _in_row_groups(schema: "pa.Schema", batches: "Iterable[pa.RecordBatch]") -> "Iterator[pa.Table]":
-    """Gather batches into tables of exactly a row group, but for the last."""
+    """Gather batches into tables of exactly a row group, but for the last, without their seams."""
     import pyarrow as pa
 
     held: list[pa.RecordBatch] = []
@@ -221,10 +244,10 @@ def _in_row_groups(schema: "pa.Schema", batches: "Iterable[pa.RecordBatch]") -> 
     for batch in batches:
         while count + batch.num_rows >= ROW_GROUP:
             head = ROW_GROUP - count
-            yield pa.Table.from_batches([*held, batch.slice(0, head)], schema)
+            yield pa.Table.from_batches([*held, batch.slice(0, head)], schema).combine_chunks()
             batch, held, count = batch.slice(head), [], 0
         if batch.num_rows:
             held.append(batch)
             count += batch.num_rows
     if held:
-        yield pa.Table.from_batches(held, schema)
+        yield pa.Table.from_batches(held, schema).combine_chunks()

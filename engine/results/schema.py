@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from functools import cache
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     from numpy.typing import NDArray
+
+    Floats = NDArray[np.float16] | NDArray[np.float32]
 
 SCHEMA_VERSION = 1
 FOOTER_KEY = b"gbad_batch"
@@ -62,6 +65,9 @@ def results_schema() -> "pa.Schema":
     )
 
 
+_schema = cache(results_schema)
+
+
 def features_schema(x_size: int, logits_size: int) -> "pa.Schema":
     """Return the Arrow schema of stored features: the key columns, x and logits as float16 lists."""
     import pyarrow as pa
@@ -77,47 +83,48 @@ def to_batch(rows: Sequence[Row], schema: "pa.Schema") -> "pa.RecordBatch":
     """Turn rows into Arrow columns; NaN becomes null."""
     import pyarrow as pa
 
-    arrays: list[pa.Array] = []
-    for field, values in zip(schema, zip(*map(_columns_of, rows), strict=True), strict=True):
-        cleaned = map(_storable, values) if field.name in ("error", "warnings") else values
-        arrays.append(pa.array(cleaned, field.type, from_pandas=True))
+    columns = dict(zip(COLUMNS, zip(*map(_columns_of, rows), strict=True), strict=True))
+    for name in ("error", "warnings"):
+        columns[name] = tuple(map(_storable, columns[name]))
+    arrays = [
+        pa.array(values, type_, from_pandas=True)
+        for values, type_ in zip(columns.values(), schema.types, strict=True)
+    ]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def batch_of(columns: bytes) -> "pa.RecordBatch":
-    """Read the columns that a worker handed back."""
+    """Read the columns that a worker handed back, without a copy."""
     import pyarrow as pa
 
-    return pa.ipc.read_record_batch(pa.py_buffer(columns), results_schema())
+    return pa.ipc.read_record_batch(pa.py_buffer(columns), _schema())
 
 
 def rows_of(batch: "pa.RecordBatch") -> list[Row]:
-    """Turn Arrow columns of the results' schema back into rows."""
+    """Turn columns of the results' schema back into rows."""
     import pyarrow as pa
 
+    names = batch.schema.names
     columns = [
         (column.cast(pa.int64()) if name == "mtime" else column).to_pylist()
-        for name, column in zip(batch.schema.names, batch.columns, strict=True)
+        for name, column in zip(names, batch.columns, strict=True)
     ]
-    return [
-        Row(**dict(zip(batch.schema.names, values, strict=True))) for values in zip(*columns, strict=True)
-    ]
+    return [Row(**dict(zip(names, values, strict=True))) for values in zip(*columns, strict=True)]
 
 
-def features_to_batch(
-    rows: Sequence[Row], x: "NDArray[np.float32]", logits: "NDArray[np.float32]"
-) -> "pa.RecordBatch":
-    """Turn the features of rows into Arrow columns: x [n, 1024], logits [n, 5], stored as float16."""
+def features_to_batch(keys: "pa.RecordBatch", x: "Floats", logits: "Floats") -> "pa.RecordBatch":
+    """Join the key columns of n rows with their features, x [n, k] and logits [n, 5], as float16."""
     import numpy as np
     import pyarrow as pa
 
     schema = features_schema(x.shape[1], logits.shape[1])
-    keys = [pa.array([getattr(row, name) for row in rows], schema.field(name).type) for name in KEY_COLUMNS]
     halves = [
-        pa.FixedSizeListArray.from_arrays(pa.array(values.astype(np.float16).reshape(-1)), values.shape[1])
+        pa.FixedSizeListArray.from_arrays(
+            pa.array(values.astype(np.float16, copy=False).reshape(-1)), values.shape[1]
+        )
         for values in (x, logits)
     ]
-    return pa.RecordBatch.from_arrays([*keys, *halves], schema=schema)
+    return pa.RecordBatch.from_arrays([*keys.columns, *halves], schema=schema)
 
 
 def read_footer(result: Path) -> dict[str, Any] | None:

@@ -31,6 +31,7 @@ class Staging:
         self.folder = staging_of(self.target)
         self.data = self.folder / "data"
         self.old = self.folder / "old"
+        self.sorting = self.folder / "sorting"  # rows on their way into listing order, during the finish
         self.state = self.folder / STATE
         self.lock = OutputLock(self.folder / "lock")
 

@@ -1,4 +1,4 @@
-"""What stands at an output, and what a command may do with it: begin, go on, scan again, or be refused."""
+"""What a command may do at its output, by what it finds there: begin, resume, scan rows again, or stop."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from .features import FeatureStore
 from .schema import read_footer
 from .staging import Staging
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class FinishReport:
 
 
 @dataclass
-class State:
+class ScanState:
     """What `scan.json` says of an unfinished scan."""
 
     scan_id: str
@@ -38,14 +38,14 @@ class State:
     runs: list[dict[str, Any]] = field(default_factory=list)
     overwrite: bool = False  # a finished output is to be replaced
     retry: list[str] = field(default_factory=list)  # statuses whose rows were dropped to be scanned again
-    imports: bool = False  # the other rows come from the finished output, as the first part
+    keeps_finished: bool = False  # the other rows are those of the finished output, as the first part
     features: str | None = None  # the folder for features
     format: int = STATE_FORMAT
 
     @property
     def replaces(self) -> bool:
         """Whether the finish may replace an output that stands."""
-        return self.overwrite or self.imports
+        return self.overwrite or self.keeps_finished
 
     def save(self, path: Path) -> None:
         """Write it, durably; raises OSError."""
@@ -53,8 +53,8 @@ class State:
 
 
 @dataclass(frozen=True)
-class Opening:
-    """A command at an output; `settle` decides, under the lock, and raises Refused with the ways out."""
+class Command:
+    """A scan's command and its output; `begin_or_resume` decides, under the lock, what happens there."""
 
     settings: ScanSettings
     fingerprint: dict[str, Any]
@@ -75,8 +75,11 @@ class Opening:
         except OSError as error:
             raise Refused(f"{self.staging.target} cannot be used: {os.strerror(error.errno or 0)}") from None
 
-    def settle(self) -> State | FinishReport:
-        """Return the scan to begin or to go on with, or the report of one that only lacked cleaning up."""
+    def begin_or_resume(self) -> ScanState | FinishReport:
+        """Return the scan to begin or resume, or the report of one whose final clean-up was interrupted.
+
+        Raises Refused, naming the options that help.
+        """
         self.staging.restore()
         former = self._read_state()
         footer = read_footer(self.staging.target)
@@ -87,20 +90,20 @@ class Opening:
             self.staging.enter()
             former = None
         if former and not self.settings.restart:
-            return self._go_on(former, footer)
+            return self._resume(former, footer)
         state = self._begin(footer, former)
         self._drop(former)
         state.save(self.staging.state)
         return state
 
-    def _read_state(self) -> State | None:
+    def _read_state(self) -> ScanState | None:
         try:
             content = json.loads(self.staging.state.read_bytes())
             if content["format"] != STATE_FORMAT:
                 raise Refused(
                     f"{self.staging.folder} was written by another version: finish it there, or remove it"
                 )
-            return State(**content)
+            return ScanState(**content)
         except FileNotFoundError:
             if self.staging.is_empty:
                 return None
@@ -112,7 +115,7 @@ class Opening:
                 f"{self.staging.state} is damaged: remove {self.staging.folder} to begin anew"
             ) from None
 
-    def _drop(self, former: State | None) -> None:
+    def _drop(self, former: ScanState | None) -> None:
         """Empty the staging folders for a new scan."""
         if self.features:
             self.features.reserve(former.scan_id if former else None)
@@ -120,7 +123,7 @@ class Opening:
             FeatureStore(Path(former.features)).discard(former.scan_id)
         self.staging.clear()
 
-    def _clean_up(self, state: State) -> None:
+    def _clean_up(self, state: ScanState) -> None:
         """End what a crash cut between the rename of the finish and its last step."""
         if state.features:
             store = FeatureStore(Path(state.features))
@@ -129,11 +132,11 @@ class Opening:
                 pass
         self.staging.remove()
 
-    def _is_same_command(self, state: State) -> bool:
+    def _is_same_command(self, state: ScanState) -> bool:
         asks_more = (self.settings.overwrite and not state.overwrite) or self.retry not in ([], state.retry)
         return self.fingerprint == state.fingerprint and not asks_more
 
-    def _go_on(self, state: State, footer: dict[str, Any] | None) -> State:
+    def _resume(self, state: ScanState, footer: dict[str, Any] | None) -> ScanState:
         out = self.staging.target
         if differing := _differences(state.fingerprint, self.fingerprint):
             raise Refused(
@@ -143,16 +146,16 @@ class Opening:
         state.overwrite |= self.settings.overwrite
         if self._stands and not state.replaces:
             raise Refused(f"{out} has appeared since its scan began: move it away, or add --overwrite")
-        if state.imports and footer is None:
+        if state.keeps_finished and footer is None:
             raise Refused(f"{out}, of which images were to be scanned again, is gone: add --restart")
         return state
 
-    def _begin(self, footer: dict[str, Any] | None, former: State | None) -> State:
+    def _begin(self, footer: dict[str, Any] | None, former: ScanState | None) -> ScanState:
         out = self.staging.target
         overwrite, retry = self.settings.overwrite, self.retry
         if self.features:
             self.features.check(replace=overwrite or bool(retry))
-        state = State(uuid.uuid4().hex, self.fingerprint, overwrite=overwrite, retry=retry)
+        state = ScanState(uuid.uuid4().hex, self.fingerprint, overwrite=overwrite, retry=retry)
         state.features = self._features_target
         if not self._stands:
             if retry and not former:
@@ -161,7 +164,7 @@ class Opening:
         self.staging.check_replaceable()
         if footer is not None and retry:
             self._check_retry(footer)
-            state.imports = True
+            state.keeps_finished = True
             state.runs = footer["runs"]
         elif footer is not None and not overwrite:
             raise Refused(
