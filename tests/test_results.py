@@ -62,7 +62,8 @@ def features_of(rows: list[Row]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def opened(out: Path, fingerprint: dict[str, Any] = FINGERPRINT, **options: Any) -> Session:
-    return open_results(ScanSettings(out=out, **options), fingerprint, {"bundle": "demo"})
+    end = "/" if options.pop("out_is_folder", False) else ""
+    return open_results(ScanSettings(out=f"{out}{end}", **options), fingerprint, {"bundle": "demo"})
 
 
 def feed(session: Session, rows: Iterable[Row], part: int = 7) -> None:
