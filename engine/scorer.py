@@ -16,7 +16,7 @@ from .errors import Refused, Stopped
 from .model.decision import Decision, on_device
 from .plan import Plan, plan_for
 from .progress import Progress
-from .row import ImageFault, Row, named
+from .row import ImageFault, Row, threat_names
 from .runtime import EngineFailed, Outputs, Runner, open_engine
 from .settings import ScanSettings
 
@@ -170,7 +170,7 @@ class Scorer:
             row.anomaly_score = scores[i]
             row.anomalous = scores[i] >= self.point.threshold
             if row.anomalous:
-                row.threats = named(over[i])
+                row.threats = threat_names(over[i])
 
 
 def _on_host(pixels: Any) -> list[Pixels]:
