@@ -15,7 +15,7 @@ from gbad_batch.engine.datasets.labels import Gathered
 from gbad_batch.engine.evaluation.bootstrap import Bags, with_intervals
 from gbad_batch.engine.evaluation.measures import AveragePrecision, Measure, Ranking
 from gbad_batch.engine.model.architecture import Architecture
-from gbad_batch.engine.row import THREATS, named
+from gbad_batch.engine.row import THREATS, threat_names
 from gbad_batch.engine.synth import SynthSettings
 from gbad_batch.engine.system.machine import usable_cores
 from gbad_batch.engine.training.data import Labelled, load_labelled
@@ -105,7 +105,7 @@ def _labels(size: Size, work: Path) -> tuple[Path, Labelled]:
     gathered = Gathered()
     for i, path in enumerate(listed.paths):
         split = names[int(np.searchsorted(bounds, i, "right"))]
-        gathered.add(str(path), named(listed.labels[i]), str(pool), split=split, boxes=listed.boxes[i])
+        gathered.add(str(path), threat_names(listed.labels[i]), str(pool), split=split, boxes=listed.boxes[i])
     file = work / f"boxes-{size.images}.json"
     file.write_bytes(write_coco(gathered.labels(file)))
     return file, load_labelled(file, pool)

@@ -25,7 +25,7 @@ from gbad_batch.engine.datasets.labels import Gathered
 from gbad_batch.engine.decode import DecodeLimits, Decoder
 from gbad_batch.engine.evaluation import EvaluateSettings, Evaluation, evaluate
 from gbad_batch.engine.model.architecture import Architecture
-from gbad_batch.engine.row import THREATS, Row, named
+from gbad_batch.engine.row import THREATS, Row, threat_names
 from gbad_batch.engine.synth import SynthSettings, generator_hash, write_archive
 from gbad_batch.engine.training.phases.phase1 import Phase1Settings, Stage
 from gbad_batch.engine.training.phases.phase2 import Phase2Settings
@@ -169,7 +169,7 @@ def _training_labels(work: Path) -> Labels:
             names = [f"{SMALL}/{name}/{Path(image).stem}.bmp" for image in labels.names]
             boxes = tuple(map(_shrunk, boxes, shapes))
         for k, image in enumerate(names):
-            gathered.add(image, named(labels.labels[k]), labels.places[k], split=split, boxes=boxes[k])
+            gathered.add(image, threat_names(labels.labels[k]), labels.places[k], split=split, boxes=boxes[k])
     return gathered.labels(work)
 
 

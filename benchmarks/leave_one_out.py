@@ -18,7 +18,7 @@ from gbad_batch.engine.datasets.coco import write_coco
 from gbad_batch.engine.datasets.labels import Gathered
 from gbad_batch.engine.model.architecture import Architecture
 from gbad_batch.engine.model.network import normalize
-from gbad_batch.engine.row import THREATS, named
+from gbad_batch.engine.row import THREATS, threat_names
 from gbad_batch.engine.synth import SynthSettings, generator_hash
 from gbad_batch.engine.system.durable import write_whole
 from gbad_batch.engine.system.machine import cpu_model, usable_cores
@@ -173,7 +173,9 @@ def _write_labels(file: Path, threat: str, pool: Labelled, images: int) -> None:
             given |= dict.fromkeys(islice(members, round(share * images)), split)
     gathered = Gathered()
     for i, split in sorted(given.items()):
-        gathered.add(str(pool.paths[i]), named(pool.labels[i]), str(file), split=split, boxes=pool.boxes[i])
+        gathered.add(
+            str(pool.paths[i]), threat_names(pool.labels[i]), str(file), split=split, boxes=pool.boxes[i]
+        )
     file.write_bytes(write_coco(gathered.labels(file)))
 
 

@@ -1,4 +1,4 @@
-"""One candidate of the archive, one row of the results: the columns that every stage shares."""
+"""Defines the row of one candidate: the columns that every stage shares."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from typing import Literal
 THREATS = ("gun", "knife", "wrench", "pliers", "scissors")  # SIXray's order, and the logits'
 
 
-def named(flags: Iterable[bool]) -> list[str]:
-    """Name the threats whose flags [5] are set."""
+def threat_names(flags: Iterable[bool]) -> list[str]:
+    """Return the names of the threats whose flags [5] are set."""
     return [threat for threat, flag in zip(THREATS, flags, strict=True) if flag]
 
 
@@ -32,7 +32,7 @@ Status = Literal[
 
 
 class ImageFault(Exception):
-    """A fault of one file or container: it becomes that candidate's row, and the scan goes on."""
+    """A fault of one file or container: it becomes that candidate's row, and the scan continues."""
 
     def __init__(self, status: Status, message: str):
         super().__init__(message)
@@ -49,7 +49,7 @@ class Row:
     uri: str  # absolute; a tar member is `archive.tar!folder/bag.jpg`; `%` and non-UTF-8 bytes encoded
     kind: Kind = "image"
     bytes: int | None = None  # size as listed
-    mtime: int | None = None  # us since the epoch, UTC: what every reader of Parquet can hold
+    mtime: int | None = None  # us since the epoch, UTC: a range that every reader of Parquet supports
     offset: int | None = None  # of a tar member's data, in the decompressed stream
     sha256: Digest | None = None  # of the whole file or member, 32 bytes
     format: str | None = None  # jpeg, png, tiff, bmp, webp, jpeg2000
@@ -72,5 +72,5 @@ class Row:
     threats: list[str] | None = None  # classes at or above their thresholds; null unless anomalous
 
     def fail(self, fault: ImageFault) -> None:
-        """Make this the row of a fault."""
+        """Record a fault as this row's status and error."""
         self.status, self.error = fault.status, str(fault)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..row import THREATS, Row, named
+from ..row import THREATS, Row, threat_names
 from ..system.progress import Progress, silent
 from . import read_labels
 from .duplicates import Prints, fingerprints, look_alikes, merged
@@ -182,7 +182,7 @@ def _findings(one: _Listed, faults: Sequence[Row]) -> ListFindings:
 
 def _combinations(labels: Labels) -> dict[str, int]:
     rows, counts = np.unique(labels.labels, axis=0, return_counts=True)
-    names = [" + ".join(named(row)) or "benign" for row in rows]
+    names = [" + ".join(threat_names(row)) or "benign" for row in rows]
     return dict(sorted(zip(names, counts.tolist(), strict=True), key=lambda pair: -pair[1]))
 
 

@@ -169,27 +169,28 @@ class Listing:
         This is `_entry` and `_file` for what nearly all names are, without a generator for each.
         """
         folder, prefix, names, irregular, _ = frame
+        counts, accept, lstat = self._counts, self._accept, os.lstat
         while names:
             name = names[-1]
             kind = kind_of(name)
-            if kind == "archive" or name[0] == _DOT or name[-1] == _SLASH or name in irregular:
+            if name[-1] == _SLASH or name[0] == _DOT or kind == "archive" or name in irregular:
                 return
             names.pop()
             if kind == "other":
-                self._counts.skip(_dotted(name))
+                counts.skip(_dotted(name))
                 continue
             path = prefix + name
             try:
-                now = os.lstat(path)
+                now = lstat(path)
             except OSError:
                 yield from self._file(folder, path, name)
                 continue
             if not stat.S_ISREG(now.st_mode):  # replaced since its folder was listed
-                self._counts.skip(_special(now.st_mode))
+                counts.skip(_special(now.st_mode))
                 continue
             image = self._image(folder, path, now, kind)
-            self._counts.images += 1
-            if self._accept(image):
+            counts.images += 1
+            if accept(image):
                 yield image
 
     def _scope(self, glob: Patterns) -> Scope | None:

@@ -139,7 +139,7 @@ class GzipStream:
             return False
         if not self._raw and not self._load():
             if self._begun:
-                raise ArchiveFault(f"its gzip stream is cut after {self._raw_position} bytes")
+                raise ArchiveFault(f"its gzip stream ends early, after {self._raw_position} bytes")
             return False
         self._begun = True
         try:
@@ -150,7 +150,7 @@ class GzipStream:
         return True
 
     def _next_gzip_member(self) -> bool:
-        """Start on what follows a finished gzip member; padding and trailing garbage are no member."""
+        """Start on what follows a finished gzip member; padding and trailing garbage are skipped."""
         self._raw = self._raw.lstrip(b"\0")
         while not self._raw:
             if not self._load():
@@ -193,7 +193,9 @@ def members(stream: TarStream) -> Iterator[Member]:
         if not _is_header(block):
             if zeros:  # garbage after the end mark
                 break
-            raise ArchiveFault(f"the header at byte {at} is {'cut' if len(block) < BLOCK else 'damaged'}")
+            raise ArchiveFault(
+                f"the header at byte {at} is {'truncated' if len(block) < BLOCK else 'damaged'}"
+            )
         zeros = 0
         member = _entry(stream, block, common)
         if member:
@@ -203,7 +205,7 @@ def members(stream: TarStream) -> Iterator[Member]:
 
 
 def _entry(stream: TarStream, block: bytes, common: dict[bytes, bytes]) -> Member | None:
-    """Read one entry with the extended headers before it; None for what describes no entry."""
+    """Read one entry with the extended headers before it; None if they describe none."""
     extended: dict[bytes, bytes] = {}
     while (flag := block[156:157]) in (b"x", b"X", b"g", b"L", b"K"):
         data = _extended_data(stream, block)
@@ -217,12 +219,14 @@ def _entry(stream: TarStream, block: bytes, common: dict[bytes, bytes]) -> Membe
         at = stream.position
         block = stream.read(BLOCK)
         if not _is_header(block):
-            raise ArchiveFault(f"the header at byte {at} is {'cut' if len(block) < BLOCK else 'damaged'}")
+            raise ArchiveFault(
+                f"the header at byte {at} is {'truncated' if len(block) < BLOCK else 'damaged'}"
+            )
     return _member(stream, block, {**common, **extended})
 
 
 def _limit(common: dict[bytes, bytes], records: dict[bytes, bytes]) -> None:
-    """Keep of a global header only what is used: it holds for the whole rest of the archive."""
+    """Keep only the used records of a global header: they hold for the rest of the archive."""
     common.update({key: value for key, value in records.items() if key in (b"mtime", b"path", b"size")})
 
 
@@ -262,7 +266,7 @@ def _member(stream: TarStream, block: bytes, pax: dict[bytes, bytes]) -> Member:
 
 
 def _skip_sparse_map(stream: TarStream, block: bytes) -> None:
-    """Pass the blocks that go on with the map of an old GNU sparse member."""
+    """Skip the blocks that continue the map of an old GNU sparse member."""
     more = block[482]
     while more:
         block = stream.read(BLOCK)
@@ -318,7 +322,7 @@ def _whole_seconds(seconds: int | None) -> int | None:
 
 
 def _microseconds(text: bytes) -> int | None:
-    """Read PAX's decimal seconds exactly, which a float could not; -1.5 is 1.5 s before the epoch."""
+    """Read PAX's decimal seconds exactly, as a float could not; -1.5 is 1.5 s before the epoch."""
     sign = -1 if text.startswith(b"-") else 1
     whole, _, fraction = text.lstrip(b"-").partition(b".")
     seconds, part = _decimal(whole), _decimal((fraction + b"0" * 6)[:6])

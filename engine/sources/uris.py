@@ -1,4 +1,4 @@
-"""How a path becomes the `uri` of a row, and back."""
+"""Converts a path to the `uri` of a row, and back."""
 
 import re
 
@@ -9,7 +9,7 @@ _ENCODED = re.compile(r"%([0-9A-Fa-f]{2})")
 
 
 def uri_of(path: bytes, member: bytes | None = None) -> str:
-    """Write an absolute path, and the name of a tar member in it, as text that loses nothing.
+    """Write an absolute path, with the name of a tar member in it if any, as text without loss.
 
     The percent sign and every byte that is not UTF-8 are percent-encoded; nothing else is, so control
     characters stay: whoever prints a uri escapes them (`shown`).
@@ -25,28 +25,24 @@ def uri_of(path: bytes, member: bytes | None = None) -> str:
 
 
 def parts_of(uri: str, in_archive: bool) -> tuple[bytes, bytes | None]:
-    """Give back the path and the member's name that `uri_of` was called with.
+    """Return the path and the member's name that `uri_of` was called with.
 
     `in_archive` is whether the row has an offset: a file's own name may hold `!` too. The archive is the
     shortest part before a `!` that ends like an archive, or else before the first `!`.
     """
     whole = b"".join(
-        bytes([int(piece, 16)]) if odd else piece.encode() for odd, piece in _pieces(_ENCODED.split(uri))
+        bytes([int(piece, 16)]) if index % 2 else piece.encode()  # every second piece is hexadecimal
+        for index, piece in enumerate(_ENCODED.split(uri))
     )
     if not in_archive:
         return whole, None
-    cuts = [at.start() for at in re.finditer(b"!", whole)]
-    if not cuts:
+    marks = [at.start() for at in re.finditer(b"!", whole)]
+    if not marks:
         raise ValueError(f"{uri!r} is not the uri of an archive's member")
-    cut = next((at for at in cuts if is_archive(whole[:at])), cuts[0])
-    return whole[:cut], whole[cut + 1 :]
-
-
-def _pieces(split: list[str]) -> list[tuple[bool, str]]:
-    """Mark the hexadecimal pieces of a split by `_ENCODED`: every second one."""
-    return [(index % 2 == 1, piece) for index, piece in enumerate(split)]
+    mark = next((at for at in marks if is_archive(whole[:at])), marks[0])
+    return whole[:mark], whole[mark + 1 :]
 
 
 def shown(path: bytes) -> str:
-    """Write a path for a person, in quotes, with everything escaped that could steer a terminal."""
+    """Quote a path for a person, with everything escaped that could control a terminal."""
     return f"'{escaped(uri_of(path))}'"

@@ -13,7 +13,7 @@ from ...export import engine_for
 from ..bundle import DEMO_SENTENCE, Bundle, StoredPoint, default_bundle_path, operating_point
 from ..errors import Refused, Stopped
 from ..model.decision import Decision, on_device
-from ..row import ImageFault, Row, named
+from ..row import ImageFault, Row, threat_names
 from ..runtime import OUTPUTS, WITH_STREAMS, EngineFailed, Outputs, Runner, open_engine
 from ..settings import ScanSettings
 from .plan import WorkPlan, plan_for
@@ -223,7 +223,7 @@ class Scorer:
             row.reconstruction_loss, row.feature_matching_loss = reconstruction, matching
             row.anomaly_score, row.anomalous = score, alarm
             if alarm:
-                row.threats = named(flags)
+                row.threats = threat_names(flags)
 
 
 def _devices(asked: str, device: str) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..row import THREATS, named
+from ..row import THREATS, threat_names
 from .data import Labelled
 from .pixels import decoded
 
@@ -78,7 +78,7 @@ def draw_samples(folder: Path, chosen: Labelled, found: NDArray[np.float32], siz
 
 
 def _names(truth: NDArray[np.bool_]) -> str:
-    return ", ".join(named(truth)) or "benign"
+    return ", ".join(threat_names(truth)) or "benign"
 
 
 def _column(lines: Sequence[Mapping[str, Any]], key: str) -> list[float]:
