@@ -9,7 +9,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from .decode import DecodeLimits, Decoder
-from .decode.batch import BatchDecoder, Encoded
+from .decode.batch import BatchDecoder
+from .decode.coded_image import CodedImage
 from .decode.isolated import IsolatedDecoder
 from .errors import Refused, Stopped, TooManyFailures
 from .pipeline import Halted, Pipeline
@@ -121,7 +122,7 @@ class Scan:
 
     def _decode(
         self, journal: Journal | None, suspects: frozenset[bytes], candidate: Candidate
-    ) -> tuple[Row, Pixels | Encoded | None]:
+    ) -> tuple[Row, Pixels | CodedImage | None]:
         """Read and decode one candidate; apart, where it is suspected of having ended an earlier run."""
         row = candidate.row
         if row.status is not None:
@@ -146,7 +147,7 @@ class Scan:
         if isinstance(self._decoder, BatchDecoder) and batch.images:
             around = (lambda rows: journal.decoding(*map(key_of, rows))) if journal else nullcontext
             with self.progress.timed("decode together"):
-                batch.images, batch.pixels = self._decoder.together(batch.images, batch.pixels, around)
+                batch.images, batch.pixels = self._decoder.decode_batch(batch.images, batch.pixels, around)
         return batch
 
     def _open(self, stack: ExitStack) -> None:
@@ -223,7 +224,7 @@ class _LimitReached(Exception):
 def flow(
     pipeline: Pipeline,
     found: Iterable[T],
-    decode: Callable[[T], tuple[Row, Pixels | Encoded | None]],
+    decode: Callable[[T], tuple[Row, Pixels | CodedImage | None]],
     score: Callable[[Batch], Batch],
     plan: Plan,
     together: Callable[[Batch], Batch] = lambda batch: batch,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..export import engine_for
 from .bundle import DEMO_SENTENCE, Bundle, default_bundle_path, operating_point
-from .decode.batch import Encoded
+from .decode.coded_image import CodedImage
 from .errors import Refused, Stopped
 from .model.decision import Decision, on_device
 from .plan import Plan, plan_for
@@ -36,7 +36,7 @@ class Batch:
     outputs: Outputs | None = None  # None until scored, and where no row has pixels
 
 
-def batches(decoded: Iterable[tuple[Row, Pixels | Encoded | None]], size: int) -> Iterator[Batch]:
+def batches(decoded: Iterable[tuple[Row, Pixels | CodedImage | None]], size: int) -> Iterator[Batch]:
     """Gather images into batches of `size`; rows without pixels travel along."""
     batch = Batch()
     for row, pixels in decoded:

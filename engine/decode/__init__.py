@@ -30,10 +30,10 @@ from ..row import ImageFault, Row
 from ..sources.faults import patiently
 from ..text import one_line
 from .budget import PixelBudget, ScratchBuffer
+from .coded_image import CodedImage, DecodeLimits, Layout
 from .header import inspect
 from .native import cpu_decoder, nvimagecodec
 from .resize import Pixels, Resizer
-from .stream import DecodeLimits, Layout, Stream
 
 __all__ = ["DecodeLimits", "Decoder"]
 
@@ -72,33 +72,33 @@ class Decoder:
         Raises MemoryError, a fault of the machine, after some seconds of trying; every fault of the file
         becomes the status of the row.
         """
-        stream = self.gate(row, blob)
-        return None if stream is None else self.pixels(row, stream, out)
+        image = self.gate(row, blob)
+        return None if image is None else self.pixels(row, image, out)
 
-    def gate(self, row: Row, blob: bytes) -> Stream | None:
+    def gate(self, row: Row, blob: bytes) -> CodedImage | None:
         """Check what the header tells, the first half of a call; None is a bad image."""
         try:
-            stream = inspect(row, blob, self.limits)
+            image = inspect(row, blob, self.limits)
         except Exception as error:  # noqa: BLE001 - whatever a file provokes becomes its row
             return _fail(row, error)
-        row.warnings = "; ".join(stream.warnings) or None
-        return stream
+        row.warnings = "; ".join(image.warnings) or None
+        return image
 
     def pixels(
-        self, row: Row, stream: Stream, out: npt.NDArray[np.uint8] | None = None
+        self, row: Row, image: CodedImage, out: npt.NDArray[np.uint8] | None = None
     ) -> npt.NDArray[np.uint8] | None:
         """Decode what the gate let through, the second half of a call; `out` as there."""
         try:
-            pixels = self._first_try(row, stream, out)
+            pixels = self._first_try(row, image, out)
             if pixels is None:
-                pixels = patiently(partial(self._decode_alone, row, stream, out))
+                pixels = patiently(partial(self._decode_alone, row, image, out))
         except Exception as error:  # noqa: BLE001 - as above
             return _fail(row, error)
         row.status = "ok"
         return pixels
 
     def _first_try(
-        self, row: Row, stream: Stream, out: npt.NDArray[np.uint8] | None
+        self, row: Row, image: CodedImage, out: npt.NDArray[np.uint8] | None
     ) -> npt.NDArray[np.uint8] | None:
         """Decode beside other threads; None is a failure, for whatever reason."""
         assert row.width is not None
@@ -106,14 +106,14 @@ class Decoder:
         pixels = row.width * row.height
         self._budget.take(pixels)
         try:
-            return self._decode(row, stream, out)
+            return self._decode(row, image, out)
         except Exception:  # noqa: BLE001 - native decoders do not tell a lack of memory from bad data
             return None
         finally:
             self._budget.give(pixels)
 
     def _decode_alone(
-        self, row: Row, stream: Stream, out: npt.NDArray[np.uint8] | None
+        self, row: Row, image: CodedImage, out: npt.NDArray[np.uint8] | None
     ) -> npt.NDArray[np.uint8]:
         """Decode with no other image in flight and room known to be free: a failure now is the file's."""
         assert row.width is not None
@@ -122,14 +122,16 @@ class Decoder:
         try:
             _check_room(row.width * row.height)
             try:
-                return self._decode(row, stream, out)
+                return self._decode(row, image, out)
             except Exception:
                 _check_room(row.width * row.height)
                 raise
         finally:
             self._budget.give(self._budget.capacity)
 
-    def _decode(self, row: Row, stream: Stream, out: npt.NDArray[np.uint8] | None) -> npt.NDArray[np.uint8]:
+    def _decode(
+        self, row: Row, image: CodedImage, out: npt.NDArray[np.uint8] | None
+    ) -> npt.NDArray[np.uint8]:
         width, height, size = row.width, row.height, self.input_size
         assert width is not None
         assert height is not None
@@ -137,20 +139,20 @@ class Decoder:
             out = np.empty((height, width, 3) if size is None else (size, size, 3), np.uint8)
         as_stored = size is None or width == height == size
         if row.format != "jpeg":
-            stored = self._read_other(stream, width, height)
-        elif as_stored and stream.layout == "rgb":
-            return self._read_jpeg(row, stream, "RGB", out)
+            stored = self._read_other(image, width, height)
+        elif as_stored and image.layout == "rgb":
+            return self._read_jpeg(row, image, "RGB", out)
         else:
-            space, channels = _JPEG_SPACES[stream.layout]
-            stored = self._read_jpeg(row, stream, space, self._scratch.array(height, width, channels))
-        flat = _flatten(stored, stream)
-        _write(flat if as_stored or self._resize is None else self._resize(flat), stream.depth, out)
+            space, channels = _JPEG_SPACES[image.layout]
+            stored = self._read_jpeg(row, image, space, self._scratch.array(height, width, channels))
+        flat = _flatten(stored, image)
+        _write(flat if as_stored or self._resize is None else self._resize(flat), image.depth, out)
         return out
 
-    def _read_jpeg(self, row: Row, stream: Stream, space: str, pixels: Pixels) -> Any:
+    def _read_jpeg(self, row: Row, image: CodedImage, space: str, pixels: Pixels) -> Any:
         """Decode an 8-bit JPEG into [height, width, C]; damage that can be stepped over is a warning."""
         try:
-            return self._decode_jpeg(stream.data, space, buffer=pixels)
+            return self._decode_jpeg(image.data, space, buffer=pixels)
         except ValueError as error:
             said = one_line(error)
         if "memory" in said.lower():
@@ -158,20 +160,20 @@ class Decoder:
         if "Premature end of JPEG" in said:
             raise ImageFault("truncated", "the JPEG's data end before its last line")
         pixels.fill(0)
-        self._decode_jpeg(stream.data, space, buffer=pixels, strict=False)
-        row.warnings = "; ".join((*stream.warnings, said))
+        self._decode_jpeg(image.data, space, buffer=pixels, strict=False)
+        row.warnings = "; ".join((*image.warnings, said))
         return pixels
 
-    def _read_other(self, stream: Stream, width: int, height: int) -> Pixels:
+    def _read_other(self, image: CodedImage, width: int, height: int) -> Pixels:
         """Decode by nvImageCodec into [height, width, C] as stored, C as the layout says."""
         nvimgcodec = nvimagecodec()
         if not hasattr(self._local, "decoder"):  # shared between threads, it corrupts images in silence
             self._local.decoder = cpu_decoder(1)
-        code = nvimgcodec.CodeStream(stream.data)
+        code = nvimgcodec.CodeStream(image.data)
         if (code.width, code.height) != (width, height):
             raise ImageFault("undecodable", f"the decoder sees {code.width} x {code.height} pixels")
-        channels = _CHANNELS[stream.layout]
-        dtype = np.uint8 if stream.depth == 8 else np.uint16
+        channels = _CHANNELS[image.layout]
+        dtype = np.uint8 if image.depth == 8 else np.uint16
         pixels = self._scratch.array(height, width, channels, dtype)
         pixels.fill(0)
         form = {1: nvimgcodec.I_Y, 3: nvimgcodec.I_RGB, 4: nvimgcodec.I_RGBA}[channels]
@@ -179,11 +181,11 @@ class Decoder:
         params = nvimgcodec.DecodeParams(
             apply_exif_orientation=False,
             color_spec=color,
-            allow_any_depth=stream.depth != 8,
+            allow_any_depth=image.depth != 8,
             sample_format=form,
         )
-        image = nvimgcodec.as_image(pixels, sample_format=form, color_spec=color)
-        if self._local.decoder.decode([code], images=[image], params=params)[0] is None:
+        target = nvimgcodec.as_image(pixels, sample_format=form, color_spec=color)
+        if self._local.decoder.decode([code], images=[target], params=params)[0] is None:
             raise ImageFault("undecodable", "the decoder cannot read the picture's data")
         return pixels
 
@@ -210,21 +212,21 @@ def _check_room(pixels: int) -> None:
     np.empty(ROOM_BYTES + ROOM_BYTES_A_PIXEL * pixels, np.uint8)
 
 
-def _flatten(stored: Pixels, stream: Stream) -> Pixels:
+def _flatten(stored: Pixels, image: CodedImage) -> Pixels:
     """Bring stored pixels to gray, RGB or RGBX [H, W, 1, 3 or 4] at their own depth, 0 as black."""
-    if stream.invert:
+    if image.invert:
         np.subtract(np.iinfo(stored.dtype).max, stored, out=stored)
-    if stream.key is not None:
-        stored[(stored == np.array(stream.key, stored.dtype)).all(axis=2)] = np.iinfo(stored.dtype).max
-    if stream.layout in ("gray", "rgb"):
+    if image.key is not None:
+        stored[(stored == np.array(image.key, stored.dtype)).all(axis=2)] = np.iinfo(stored.dtype).max
+    if image.layout in ("gray", "rgb"):
         return stored
-    top = (1 << stream.depth) - 1
+    top = (1 << image.depth) - 1
     last, colors = stored[..., 3:].astype(np.uint32), stored[..., :3]
-    if stream.layout == "premultiplied":
+    if image.layout == "premultiplied":
         return np.minimum(colors + (top - last), top).astype(stored.dtype)
-    if stream.layout == "rgba":
+    if image.layout == "rgba":
         return (top - ((top - colors) * last + top // 2) // top).astype(stored.dtype)
-    if stream.layout == "cmyk":
+    if image.layout == "cmyk":
         colors, last = top - colors, top - last
     return ((colors * last + top // 2) // top).astype(stored.dtype)
 
@@ -233,7 +235,7 @@ def _write(pixels: Pixels, depth: int, out: npt.NDArray[np.uint8]) -> None:
     """Write gray, RGB or RGBX of `depth` bits a sample as RGB, rounded to 256 levels of the full range."""
     if pixels.dtype != np.uint8:
         top = (1 << depth) - 1
-        pixels = (pixels.astype(np.uint32) * 255 + top // 2) // top
+        pixels = ((pixels.astype(np.uint32) * 255 + top // 2) // top).astype(np.uint8)
     channels = pixels.shape[2]
     if channels == 3:
         out[...] = pixels
