@@ -18,7 +18,8 @@ from PIL import Image
 from gbad_batch.engine import Scan, ScanSettings
 from gbad_batch.engine.bundle import Bundle
 from gbad_batch.engine.decode import DecodeLimits, Decoder, batch, device
-from gbad_batch.engine.decode.batch import BatchDecoder, Encoded
+from gbad_batch.engine.decode.batch import BatchDecoder
+from gbad_batch.engine.decode.coded_image import CodedImage
 from gbad_batch.engine.errors import DeviceLost
 from gbad_batch.engine.results import journal_path
 from gbad_batch.engine.results.journal import running
@@ -83,7 +84,9 @@ def decoded(
     rows = [Row(str(i), sha256=hashlib.sha256(blob).digest()) for i, blob in enumerate(blobs)]
     images = [decode(row, blob) for row, blob in zip(rows, blobs, strict=True)]
     waiting = [(row, image) for row, image in zip(rows, images, strict=True) if image is not None]
-    kept, pixels = decode.together([row for row, _ in waiting], [image for _, image in waiting], **options)
+    kept, pixels = decode.decode_batch(
+        [row for row, _ in waiting], [image for _, image in waiting], **options
+    )
     return rows, kept, pixels.cpu().numpy() if hasattr(pixels, "cpu") else pixels
 
 
@@ -134,7 +137,7 @@ def test_jpegs_are_decoded_together_to_the_scans_pixels(
     decode: BatchDecoder, alone: Decoder, gpu: int | None, kind: str
 ) -> None:
     blob = KINDS[kind]()
-    assert isinstance(decode(Row("0"), blob), Encoded)
+    assert isinstance(decode(Row("0"), blob), CodedImage)
     (row,), (kept,), (pixels,) = decoded(decode, [blob])
     wanted_row, wanted = one(alone, blob)
     assert kept is row
@@ -193,7 +196,7 @@ def test_no_more_is_decoded_at_once_than_memory_allows(
     decode: BatchDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, _, wanted = decoded(decode, jpegs(3))
-    monkeypatch.setattr(batch, "TOGETHER_PIXELS", 1)
+    monkeypatch.setattr(batch, "BATCH_PIXELS", 1)
     _, kept, pixels = decoded(decode, jpegs(3))
     assert [row.uri for row in kept] == ["0", "1", "2"]
     assert np.array_equal(pixels, wanted)
@@ -262,7 +265,7 @@ def test_those_that_wait_are_named_while_they_are_decoded(decode: BatchDecoder) 
         named.append([row.uri for row in rows])
         yield
 
-    decoded(decode, [*jpegs(2), saved(bag(1), "PNG"), *jpegs(3, first=2)], around=around)
+    decoded(decode, [*jpegs(2), saved(bag(1), "PNG"), *jpegs(3, first=2)], guard=around)
     assert named == [["0", "1", "3", "4", "5"]]
 
 
@@ -301,18 +304,21 @@ def test_what_looks_left_out_is_decoded_once_more(decode: BatchDecoder, alone: D
 
 def test_the_graph_decodes_whole_images_alone(gpu: int | None) -> None:
     """Decoding of a part of an image is known to crash."""
-    from gbad_batch.engine.decode.dali_graph import Form, define
+    from gbad_batch.engine.decode.dali_graph import GraphSettings, define
 
-    form, options = Form(SIZE, MOST, 1, gpu, 0.5), {"batch_size": MOST, "num_threads": 1, "device_id": gpu}
+    form, options = (
+        GraphSettings(SIZE, MOST, 1, gpu, 0.5),
+        {"batch_size": MOST, "num_threads": 1, "device_id": gpu},
+    )
     graphs = [define(form, encoded, **options).serialize() for encoded in (True, False)]
     found = re.findall(rb"decoders__\w+|slice|crop|roi", b"".join(graphs), re.IGNORECASE)
     assert set(found) == {b"decoders__Image"}
 
 
 def test_a_graph_goes_on_after_a_bad_image_and_takes_no_empty_batch(gpu: int | None) -> None:
-    from gbad_batch.engine.decode.dali_graph import Form, Graph
+    from gbad_batch.engine.decode.dali_graph import DaliGraph, GraphSettings
 
-    graph = Graph(Form(SIZE, MOST, 1, gpu, 0.5), encoded=True)
+    graph = DaliGraph(GraphSettings(SIZE, MOST, 1, gpu, 0.5), encoded=True)
     good = [np.frombuffer(blob, np.uint8) for blob in jpegs(3)]
     bad = np.frombuffer(without_tables(jpegs(1)[0]), np.uint8)
     wanted = graph(good, [7, 8, 9])
@@ -324,7 +330,7 @@ def test_a_graph_goes_on_after_a_bad_image_and_takes_no_empty_batch(gpu: int | N
                 graph(images, ids)
         found = graph(good[1:], [4, 5])
         assert found.ids == [4, 5]
-        assert found.marks == wanted.marks[1:]
+        assert found.fingerprints == wanted.fingerprints[1:]
 
 
 # --- scans --------------------------------------------------------------------------------------------
@@ -343,12 +349,12 @@ class LosingDecoder(BatchDecoder):
 
     batches = 0
 
-    def together(self, rows: Sequence[Row], images: Sequence[Any], around: Any) -> Any:  # type: ignore[override]
+    def decode_batch(self, rows: Sequence[Row], images: Sequence[Any], around: Any) -> Any:  # type: ignore[override]
         self.batches += 1
         if self.batches == 2:
             with around(rows):
                 raise DeviceLost("the GPU failed")
-        return super().together(rows, images, around)
+        return super().decode_batch(rows, images, around)
 
 
 class LosingScan(GraphScan):
@@ -434,7 +440,7 @@ def test_the_hardware_writes_into_nothing_that_is_still_read(gpu: int) -> None:
     for step in range(100):
         rows = [Row(str(i)) for i in range(64)]
         images = [decode(row, blob) for row, blob in zip(rows, sets[step % 2], strict=True)]
-        kept, pixels = decode.together(rows, [image for image in images if image is not None])
+        kept, pixels = decode.decode_batch(rows, [image for image in images if image is not None])
         assert len(kept) == 64
         reader.synchronize()  # as a lane does before it gives up what it has read
         held = pixels

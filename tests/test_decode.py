@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from gbad_batch.engine.decode import DecodeLimits, Decoder, PixelBudget
+from gbad_batch.engine.decode import DecodeLimits, Decoder
+from gbad_batch.engine.decode.budget import PixelBudget
 from gbad_batch.engine.row import Row
 
 HEIGHT, WIDTH, SIZE = 61, 83, 32
@@ -625,11 +626,12 @@ def test_pixels_in_flight_are_bounded_and_served_in_turn() -> None:
     first, release = threading.Event(), threading.Event()
 
     def hold(name: str, pixels: int, wait: bool = False) -> None:
-        with budget.hold(pixels):
-            order.append(name)
-            if wait:
-                first.set()
-                release.wait(10)
+        budget.take(pixels)
+        order.append(name)
+        if wait:
+            first.set()
+            release.wait(10)
+        budget.give(pixels)
 
     threads = [threading.Thread(target=hold, args=("small", 60, True))]
     threads[0].start()

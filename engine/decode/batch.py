@@ -1,4 +1,4 @@
-"""Decoding for a GPU: each image up to the gate by itself, the JPEGs then a batch at a time.
+"""Decode for a GPU: check each header by itself, then decode the JPEGs a batch at a time.
 
 Who decodes an image follows from its own header alone. What nvJPEG decodes as libjpeg does (baseline and
 progressive JPEGs, gray or of the usual samplings, of moderate size) waits for its batch; CMYK, odd samplings
@@ -15,7 +15,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,90 +24,83 @@ from ..errors import Refused
 from ..row import Row
 from ..text import one_line
 from . import Decoder
-from .memory import HostMemory
-from .stream import Stream
+from .coded_image import CodedImage
+from .host_memory import HostMemory
 
 if TYPE_CHECKING:
-    from .dali_graph import Seen
+    from .dali_graph import DecodedBatch
 
 LARGEST_PIXELS = 16_000_000  # of an image that waits for its batch: what a batch holds is bounded,
 LARGEST_BYTES = 4 << 20  # on the GPU and on the way to it
-TOGETHER_PIXELS = 256_000_000  # of images decoded at once; three bytes each on the GPU
+BATCH_PIXELS = 256_000_000  # decoded at once; three bytes each on the GPU
 READING = 0.25  # share of the cores that read, hash and look at headers; the decoders have the others
-REMEMBERED = 4096  # marks of images, to find one's pixels under another's name
+KEPT_FINGERPRINTS = 4096  # of recent images, to notice one's pixels under another's name
 
 Pixels = npt.NDArray[np.uint8]  # [S, S, 3]
-Around = Callable[[Sequence[Row]], AbstractContextManager[object]]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """An image that has passed the gate and waits to be decoded with others."""
-
-    stream: Stream
+RowsGuard = Callable[[Sequence[Row]], AbstractContextManager[object]]
 
 
 class BatchDecoder:
     """Decodes images for a GPU, or the same way by DALI's CPU operators, where `gpu` is None.
 
-    Calls for single images may come from many threads, `together` from one at a time. `most` images are
+    Calls for single images may come from many threads, `decode_batch` from one at a time. `most` images are
     decoded at once, `hardware_share` of them by the GPU's JPEG hardware. Raises Refused where DALI cannot be
     used.
     """
 
-    def __init__(self, alone: Decoder, gpu: int | None, most: int, threads: int, hardware_share: float):
-        assert alone.input_size is not None
-        self._size = alone.input_size
-        self._alone = alone
+    def __init__(self, decode_one: Decoder, gpu: int | None, most: int, threads: int, hardware_share: float):
+        assert decode_one.input_size is not None
+        self._size = decode_one.input_size
+        self._decode_one = decode_one
         self._most = most
-        self._marks: OrderedDict[tuple[int, float], bytes | None] = OrderedDict()
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode alone")
+        self._fingerprints: OrderedDict[tuple[int, float], bytes | None] = OrderedDict()
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode one")
         cores = max(1, threads - round(READING * threads))
         try:
-            from .dali_graph import Form
+            from .dali_graph import GraphSettings
             from .device import DeviceDecoder
 
             self._memory = _memory(gpu)
-            form = Form(self._size, most, cores, gpu, hardware_share)
-            self._decode = DeviceDecoder(form, self._memory)
+            graph = GraphSettings(self._size, most, cores, gpu, hardware_share)
+            self._decode = DeviceDecoder(graph, self._memory)
         except (ImportError, RuntimeError, MemoryError) as error:
             where = "the CPU" if gpu is None else f"cuda:{gpu}"
             raise Refused(
                 f"DALI cannot decode on {where} ({one_line(error)[-300:]}); use --device cpu"
             ) from error
 
-    def __call__(self, row: Row, blob: bytes) -> Pixels | Encoded | None:
-        """Decode one file as `Decoder` does, or have it wait for its batch; None is a bad image."""
-        stream = self._alone.gate(row, blob)
-        if stream is None:
+    def __call__(self, row: Row, blob: bytes) -> Pixels | CodedImage | None:
+        """Decode one file as `Decoder` does, or return what waits for its batch; None is a bad image."""
+        image = self._decode_one.gate(row, blob)
+        if image is None:
             return None
         small = math.prod(_shape(row)) <= LARGEST_PIXELS and len(blob) <= LARGEST_BYTES
-        return Encoded(stream) if stream.nvjpeg and small else self._alone.pixels(row, stream)
+        return image if image.nvjpeg and small else self._decode_one.pixels(row, image)
 
-    def together(
-        self, rows: Sequence[Row], images: Sequence[Pixels | Encoded], around: Around = nullcontext
+    def decode_batch(
+        self, rows: Sequence[Row], images: Sequence[Pixels | CodedImage], guard: RowsGuard = nullcontext
     ) -> tuple[list[Row], Any]:
         """Decode what waits and bring all to the device; `images` are what single calls gave for `rows`.
 
         Returns the rows that have pixels, in their order, and these, uint8 [n, S, S, 3]: a torch tensor on
         the GPU, a numpy array for CPU operators. They are finished; the caller gives them up only when nobody
-        reads them any more. The status of the other rows says why they have none. `around` is entered with
+        reads them any more. The status of the other rows says why they have none. `guard` is entered with
         the rows that wait. Raises DeviceLost, Stopped, MemoryError.
         """
-        waiting = {i: image.stream for i, image in enumerate(images) if isinstance(image, Encoded)}
-        alone = {i: image for i, image in enumerate(images) if not isinstance(image, Encoded)}
+        waiting = {i: image for i, image in enumerate(images) if isinstance(image, CodedImage)}
+        finished = {i: image for i, image in enumerate(images) if not isinstance(image, CodedImage)}
         parts: list[tuple[list[int], Any]] = []
-        with around([rows[i] for i in waiting]), self._memory.here():
+        with guard([rows[i] for i in waiting]), self._memory.here():
             for ids in self._chunks(rows, list(waiting)):
-                seen = self._decode(ids, [waiting[i] for i in ids], [_shape(rows[i]) for i in ids])
-                part = self._sifted(rows, seen) if seen else ([], None)
+                decoded = self._decode(ids, [waiting[i] for i in ids], [_shape(rows[i]) for i in ids])
+                part = self._reliable(rows, decoded) if decoded else ([], None)
                 parts.append(part)
                 left = sorted(set(ids).difference(part[0]))
-                found = self._pool.map(lambda i: self._alone.pixels(rows[i], waiting[i]), left)
-                alone |= {i: pixels for i, pixels in zip(left, found, strict=True) if pixels is not None}
-            if alone:
-                order = sorted(alone)
-                parts.append((order, self._memory.put(np.stack([alone[i] for i in order]))))
+                retried = self._pool.map(lambda i: self._decode_one.pixels(rows[i], waiting[i]), left)
+                finished |= {i: pixels for i, pixels in zip(left, retried, strict=True) if pixels is not None}
+            if finished:
+                order = sorted(finished)
+                parts.append((order, self._memory.put(np.stack([finished[i] for i in order]))))
             return self._joined(rows, [part for part in parts if part[0]])
 
     def _chunks(self, rows: Sequence[Row], waiting: Sequence[int]) -> Iterator[list[int]]:
@@ -116,7 +108,7 @@ class BatchDecoder:
         chunk, held = list[int](), 0
         for i in waiting:
             pixels = math.prod(_shape(rows[i]))
-            if chunk and (len(chunk) == self._most or held + pixels > TOGETHER_PIXELS):
+            if chunk and (len(chunk) == self._most or held + pixels > BATCH_PIXELS):
                 yield chunk
                 chunk, held = [], 0
             chunk.append(i)
@@ -124,23 +116,25 @@ class BatchDecoder:
         if chunk:
             yield chunk
 
-    def _sifted(self, rows: Sequence[Row], seen: "Seen") -> tuple[list[int], Any]:
-        """Take what is beyond doubt, positions and pixels.
+    def _reliable(self, rows: Sequence[Row], decoded: "DecodedBatch") -> tuple[list[int], Any]:
+        """Return the positions and pixels of the images that were certainly decoded.
 
         An image that the hardware left out without a word shows what stood in its place before: one colour,
         or another image of late. True ones of one colour, and copies in other files, are decoded once more.
         """
         good = []
-        for k, (i, plain, mark) in enumerate(zip(seen.ids, seen.plain, seen.marks, strict=True)):
-            if not plain and self._marks.setdefault(mark, rows[i].sha256) == rows[i].sha256:
+        for k, (i, uniform, fingerprint) in enumerate(
+            zip(decoded.ids, decoded.uniform, decoded.fingerprints, strict=True)
+        ):
+            if not uniform and self._fingerprints.setdefault(fingerprint, rows[i].sha256) == rows[i].sha256:
                 good.append(k)
-        while len(self._marks) > REMEMBERED:
-            self._marks.popitem(last=False)
-        pixels = self._memory.of(seen.pixels)
-        if len(good) < len(seen.ids):
+        while len(self._fingerprints) > KEPT_FINGERPRINTS:
+            self._fingerprints.popitem(last=False)
+        pixels = self._memory.of(decoded.pixels)
+        if len(good) < len(decoded.ids):
             pixels = pixels[good]
             self._memory.wait()  # for DALI gets its own back
-        return [seen.ids[k] for k in good], pixels
+        return [decoded.ids[k] for k in good], pixels
 
     def _joined(self, rows: Sequence[Row], parts: Sequence[tuple[list[int], Any]]) -> tuple[list[Row], Any]:
         """Put parts together in the order of the rows; what is whole already stays where it is."""
@@ -161,7 +155,7 @@ class BatchDecoder:
 def _memory(gpu: int | None) -> HostMemory:
     if gpu is None:
         return HostMemory()
-    from .memory_cuda import DeviceMemory
+    from .device_memory import DeviceMemory
 
     return DeviceMemory(gpu)
 

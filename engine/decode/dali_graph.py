@@ -8,12 +8,13 @@ What is reported to go wrong in these libraries is kept out here:
 - `ANY_DATA` as output type corrupts memory with gray JPEGs: it is always RGB.
 - An empty batch breaks a pipeline for good, as inputs of different lengths do: neither is fed.
 - The legacy executor is of no use after a bad image, and its outputs do not last: it is always the dynamic
-  one, and who an image is comes out of the graph with it, so that nothing stale passes for it.
+  one, and image ids pass through the graph, so that stale outputs are detected.
 - The JPEG hardware writes into memory that was freed while a kernel still reads it, whatever the order of
   streams says (pytorch/vision#9606, meta-pytorch/torchcodec#1634). So one batch at a time is under way, and
-  `Graph` waits for its end: when the next is decoded, nothing that DALI has freed is in use.
+  `DaliGraph` waits for its end: when the next is decoded, nothing that DALI has freed is in use.
 - The hardware may skip an image and report success (MrNeRF/LichtFeld-Studio#1924), which leaves what was in
-  that memory before: `Seen` tells images of one colour, and gives each a mark to find repetitions by.
+  that memory before: `DecodedBatch` tells images of one colour, and has fingerprints to notice
+  repetitions.
 """
 
 from collections.abc import Sequence
@@ -27,8 +28,8 @@ from nvidia.dali.pipeline import pipeline_def
 
 
 @dataclass(frozen=True)
-class Form:
-    """What a graph makes, and with what."""
+class GraphSettings:
+    """Settings of a graph."""
 
     size: int  # pixels a side
     most: int  # images a batch
@@ -38,21 +39,21 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a graph made of n images."""
+class DecodedBatch:
+    """The n images that a graph decoded and resized."""
 
     ids: list[int]
     pixels: Any  # DALI's tensor list, uint8 [n, size, size, 3] RGB, on the GPU or the host; kept alive by it
-    plain: npt.NDArray[np.bool_]  # [n]: all samples are equal
-    marks: list[tuple[int, float]]  # equal pixels have equal marks, others hardly ever
+    uniform: npt.NDArray[np.bool_]  # [n]: all samples are equal
+    fingerprints: list[tuple[int, float]]  # equal for equal pixels, hardly ever for others
 
 
-class Graph:
+class DaliGraph:
     """A pipeline that is run a batch at a time; belongs to one thread at a time."""
 
-    def __init__(self, form: Form, *, encoded: bool):
+    def __init__(self, settings: GraphSettings, *, encoded: bool):
         """Make the pipeline; raises RuntimeError where DALI cannot work here."""
-        self._form = form
+        self._settings = settings
         self._encoded = encoded
         self._pipeline: Any = self._made()
 
@@ -60,31 +61,31 @@ class Graph:
         """Have the next batch run by a new pipeline."""
         self._pipeline = None
 
-    def __call__(self, images: Sequence[Any], ids: Sequence[int]) -> Seen:
+    def __call__(self, images: Sequence[Any], ids: Sequence[int]) -> DecodedBatch:
         """Run images, which are uint8 [bytes] as stored or [H, W, 3] where the graph runs, with their ids.
 
         Takes 1 to `most` images; when it returns, the pixels are finished. Raises RuntimeError where DALI
         fails, at an image that it cannot decode too, and may be called again after that.
         """
-        if not 0 < len(images) == len(ids) <= self._form.most:
+        if not 0 < len(images) == len(ids) <= self._settings.most:
             raise ValueError(f"{len(images)} images with {len(ids)} ids are no batch")
         self._pipeline = self._pipeline or self._made()
         fed = [np.array([number], np.int64) for number in ids]
-        pixels, found, least, most, *marks = self._pipeline.run(images=list(images), ids=fed)
-        if found.as_array()[:, 0].tolist() != list(ids):
+        pixels, returned, least, most, *moments = self._pipeline.run(images=list(images), ids=fed)
+        if returned.as_array()[:, 0].tolist() != list(ids):
             self.renew()  # it keeps what an earlier batch has left in it
             raise RuntimeError("DALI returned other images than were fed")
-        pairs = zip(*(each.as_array().tolist() for each in marks), strict=True)
-        return Seen(list(ids), pixels, least.as_array() == most.as_array(), list(pairs))
+        pairs = zip(*(moment.as_array().tolist() for moment in moments), strict=True)
+        return DecodedBatch(list(ids), pixels, least.as_array() == most.as_array(), list(pairs))
 
     def _made(self) -> Any:
-        form = self._form
+        settings = self._settings
         pipeline = define(
-            form,
+            settings,
             self._encoded,
-            batch_size=form.most,
-            num_threads=form.threads,
-            device_id=form.gpu,
+            batch_size=settings.most,
+            num_threads=settings.threads,
+            device_id=settings.gpu,
             prefetch_queue_depth=1,
             exec_dynamic=True,
         )
@@ -93,10 +94,10 @@ class Graph:
 
 
 @pipeline_def
-def define(form: Form, encoded: bool) -> tuple[Any, ...]:
+def define(settings: GraphSettings, encoded: bool) -> tuple[Any, ...]:
     """Decode, where images come as stored, and resize; the same for CPU operators and a GPU's."""
     kind, axes = types.DALIDataType, (0, 1, 2)
-    on_gpu = form.gpu is not None
+    on_gpu = settings.gpu is not None
     ids = fn.external_source(name="ids", dtype=kind.INT64, ndim=1)
     if encoded:
         stored = fn.external_source(name="images", dtype=kind.UINT8, ndim=1)
@@ -106,14 +107,14 @@ def define(form: Form, encoded: bool) -> tuple[Any, ...]:
             output_type=types.DALIImageType.RGB,
             adjust_orientation=False,  # the scan's policy
             jpeg_fancy_upsampling=True,  # as the CPU decoders do
-            hw_decoder_load=form.hardware_share,
+            hw_decoder_load=settings.hardware_share,
             affine=False,  # the cores are shared with those who read
         )
     else:
         device = "gpu" if on_gpu else "cpu"
         images = fn.external_source(name="images", device=device, dtype=kind.UINT8, ndim=3, layout="HWC")
     linear = types.DALIInterpType.INTERP_LINEAR
-    pixels: Any = fn.resize(images, size=(form.size, form.size), interp_type=linear, antialias=True)
+    pixels: Any = fn.resize(images, size=(settings.size, settings.size), interp_type=linear, antialias=True)
     told: tuple[Any, ...] = (
         fn.reductions.min(pixels, axes=axes),
         fn.reductions.max(pixels, axes=axes),

@@ -9,10 +9,10 @@ import numpy as np
 
 from ..errors import DeviceLost
 from ..text import one_line
-from .dali_graph import Form, Graph, Seen
-from .memory import HostMemory
-from .one_by_one import OneByOne
-from .stream import Stream
+from .coded_image import CodedImage
+from .dali_graph import DaliGraph, DecodedBatch, GraphSettings
+from .host_memory import HostMemory
+from .per_image import PerImageDecoder
 
 T = TypeVar("T")
 
@@ -31,37 +31,37 @@ class DeviceDecoder:
     thread at a time. Raises RuntimeError or MemoryError where a library cannot work here.
     """
 
-    def __init__(self, form: Form, memory: HostMemory):
+    def __init__(self, settings: GraphSettings, memory: HostMemory):
         self._memory = memory
-        self._decode = Graph(form, encoded=True)
-        self._resize = Graph(form, encoded=False)
-        self._one_by_one = OneByOne(memory, form.gpu, form.threads, form.hardware_share)
+        self._decode = DaliGraph(settings, encoded=True)
+        self._resize = DaliGraph(settings, encoded=False)
+        self._per_image = PerImageDecoder(memory, settings.gpu, settings.threads, settings.hardware_share)
         self._failed: deque[bool] = deque([False] * RECENT, RECENT)
 
     def __call__(
-        self, ids: Sequence[int], streams: Sequence[Stream], shapes: Sequence[tuple[int, int]]
-    ) -> Seen | None:
+        self, ids: Sequence[int], coded: Sequence[CodedImage], shapes: Sequence[tuple[int, int]]
+    ) -> DecodedBatch | None:
         """Decode images of the shapes [height, width]; what comes out is those of `ids` that could be.
 
         None is no image. Raises DeviceLost where the GPU is lost to this process.
         """
         reason = None
         if sum(self._failed) <= MOST_FAILED * RECENT:
-            blobs = [np.frombuffer(stream.data, np.uint8) for stream in streams]
-            seen, reason = self._tried(lambda: self._decode(blobs, ids))
-            if seen:
+            blobs = [np.frombuffer(image.data, np.uint8) for image in coded]
+            decoded, reason = self._tried(lambda: self._decode(blobs, ids))
+            if decoded:
                 self._failed.append(False)
-                return seen
-        answers, _ = self._tried(lambda: self._one_by_one(streams, shapes))
+                return decoded
+        answers, _ = self._tried(lambda: self._per_image(coded, shapes))
         good = [(i, pixels) for i, pixels in zip(ids, answers or (), strict=False) if pixels is not None]
         if reason and len(good) == len(ids):
-            log.warning("DALI failed on a batch of good images, and is begun anew: %s", reason[-300:])
+            log.warning("DALI failed on a batch of good images, and is restarted: %s", reason[-300:])
             self._decode.renew()
         self._failed.append(reason is not None or len(good) < len(ids))
         if not good:
             return None
-        seen, _ = self._tried(lambda: self._resize([pixels for _, pixels in good], [i for i, _ in good]))
-        return seen
+        decoded, _ = self._tried(lambda: self._resize([pixels for _, pixels in good], [i for i, _ in good]))
+        return decoded
 
     def _tried(self, work: Callable[[], T]) -> tuple[T | None, str | None]:
         """Do one library's work; returns what it made, or why it failed."""

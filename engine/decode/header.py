@@ -1,8 +1,8 @@
-"""The header gate: what a file is and whether it is whole, before anything is allocated or decoded.
+"""Check headers: what a file is and whether it is whole, before anything is allocated or decoded.
 
 Each parser reads the few fields that fix an image's size and form, fills format, width, height,
 bit_depth and color of the row, refuses what is not supported, too large or cut short, and returns the
-`Stream` that the decoder gets: only the parts that define pixels, so that no profile, comment,
+`CodedImage` that the decoder gets: only the parts that define pixels, so that no profile, comment,
 thumbnail, further page or animation frame ever reaches native code.
 """
 
@@ -11,24 +11,24 @@ import struct
 import zlib
 
 from ..row import ImageFault, Row
-from .header_jpeg2000 import codestream, jp2
-from .header_tiff import tiff
-from .stream import (
+from .coded_image import (
+    CodedImage,
     DecodeLimits,
     Layout,
-    Stream,
-    broken,
-    cut,
     exif_orientation,
-    measured,
-    oriented,
-    unsupported,
+    orientation_warnings,
+    raise_truncated,
+    raise_undecodable,
+    raise_unsupported,
+    set_size,
 )
+from .header_jpeg2000 import codestream, jp2
+from .header_tiff import tiff
 
 MAX_SCANS = 500  # of a progressive JPEG; encoders write about ten, an attacker as many as fit
 
 
-def inspect(row: Row, blob: bytes, limits: DecodeLimits) -> Stream:
+def inspect(row: Row, blob: bytes, limits: DecodeLimits) -> CodedImage:
     """Read the header of an image file.
 
     Fills format, width, height, bit_depth and color of the row as far as they are known. Raises
@@ -44,7 +44,7 @@ def inspect(row: Row, blob: bytes, limits: DecodeLimits) -> Stream:
             try:
                 return parser(row, blob, limits)
             except (struct.error, IndexError):
-                cut("inside its header")
+                raise_truncated("inside its header")
             except ImageFault as fault:
                 if fault.status == "not_an_image":
                     row.format = None
@@ -52,7 +52,7 @@ def inspect(row: Row, blob: bytes, limits: DecodeLimits) -> Stream:
     raise _foreign(row, blob)
 
 
-# --- what is no image, or none of ours
+# --- content that is not an image, or of a format not read here
 
 
 def _foreign(row: Row, blob: bytes) -> ImageFault:
@@ -96,62 +96,62 @@ _SAMPLINGS = {  # of the components, horizontal << 4 | vertical: gray, 4:4:4, 4:
 }
 
 
-def _jpeg(row: Row, blob: bytes, limits: DecodeLimits) -> Stream:
+def _jpeg(row: Row, blob: bytes, limits: DecodeLimits) -> CodedImage:
     position, progressive, orientation, adobe, components = 2, False, None, None, b""
     while True:
         match = _MARKER.search(blob, position)  # libjpeg skips garbage between segments, too, and warns
         if match is None:
-            cut("before the picture begins")
+            raise_truncated("before the picture begins")
         position, marker = match.start(), blob[match.start() + 1]
         if marker == 0xD9:
-            broken("the JPEG holds no picture")
+            raise_undecodable("the JPEG holds no picture")
         start = position + 4
         position += 2 + int.from_bytes(blob[position + 2 : start])
         if marker == 0xDA:
             break
         if position > len(blob):
-            cut("before the picture begins")
+            raise_truncated("before the picture begins")
         if marker in _FRAMES:
             components = _jpeg_frame(row, marker, blob[start:position], limits)
             progressive = marker == 0xC2
         elif marker == 0xF7:
-            unsupported("JPEG-LS")
+            raise_unsupported("JPEG-LS")
         elif marker == 0xE1 and blob.startswith(b"Exif\0\0", start):
             orientation = exif_orientation(blob[start + 6 : position])
         elif marker == 0xEE and blob.startswith(b"Adobe", start) and position - start >= 12:
             adobe = blob[start + 11]
     if row.color is None:
-        broken("the JPEG's picture begins before its size is said")
+        raise_undecodable("the JPEG's picture begins before its size is said")
     if blob.rfind(b"\xff\xd9", position) < 0:
-        cut("before the JPEG's end marker")
+        raise_truncated("before the JPEG's end marker")
     if progressive and blob.count(b"\xff\xda") > MAX_SCANS:
-        broken(f"the JPEG has more than {MAX_SCANS} scans")
+        raise_undecodable(f"the JPEG has more than {MAX_SCANS} scans")
     layout: Layout = "gray" if row.color == "gray" else "rgb"
     if row.color == "cmyk":
         layout = "cmyk" if adobe is None else "inverted cmyk"
     perhaps_rgb = adobe == 0 or components[::3] == b"RGB"  # not YCbCr: libjpeg looks closer
     nvjpeg = components[1::3] in _SAMPLINGS and not perhaps_rgb
-    return Stream(blob, layout, warnings=oriented(orientation), nvjpeg=nvjpeg)
+    return CodedImage(blob, layout, warnings=orientation_warnings(orientation), nvjpeg=nvjpeg)
 
 
 def _jpeg_frame(row: Row, marker: int, segment: bytes, limits: DecodeLimits) -> bytes:
     """Read a frame's header; returns 3 bytes for each component: its name, sampling and table."""
     if row.color is not None:
-        broken("the JPEG holds two frames")
+        raise_undecodable("the JPEG holds two frames")
     depth, height, width, components = struct.unpack_from(">BHHB", segment)
     row.bit_depth = depth
     if height == 0:
-        unsupported("a JPEG that says its height after the picture (DNL)")
-    measured(row, width, height, limits)
+        raise_unsupported("a JPEG that says its height after the picture (DNL)")
+    set_size(row, width, height, limits)
     row.color = {1: "gray", 3: "rgb", 4: "cmyk"}.get(components)
     if marker in (0xC3, 0xC5, 0xC6, 0xC7):
-        unsupported("lossless or hierarchical JPEG")
+        raise_unsupported("lossless or hierarchical JPEG")
     if marker > 0xC7:
-        unsupported("arithmetic-coded JPEG")
+        raise_unsupported("arithmetic-coded JPEG")
     if depth != 8:
-        unsupported(f"{depth}-bit JPEG")
+        raise_unsupported(f"{depth}-bit JPEG")
     if row.color is None:
-        unsupported(f"a JPEG of {components} components")
+        raise_unsupported(f"a JPEG of {components} components")
     return segment[6 : 6 + 3 * components]
 
 
@@ -163,23 +163,23 @@ _PNG_PIXEL_CHUNKS = (b"IDAT", b"IHDR", b"PLTE", b"tRNS", b"eXIf")
 _CHUNK = struct.Struct(">I4s")
 
 
-def _png(row: Row, blob: bytes, limits: DecodeLimits) -> Stream:
+def _png(row: Row, blob: bytes, limits: DecodeLimits) -> CodedImage:
     length, kind = _CHUNK.unpack_from(blob, 8)
     if kind != b"IHDR" or length != 13:
-        broken("the PNG does not begin with its header")
+        raise_undecodable("the PNG does not begin with its header")
     width, height, depth, color, _, _, interlace = struct.unpack_from(">IIBBBBB", blob, 16)
     if depth not in _PNG_DEPTHS.get(color, ()) or interlace > 1:
-        broken(f"the PNG's header says color type {color} with {depth} bits")
+        raise_undecodable(f"the PNG's header says color type {color} with {depth} bits")
     row.bit_depth, row.color = depth, _PNG_COLORS[color]
-    measured(row, width, height, limits)
+    set_size(row, width, height, limits)
     chunks = _png_chunks(blob)
     layout: Layout = "rgba" if color in (4, 6) else "gray" if color == 0 else "rgb"
-    return Stream(
+    return CodedImage(
         _rewrite_png(chunks, color),
         layout,
         depth=16 if depth == 16 else 8,
         key=_transparent_color(chunks.get(b"tRNS", b""), color, depth),
-        warnings=oriented(exif_orientation(chunks.get(b"eXIf", b""))),
+        warnings=orientation_warnings(exif_orientation(chunks.get(b"eXIf", b""))),
     )
 
 
@@ -198,7 +198,7 @@ def _transparent_color(key: bytes, color: int, depth: int) -> tuple[int, ...] | 
     if not key or not samples:
         return None
     if len(key) != 2 * samples:
-        broken("the PNG's transparent color is broken")
+        raise_undecodable("the PNG's transparent color is broken")
     spread = 1 if depth >= 8 else 255 // ((1 << depth) - 1)
     return tuple(value * spread for value in struct.unpack(f">{samples}H", key))
 
@@ -210,27 +210,27 @@ def _png_chunks(blob: bytes) -> dict[bytes, bytes]:
     data_start = data_end = 0
     while kind != b"IEND":
         if position + 12 > len(blob):
-            cut("before the PNG's end chunk")
+            raise_truncated("before the PNG's end chunk")
         length, kind = _CHUNK.unpack_from(blob, position)
         start, position = position, position + 12 + length
         if position > len(blob):
-            cut("before the PNG's end chunk")
+            raise_truncated("before the PNG's end chunk")
         if kind not in _PNG_PIXEL_CHUNKS:
             if kind[0] < 0x60 and kind != b"IEND":  # a capital letter: must be understood
-                unsupported(f"PNG with a chunk {ascii(kind)[1:]}")
+                raise_unsupported(f"PNG with a chunk {ascii(kind)[1:]}")
             continue
         if zlib.crc32(view[start + 4 : position - 4]) != int.from_bytes(view[position - 4 : position]):
-            broken(f"the checksum of the PNG's chunk {kind.decode()} is wrong")
+            raise_undecodable(f"the checksum of the PNG's chunk {kind.decode()} is wrong")
         if kind == b"IDAT":
             if data_end not in (0, start):
-                broken("the PNG's data chunks are not together")
+                raise_undecodable("the PNG's data chunks are not together")
             data_start, data_end = data_start or start, position
         elif kind in chunks or (data_end and kind in (b"PLTE", b"tRNS")):
-            broken(f"the PNG's chunk {kind.decode()} is misplaced")
+            raise_undecodable(f"the PNG's chunk {kind.decode()} is misplaced")
         else:
             chunks[kind] = blob[start + 8 : position - 4]
     if not data_end:
-        broken("the PNG holds no picture")
+        raise_undecodable("the PNG holds no picture")
     chunks[b"IDAT"] = blob[data_start:data_end]
     return chunks
 
@@ -242,7 +242,7 @@ def _png_chunk(kind: bytes, data: bytes) -> bytes:
 def _flat_palette(colors: bytes, alphas: bytes) -> bytes:
     """Composite each palette entry on white by its own transparency."""
     if not colors or len(colors) % 3:
-        broken("the PNG's palette is missing or broken")
+        raise_undecodable("the PNG's palette is missing or broken")
     palette = bytearray(colors)
     for index, alpha in enumerate(alphas[: len(palette) // 3]):
         for channel in range(3 * index, 3 * index + 3):
@@ -253,7 +253,7 @@ def _flat_palette(colors: bytes, alphas: bytes) -> bytes:
 # --- BMP
 
 
-def _bmp(row: Row, blob: bytes, limits: DecodeLimits) -> Stream:
+def _bmp(row: Row, blob: bytes, limits: DecodeLimits) -> CodedImage:
     file_size, _, data_start, header_size = struct.unpack_from("<IIII", blob, 2)
     if header_size == 12:
         width, height, planes, bits = struct.unpack_from("<HHHH", blob, 18)
@@ -263,22 +263,22 @@ def _bmp(row: Row, blob: bytes, limits: DecodeLimits) -> Stream:
     else:
         raise ImageFault("not_an_image", "the content begins with BM and is no BMP image")
     if planes != 1 or bits not in (1, 4, 8, 16, 24, 32):
-        broken(f"the BMP's header says {planes} planes of {bits} bits")
+        raise_undecodable(f"the BMP's header says {planes} planes of {bits} bits")
     row.color = "palette" if bits <= 8 else "rgb"
     row.bit_depth = bits if bits <= 8 else 5 if bits == 16 else 8
-    measured(row, width, abs(height), limits)
+    set_size(row, width, abs(height), limits)
     if (compression, bits) not in ((0, bits), (1, 8), (2, 4), (3, 16), (3, 32)):
-        unsupported(f"a BMP of {bits} bits with compression {compression}")
+        raise_unsupported(f"a BMP of {bits} bits with compression {compression}")
     needed = data_start + (width * bits + 31) // 32 * 4 * abs(height) if compression in (0, 3) else file_size
     if len(blob) < needed:
-        cut("before the BMP's last line")
-    return Stream(blob, "rgb")
+        raise_truncated("before the BMP's last line")
+    return CodedImage(blob, "rgb")
 
 
 # --- WebP (RFC 9649)
 
 
-def _webp(row: Row, blob: bytes, limits: DecodeLimits) -> Stream:
+def _webp(row: Row, blob: bytes, limits: DecodeLimits) -> CodedImage:
     if not blob.startswith(b"WEBP"[: len(blob) - 8], 8):
         raise ImageFault("not_an_image", f"the content is a RIFF file of kind {ascii(blob[8:12])[1:]}")
     end = 8 + int.from_bytes(blob[4:8], "little")
@@ -294,10 +294,10 @@ def _webp(row: Row, blob: bytes, limits: DecodeLimits) -> Stream:
             _webp_size(row, kind, chunks[kind], limits)
         position += 8 + length + length % 2
     if len(blob) < end or len(blob) + 1 < position:
-        cut("before the WebP's last chunk")
+        raise_truncated("before the WebP's last chunk")
     body = chunks.get(b"VP8 ") or chunks.get(b"VP8L")
     if body is None:
-        broken("the WebP holds no picture")
+        raise_undecodable("the WebP holds no picture")
     if b"VP8 " in chunks and b"ALPH" in chunks and row.color == "rgba":
         extended = struct.pack("<4sIB3x", b"VP8X", 10, 0x10)
         assert row.width is not None
@@ -307,7 +307,9 @@ def _webp(row: Row, blob: bytes, limits: DecodeLimits) -> Stream:
     body = _even(body)
     orientation = exif_orientation(chunks.get(b"EXIF", b"")[8:].removeprefix(b"Exif\0\0"))
     data = struct.pack("<4sI4s", b"RIFF", 4 + len(body), b"WEBP") + body
-    return Stream(data, "rgba" if row.color == "rgba" else "rgb", warnings=oriented(orientation))
+    return CodedImage(
+        data, "rgba" if row.color == "rgba" else "rgb", warnings=orientation_warnings(orientation)
+    )
 
 
 def _even(chunk: bytes) -> bytes:
@@ -317,26 +319,26 @@ def _even(chunk: bytes) -> bytes:
 def _webp_size(row: Row, kind: bytes, chunk: bytes, limits: DecodeLimits) -> None:
     if kind == b"VP8X":
         if chunk[8] & 0x02:
-            unsupported("animated WebP")
+            raise_unsupported("animated WebP")
         width, height = 1 + int.from_bytes(chunk[12:15], "little"), 1 + int.from_bytes(chunk[15:18], "little")
         row.color = "rgba" if chunk[8] & 0x10 else "rgb"
     elif kind == b"VP8 ":
         if chunk[11:14] != b"\x9d\x01\x2a":
-            broken("the WebP's picture does not begin as one")
+            raise_undecodable("the WebP's picture does not begin as one")
         width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", chunk, 14))
         row.color = row.color or "rgb"
     elif kind == b"VP8L":
         (bits,) = struct.unpack_from("<I", chunk, 9)
         if chunk[8] != 0x2F:
-            broken("the WebP's picture does not begin as one")
+            raise_undecodable("the WebP's picture does not begin as one")
         width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
         row.color = "rgba" if bits >> 28 & 1 else "rgb"
     else:
         return
     if row.width is not None and (row.width, row.height) != (width, height):
-        broken("the WebP says two different sizes")
+        raise_undecodable("the WebP says two different sizes")
     row.bit_depth = 8
-    measured(row, width, height, limits)
+    set_size(row, width, height, limits)
 
 
 _PARSERS = (

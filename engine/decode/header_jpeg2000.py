@@ -3,7 +3,15 @@
 import struct
 
 from ..row import Row
-from .stream import DecodeLimits, Layout, Stream, broken, cut, measured, unsupported
+from .coded_image import (
+    CodedImage,
+    DecodeLimits,
+    Layout,
+    raise_truncated,
+    raise_undecodable,
+    raise_unsupported,
+    set_size,
+)
 
 MAX_TILES = 1 << 13  # each costs OpenJPEG some 10 kB
 MAX_PIECES = 1 << 18  # precincts, code blocks: some 500 bytes each, for each component
@@ -11,18 +19,18 @@ MAX_PIECES = 1 << 18  # precincts, code blocks: some 500 bytes each, for each co
 _BOX = struct.Struct(">I4s")
 
 
-def jp2(row: Row, blob: bytes, limits: DecodeLimits) -> Stream:
+def jp2(row: Row, blob: bytes, limits: DecodeLimits) -> CodedImage:
     """Read the header of a JP2 file."""
     boxes = {kind: (start, end) for kind, start, end in _boxes(blob, 0, len(blob))}
     if b"jp2c" not in boxes:
-        cut("before the JPEG 2000 picture")
+        raise_truncated("before the JPEG 2000 picture")
     alpha = False
     for kind, start, end in _boxes(blob, *boxes.get(b"jp2h", (0, 0))):
         if kind == b"pclr":
             row.color = "palette"
-            unsupported("JPEG 2000 with a palette")
+            raise_unsupported("JPEG 2000 with a palette")
         if kind == b"colr" and blob[start] == 1 and blob[start + 3 : start + 7] not in _JP2_SPACES:
-            unsupported("JPEG 2000 in a color space other than sRGB and gray")
+            raise_unsupported("JPEG 2000 in a color space other than sRGB and gray")
         if kind == b"cdef":
             entries = struct.iter_unpack(">HHH", blob[start + 2 : start + 2 + (end - start - 2) // 6 * 6])
             alpha = any(channel_type == 1 for _, channel_type, _ in entries)
@@ -35,47 +43,47 @@ _JP2_SPACES = (b"\0\0\0\x10", b"\0\0\0\x11")  # sRGB, gray
 
 def _boxes(blob: bytes, position: int, end: int) -> "list[tuple[bytes, int, int]]":
     """List (type, start, end) of a JP2 file's boxes; only the picture's may reach past the end."""
-    found = []
-    while position + 8 <= end and len(found) < 1000:
+    boxes = []
+    while position + 8 <= end and len(boxes) < 1000:
         length, kind = _BOX.unpack_from(blob, position)
         head = 8
         if length == 1:
             length, head = int.from_bytes(blob[position + 8 : position + 16]), 16
         stop = end if length == 0 else position + length
         if length and length < head:
-            broken("a JPEG 2000 box is shorter than its own header")
+            raise_undecodable("a JPEG 2000 box is shorter than its own header")
         if stop > end and kind != b"jp2c":
-            cut("inside a JPEG 2000 box")
-        found.append((kind, position + head, stop))
+            raise_truncated("inside a JPEG 2000 box")
+        boxes.append((kind, position + head, stop))
         position = stop
-    return found
+    return boxes
 
 
-def codestream(row: Row, data: bytes, limits: DecodeLimits, alpha: bool = False) -> Stream:
+def codestream(row: Row, data: bytes, limits: DecodeLimits, alpha: bool = False) -> CodedImage:
     """Read the header of a JPEG 2000 codestream; alpha says that the last component is one."""
     if not data.startswith(b"\xff\x4f\xff\x51"):
-        broken("the JPEG 2000 picture does not begin as one")
+        raise_undecodable("the JPEG 2000 picture does not begin as one")
     right, bottom, left, top = struct.unpack_from(">IIII", data, 8)
     tile_width, tile_height, tile_left, tile_top, components = struct.unpack_from(">IIIIH", data, 24)
     row.color = {1: "gray", 2: "gray+alpha", 3: "rgb", 4: "rgba" if alpha else "rgb"}.get(components)
     depths = {data[42 + 3 * index] for index in range(min(components, 4))}
     row.bit_depth = min(depths, default=0) % 128 + 1
-    measured(row, right - left, bottom - top, limits)
+    set_size(row, right - left, bottom - top, limits)
     if components not in (1, 3, 4):
-        unsupported(f"JPEG 2000 of {components} components")
+        raise_unsupported(f"JPEG 2000 of {components} components")
     sampling = {data[43 + 3 * index : 45 + 3 * index] for index in range(components)}
     if sampling != {b"\x01\x01"} or len(depths) != 1:
-        unsupported("JPEG 2000 whose components differ in size or depth")
+        raise_unsupported("JPEG 2000 whose components differ in size or depth")
     if not 7 <= min(depths) <= 15:  # the bits less one; 128 is added for signed samples
-        unsupported("JPEG 2000 of signed samples, or of less than 8 or more than 16 bits")
+        raise_unsupported("JPEG 2000 of signed samples, or of less than 8 or more than 16 bits")
     if left or top or tile_left or tile_top:
-        unsupported("JPEG 2000 with an offset")
+        raise_unsupported("JPEG 2000 with an offset")
     if tile_width < 1 or tile_height < 1:  # nvImageCodec 0.9 divides by them
-        broken(f"the JPEG 2000 tiles have {tile_width} x {tile_height} pixels")
+        raise_undecodable(f"the JPEG 2000 tiles have {tile_width} x {tile_height} pixels")
     _bound(row, tile_width * tile_height, MAX_TILES)
     _walk(row, data)
     layout: Layout = "gray" if components == 1 else "rgba" if alpha else "rgb"
-    return Stream(data, layout, depth=8 if row.bit_depth <= 8 else row.bit_depth)
+    return CodedImage(data, layout, depth=8 if row.bit_depth <= 8 else row.bit_depth)
 
 
 def _walk(row: Row, data: bytes) -> None:
@@ -87,18 +95,18 @@ def _walk(row: Row, data: bytes) -> None:
             position = len(data) - 2
             break
         if length < 14:
-            broken("a JPEG 2000 tile is shorter than its own header")
+            raise_undecodable("a JPEG 2000 tile is shorter than its own header")
         _walk_header(row, data, position + 12, b"\xff\x93")
         position += length
     if data[position : position + 2] != b"\xff\xd9":
-        cut("before the JPEG 2000 end marker")
+        raise_truncated("before the JPEG 2000 end marker")
 
 
 def _walk_header(row: Row, data: bytes, position: int, last: bytes) -> int:
     """Go over marker segments up to the last, checking those that say how finely a picture is cut."""
     while data[position : position + 2] != last:
         if data[position] != 0xFF:
-            broken("the JPEG 2000 header is broken")
+            raise_undecodable("the JPEG 2000 header is broken")
         segment = data[position + 4 : position + 2 + int.from_bytes(data[position + 2 : position + 4])]
         if data[position + 1] == 0x52:  # COD: style, progression, layers, transform; then as in COC
             _check_style(row, segment[0], segment[5:])
@@ -121,4 +129,4 @@ def _bound(row: Row, piece: int, most: int) -> None:
     assert row.width is not None
     assert row.height is not None
     if row.width * row.height > piece * most:
-        unsupported(f"JPEG 2000 cut into pieces of {piece} pixels at this size")
+        raise_unsupported(f"JPEG 2000 cut into pieces of {piece} pixels at this size")

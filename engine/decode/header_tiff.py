@@ -5,7 +5,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..row import Row
-from .stream import DecodeLimits, Layout, Stream, broken, cut, measured, oriented, unsupported
+from .coded_image import (
+    CodedImage,
+    DecodeLimits,
+    Layout,
+    orientation_warnings,
+    raise_truncated,
+    raise_undecodable,
+    raise_unsupported,
+    set_size,
+)
 
 MAX_VALUES = 1 << 20  # of a tag: strips or tiles of a picture, colors of a palette
 
@@ -38,35 +47,35 @@ class _Directory:
         kind, count = struct.unpack_from(self.order + ("HQ" if self.big else "HI"), entry, 2)
         code = _TIFF_TYPES.get(kind)
         if code is None or count == 0:
-            broken(f"the TIFF's tag {tag} has no usable value")
+            raise_undecodable(f"the TIFF's tag {tag} has no usable value")
         if count > MAX_VALUES:
-            broken(f"the TIFF's tag {tag} has {count} values")
+            raise_undecodable(f"the TIFF's tag {tag} has {count} values")
         size = count * struct.calcsize(code)
         if size <= (8 if self.big else 4):
             return struct.unpack_from(f"{self.order}{count}{code}", entry, 12 if self.big else 8)
         start = int.from_bytes(entry[12:20] if self.big else entry[8:12], _ENDIAN[self.order])
         if start + size > len(self.blob):
-            cut(f"inside the TIFF's tag {tag}")
+            raise_truncated(f"inside the TIFF's tag {tag}")
         return struct.unpack_from(f"{self.order}{count}{code}", self.blob, start)
 
 
 _ENDIAN: dict[str, Literal["little", "big"]] = {"<": "little", ">": "big"}
 
 
-def tiff(row: Row, blob: bytes, limits: DecodeLimits) -> Stream:
+def tiff(row: Row, blob: bytes, limits: DecodeLimits) -> CodedImage:
     """Read the header of a TIFF."""
     directory, more = _tiff_directory(blob)
     width, height = directory.get(256, 0), directory.get(257, 0)
     depths, samples = directory.values(258) or (1,), directory.get(277, 1)
     photometric = directory.get(262, 1)
     row.bit_depth, row.color = depths[0], _TIFF_COLORS.get(photometric)
-    measured(row, width, height, limits)
+    set_size(row, width, height, limits)
     layout = _tiff_layout(row, directory, depths, samples, photometric)
     _tiff_data(directory, width, height, depths[0] * samples)
-    warnings = oriented(directory.get(274, 1))
+    warnings = orientation_warnings(directory.get(274, 1))
     if more:
         warnings += ("the TIFF holds more than one page; the first is read",)
-    return Stream(
+    return CodedImage(
         _rewrite_tiff(directory, depths, samples, photometric),
         layout,
         depth=16 if depths[0] > 8 else 8,
@@ -80,17 +89,17 @@ def _tiff_directory(blob: bytes) -> tuple[_Directory, bool]:
     big = blob[2:4] in (b"+\0", b"\0+")
     (start,) = struct.unpack_from(order + ("Q" if big else "I"), blob, 8 if big else 4)
     if start + 2 > len(blob):
-        cut("before the TIFF's directory")
+        raise_truncated("before the TIFF's directory")
     (count,) = struct.unpack_from(order + ("Q" if big else "H"), blob, start)
     size, head = (20, 8) if big else (12, 2)
     end = start + head + count * size
     if end > len(blob):
-        cut("inside the TIFF's directory")
+        raise_truncated("inside the TIFF's directory")
     entries: dict[int, bytes] = {}
     for position in range(start + head, end, size):
         (tag,) = struct.unpack_from(order + "H", blob, position)
         if entries.setdefault(tag, blob[position : position + size]) != blob[position : position + size]:
-            broken(f"the TIFF's tag {tag} stands there twice")
+            raise_undecodable(f"the TIFF's tag {tag} stands there twice")
     return _Directory(order, entries, blob, big), any(blob[end : end + (8 if big else 4)])
 
 
@@ -100,30 +109,30 @@ def _tiff_layout(
     """Refuse what the decoder cannot read exactly, and say what it hands out."""
     compression, extra = directory.get(259, 1), directory.get(338, 0)
     if compression not in _TIFF_COMPRESSIONS:
-        unsupported(f"TIFF with compression {compression}")
+        raise_unsupported(f"TIFF with compression {compression}")
     if row.color is None:
-        unsupported(f"TIFF with photometric interpretation {photometric}")
+        raise_unsupported(f"TIFF with photometric interpretation {photometric}")
     if directory.get(339, 1) != 1 or depths[0] > 16 or len(set(depths)) > 1:
-        unsupported(f"TIFF of {depths[0]}-bit samples that are not plain unsigned numbers")
+        raise_unsupported(f"TIFF of {depths[0]}-bit samples that are not plain unsigned numbers")
     packed = compression == 32773 or 322 in directory.entries  # runs over two lines, tiles: libtiff fails
     if directory.get(266, 1) != 1 or (packed and depths[0] not in (8, 16)):
-        unsupported("TIFF with this order or packing of bits")
+        raise_unsupported("TIFF with this order or packing of bits")
     if directory.get(284, 1) != 1 and samples > 1:
-        unsupported("TIFF with planes stored apart")
+        raise_unsupported("TIFF with planes stored apart")
     plain = {"gray": 1, "palette": 1, "rgb": 3, "cmyk": 4}[row.color]
     if (row.color == "cmyk" or photometric == 6) and depths[0] != 8:
-        unsupported(f"TIFF in {row.color} of {depths[0]} bits")
+        raise_unsupported(f"TIFF in {row.color} of {depths[0]} bits")
     if samples == plain:
         return "gray" if row.color == "gray" else "rgb"
     if row.color == "gray" and samples == 2:
         row.color = "gray+alpha"
     if photometric != 2 or samples != 4:
-        unsupported(f"TIFF in {row.color} with {samples} samples a pixel")
+        raise_unsupported(f"TIFF in {row.color} with {samples} samples a pixel")
     if extra == 0:
         return "rgb"  # a fourth channel of unsaid meaning is left out
     row.color = "rgba"
     if depths[0] != 8:
-        unsupported(f"TIFF with alpha of {depths[0]} bits")
+        raise_unsupported(f"TIFF with alpha of {depths[0]} bits")
     return "premultiplied"
 
 
@@ -135,16 +144,16 @@ def _tiff_data(directory: _Directory, width: int, height: int, bits: int) -> Non
         tile_width, tile_height = directory.get(322, 0), directory.get(323, 0)
     room = 4 * width * height + (1 << 22)  # a decoder holds a whole tile, however small the picture
     if tile_width < 1 or tile_height < 1 or (tiled and tile_width * tile_height > room):
-        broken(f"the TIFF's tiles have {tile_width} x {tile_height} pixels")
+        raise_undecodable(f"the TIFF's tiles have {tile_width} x {tile_height} pixels")
     needed = -(-width // tile_width) * -(-height // tile_height)
     offsets, sizes = directory.values(324 if tiled else 273), directory.values(325 if tiled else 279)
     if len(offsets) < needed or len(sizes) < needed:
-        broken(f"the TIFF does not list where its {needed} pieces are")
+        raise_undecodable(f"the TIFF does not list where its {needed} pieces are")
     total = len(directory.blob)
     if any(offset + size > total for offset, size in zip(offsets, sizes, strict=False)):
-        cut("inside the TIFF's picture")
+        raise_truncated("inside the TIFF's picture")
     if directory.get(259, 1) == 1 and sum(sizes) * 8 < width * bits * height:
-        cut("before the TIFF's last line")
+        raise_truncated("before the TIFF's last line")
 
 
 def _rewrite_tiff(directory: _Directory, depths: tuple[int, ...], samples: int, photometric: int) -> bytes:
@@ -172,6 +181,6 @@ def _tiff_colors(directory: _Directory) -> bytes:
     """Bring a palette to multiples of 257, as everyone reads it: the upper byte, or all of a small one."""
     colors = directory.values(320)
     if len(colors) != 3 << directory.get(258, 1):
-        broken("the TIFF's palette is missing or broken")
+        raise_undecodable("the TIFF's palette is missing or broken")
     shift = 0 if max(colors) < 256 else 8
     return struct.pack(f"{directory.order}{len(colors)}H", *((color >> shift) * 257 for color in colors))

@@ -1,55 +1,75 @@
 """The one resize: antialiased bilinear, stretched to a square, 8 or 16 bits a channel.
 
-The filter is Pillow's BILINEAR (a triangle as wide as the reduction): cykooz-resizer computes it fast
-and without the GIL, Pillow itself where that is missing. Both round to the type of the input, so a
-16-bit image is resized in 16 bits and rounded to 8 once, at the end.
+The filter is Pillow's BILINEAR (a triangle as wide as the reduction), computed by cykooz-resizer without the
+GIL. It rounds to the type of the input, so a 16-bit image is resized in 16 bits and rounded to 8 once, at
+the end.
 """
 
 import threading
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Pixels = npt.NDArray[np.uint8 | np.uint16]  # [H, W, C], C is 1 or 3
+from ..errors import Refused
+from ..text import one_line
+
+Pixels = npt.NDArray[np.uint8 | np.uint16]  # [H, W, C]
+
+_ROOM_BYTES = 16 << 20  # that cykooz-resizer may take besides its copy of an image
+
+# What Pillow calls an image of 8-bit channels that have nothing to do with each other. cykooz-resizer reads
+# and writes the memory of such images in place; what comes as bytes it copies on the way in and out.
+_IN_PLACE = {1: "L", 4: "CMYK"}
 
 
-class Resizer:
-    """Stretches images to one size; safe to share between threads."""
+class Resizer(threading.local):
+    """Stretches images to one size; each thread that calls it has buffers of its own.
+
+    Raises Refused if cykooz-resizer or Pillow cannot be imported.
+    """
 
     def __init__(self, size: int):
+        try:
+            import cykooz_resizer as cykooz
+            from PIL import Image
+        except ImportError as error:
+            raise Refused(
+                f"images cannot be resized ({one_line(error)}); install gbad-batch again"
+            ) from error
         self.size = size
-        self._own = threading.local()
-        # one that is there but does not load is a fault of the machine, not a reason for other pixels
-        self._cykooz = import_module("cykooz_resizer") if find_spec("cykooz_resizer") else None
+        self._cykooz, self._image = cykooz, Image
+        self._native = cykooz.Resizer()
+        bilinear = cykooz.ResizeAlg.convolution(cykooz.FilterType.bilinear)
+        self._options = cykooz.ResizeOptions(bilinear, use_alpha=False)
+        self._targets = {channels: np.empty((size, size, channels), np.uint8) for channels in _IN_PLACE}
+        self._target_images = {channels: self._wrap(target) for channels, target in self._targets.items()}
 
     def __call__(self, pixels: Pixels) -> Pixels:
-        """Resize [H, W, C] to [size, size, C] of the same type; C is 1 or 3."""
-        if pixels.shape[:2] == (self.size, self.size):
-            return pixels
-        return self._by_pillow(pixels) if self._cykooz is None else self._by_cykooz(self._cykooz, pixels)
+        """Resize C-contiguous [H, W, C] to [size, size, C] of the same type.
 
-    def _by_cykooz(self, cykooz: Any, pixels: Pixels) -> Pixels:
-        if not hasattr(self._own, "resizer"):
-            self._own.resizer = cykooz.Resizer()
-            bilinear = cykooz.ResizeAlg.convolution(cykooz.FilterType.bilinear)
-            self._own.options = cykooz.ResizeOptions(bilinear, use_alpha=False)
+        C is 1, 3 or 4; 1 and 4 are the fast ones at 8 bits. The result is valid until the same thread calls
+        again.
+        """
+        channels = pixels.shape[2]
+        if pixels.dtype != np.uint8 or channels not in _IN_PLACE:
+            return self._resize_copy(pixels)
+        self._native.resize_pil(self._wrap(pixels), self._target_images[channels], self._options)
+        return self._targets[channels]
+
+    def _wrap(self, pixels: Pixels) -> Any:
+        """Make a Pillow image that shares the memory of an array uint8 [H, W, 1 or 4]."""
         height, width, channels = pixels.shape
-        name = ("U8" if pixels.dtype == np.uint8 else "U16") + ("x3" if channels == 3 else "")
-        kind = cykooz.PixelType[name]
-        source = cykooz.ImageData(width, height, kind, pixels.tobytes())
-        target = cykooz.ImageData(self.size, self.size, kind)
-        self._own.resizer.resize(source, target, self._own.options)
-        return np.frombuffer(target.get_buffer(), pixels.dtype).reshape(self.size, self.size, channels)
+        mode = _IN_PLACE[channels]
+        return self._image.frombuffer(mode, (width, height), pixels, "raw", mode, 0, 1)
 
-    def _by_pillow(self, pixels: Pixels) -> Pixels:
-        from PIL import Image
-
-        size, bilinear = (self.size, self.size), Image.Resampling.BILINEAR
-        planes = []
-        for plane in np.moveaxis(pixels, 2, 0):
-            exact = plane if pixels.dtype == np.uint8 else plane.astype(np.float32)  # Pillow has no 16 bits
-            planes.append(np.asarray(Image.fromarray(exact).resize(size, bilinear)))
-        return np.rint(np.stack(planes, axis=-1)).astype(pixels.dtype)
+    def _resize_copy(self, pixels: Pixels) -> Pixels:
+        cykooz, size = self._cykooz, self.size
+        height, width, channels = pixels.shape
+        kind = cykooz.PixelType[f"U{8 * pixels.itemsize}" + (f"x{channels}" if channels > 1 else "")]
+        data = pixels.tobytes()
+        np.empty(len(data) + _ROOM_BYTES, np.uint8)  # a MemoryError here: the library would end the process
+        source = cykooz.ImageData(width, height, kind, data)
+        target = cykooz.ImageData(size, size, kind)
+        self._native.resize(source, target, self._options)
+        return np.frombuffer(target.get_buffer(), pixels.dtype).reshape(size, size, channels)

@@ -1,4 +1,4 @@
-"""Where decoded pixels stand: in numpy arrays for DALI's CPU operators, in torch tensors on a GPU."""
+"""Memory for decoded pixels: in numpy arrays for DALI's CPU operators, in torch tensors on a GPU."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext

@@ -1,4 +1,4 @@
-"""What the header parsers share: limits, the stream for the decoder, and the ways to refuse a file."""
+"""What the header parsers share: limits, the coded image for the decoder, and the ways to refuse a file."""
 
 import struct
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ Layout = Literal["gray", "rgb", "rgba", "premultiplied", "cmyk", "inverted cmyk"
 
 @dataclass(frozen=True)
 class DecodeLimits:
-    """What a single image may ask for; checked against its header."""
+    """Limits for one image, checked against its header."""
 
     max_pixels: int = 64_000_000  # width x height
     max_file_size: int = 256_000_000  # bytes as stored
 
 
 @dataclass(slots=True)
-class Stream:
+class CodedImage:
     """The part of a file that defines its pixels, and how they are stored."""
 
     data: bytes
@@ -30,34 +30,34 @@ class Stream:
     nvjpeg: bool = False  # a JPEG of the kind that nvJPEG decodes as libjpeg does
 
 
-def cut(where: str) -> NoReturn:
+def raise_truncated(where: str) -> NoReturn:
     """Refuse a file that ends early."""
     raise ImageFault("truncated", f"the file ends {where}")
 
 
-def broken(what: str) -> NoReturn:
+def raise_undecodable(what: str) -> NoReturn:
     """Refuse a file that contradicts itself or its format."""
     raise ImageFault("undecodable", what)
 
 
-def unsupported(what: str) -> NoReturn:
-    """Refuse a sound file of a form that is not read here."""
+def raise_unsupported(what: str) -> NoReturn:
+    """Refuse an intact file of a kind that is not read here."""
     raise ImageFault("unsupported", f"{what} is not supported")
 
 
-def measured(row: Row, width: int, height: int, limits: DecodeLimits) -> None:
-    """Note the size in the row, and refuse one of nothing or above the limit."""
+def set_size(row: Row, width: int, height: int, limits: DecodeLimits) -> None:
+    """Fill in the width and height of the row, and refuse an empty image or one above the limit."""
     row.width, row.height = width, height
     if width < 1 or height < 1:
-        broken(f"the header says {width} x {height} pixels")
+        raise_undecodable(f"the header says {width} x {height} pixels")
     if width * height > limits.max_pixels:
         raise ImageFault(
             "too_large", f"the image has {width} x {height} pixels; the limit is {limits.max_pixels} pixels"
         )
 
 
-def oriented(orientation: int | None) -> tuple[str, ...]:
-    """Say an orientation that is not applied."""
+def orientation_warnings(orientation: int | None) -> tuple[str, ...]:
+    """Warn of an orientation that is noted in the file, since it is not applied."""
     if orientation is None or orientation == 1:
         return ()
     return (f"orientation {orientation} is noted in the file and not applied",)

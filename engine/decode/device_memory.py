@@ -11,7 +11,7 @@ import torch
 from ..errors import DeviceLost, Stopped
 from ..runtime.cuda import is_lost
 from ..text import one_line
-from .memory import HostMemory
+from .host_memory import HostMemory
 
 
 class DeviceMemory(HostMemory):

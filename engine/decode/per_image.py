@@ -1,14 +1,14 @@
-"""Decoding by nvImageCodec: slower than DALI on whole batches, with an answer for each image."""
+"""Decode by nvImageCodec: slower than DALI on whole batches, but with an answer for each image."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from .memory import HostMemory
+from .coded_image import CodedImage
+from .host_memory import HostMemory
 from .native import cpu_decoder, gpu_decoder, nvimagecodec
-from .stream import Stream
 
 
-class OneByOne:
+class PerImageDecoder:
     """Decodes JPEGs whole, as RGB, into memory that stays; belongs to one thread at a time.
 
     Raises RuntimeError or MemoryError where nvImageCodec makes no decoder.
@@ -19,18 +19,18 @@ class OneByOne:
         self._native = nvimagecodec()
         self._decoder = cpu_decoder(threads) if gpu is None else gpu_decoder(gpu, threads, hardware_share)
 
-    def __call__(self, streams: Sequence[Stream], shapes: Sequence[tuple[int, int]]) -> list[Any]:
+    def __call__(self, coded: Sequence[CodedImage], shapes: Sequence[tuple[int, int]]) -> list[Any]:
         """Decode images of the shapes [height, width] that their headers say.
 
         Returns [height, width, 3] of each, None for one that cannot be decoded; valid until the next call.
         Raises RuntimeError or ValueError where nvImageCodec fails as a whole.
         """
         native, memory = self._native, self._memory
-        opened = [self._opened(*each) for each in zip(streams, shapes, strict=True)]
+        opened = [self._opened(*pair) for pair in zip(coded, shapes, strict=True)]
         known = [i for i, code in enumerate(opened) if code is not None]
-        found: list[Any] = [None] * len(opened)
+        results: list[Any] = [None] * len(opened)
         if not known:
-            return found
+            return results
         views = memory.views([shapes[i] for i in known])
         form = {"sample_format": native.I_RGB, "color_spec": native.SRGB}
         images = [native.as_image(view, memory.stream, **form) for view in views]
@@ -40,13 +40,13 @@ class OneByOne:
         answers = self._decoder.decode(codes, images=images, params=params, cuda_stream=memory.stream)
         memory.wait()
         for i, view, answer in zip(known, views, answers, strict=True):
-            found[i] = None if answer is None else view
-        return found
+            results[i] = None if answer is None else view
+        return results
 
-    def _opened(self, stream: Stream, shape: tuple[int, int]) -> Any:
-        """Open a stream; None where nvImageCodec cannot, or would write more than there is room for."""
+    def _opened(self, image: CodedImage, shape: tuple[int, int]) -> Any:
+        """Open an image; None where nvImageCodec cannot, or would write more than there is room for."""
         try:
-            code = self._native.CodeStream(stream.data)
+            code = self._native.CodeStream(image.data)
         except RuntimeError:
             return None
         return code if (code.height, code.width) == shape else None
