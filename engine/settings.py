@@ -214,7 +214,7 @@ def _as_json(name: str, value: Any) -> Any:
         return [os.path.abspath(os.fsdecode(source)) for source in value]  # noqa: PTH100 - keeps links
     if name == "files_from":
         return value is not None
-    if isinstance(value, os.PathLike) or name == "features":
+    if name in ("features", "model"):
         return None if value is None else os.path.abspath(value)  # noqa: PTH100 - keeps links
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 

@@ -12,9 +12,8 @@ and Pillow's does not. nvJPEG steps over damage without a word, so there `warnin
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,11 +32,15 @@ if TYPE_CHECKING:
 LARGEST_PIXELS = 16_000_000  # of an image that waits for its batch: what a batch holds is bounded,
 LARGEST_BYTES = 4 << 20  # on the GPU and on the way to it
 BATCH_PIXELS = 256_000_000  # decoded at once; three bytes each on the GPU
-READING = 0.25  # share of the cores that read, hash and look at headers; the decoders have the others
 KEPT_FINGERPRINTS = 4096  # of recent images, to notice one's pixels under another's name
 
 Pixels = npt.NDArray[np.uint8]  # [S, S, 3]
-RowsGuard = Callable[[Sequence[Row]], AbstractContextManager[object]]
+
+
+def waits_for_batch(row: Row, image: CodedImage) -> bool:
+    """Tell whether an image that has passed the gate is decoded on the GPU, with others."""
+    small = math.prod(_shape(row)) <= LARGEST_PIXELS and len(image.data) <= LARGEST_BYTES
+    return image.nvjpeg and small
 
 
 class BatchDecoder:
@@ -55,13 +58,12 @@ class BatchDecoder:
         self._most = most
         self._fingerprints: OrderedDict[tuple[int, float], bytes | None] = OrderedDict()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode one")
-        cores = max(1, threads - round(READING * threads))
         try:
             from .dali_graph import GraphSettings
             from .device import DeviceDecoder
 
             self._memory = _memory(gpu)
-            graph = GraphSettings(self._size, most, cores, gpu, hardware_share)
+            graph = GraphSettings(self._size, most, threads, gpu, hardware_share)
             self._decode = DeviceDecoder(graph, self._memory)
         except (ImportError, RuntimeError, MemoryError) as error:
             where = "the CPU" if gpu is None else f"cuda:{gpu}"
@@ -74,23 +76,22 @@ class BatchDecoder:
         image = self._decode_one.gate(row, blob)
         if image is None:
             return None
-        small = math.prod(_shape(row)) <= LARGEST_PIXELS and len(blob) <= LARGEST_BYTES
-        return image if image.nvjpeg and small else self._decode_one.pixels(row, image)
+        return image if waits_for_batch(row, image) else self._decode_one.pixels(row, image)
 
     def decode_batch(
-        self, rows: Sequence[Row], images: Sequence[Pixels | CodedImage], guard: RowsGuard = nullcontext
+        self, rows: Sequence[Row], images: Sequence[Pixels | CodedImage]
     ) -> tuple[list[Row], Any]:
         """Decode what waits and bring all to the device; `images` are what single calls gave for `rows`.
 
         Returns the rows that have pixels, in their order, and these, uint8 [n, S, S, 3]: a torch tensor on
         the GPU, a numpy array for CPU operators. They are finished; the caller gives them up only when nobody
-        reads them any more. The status of the other rows says why they have none. `guard` is entered with
-        the rows that wait. Raises DeviceLost, Stopped, MemoryError.
+        reads them any more. The status of the other rows says why they have none. Raises DeviceLost, Stopped,
+        MemoryError.
         """
         waiting = {i: image for i, image in enumerate(images) if isinstance(image, CodedImage)}
         finished = {i: image for i, image in enumerate(images) if not isinstance(image, CodedImage)}
         parts: list[tuple[list[int], Any]] = []
-        with guard([rows[i] for i in waiting]), self._memory.here():
+        with self._memory.here():
             for ids in self._chunks(rows, list(waiting)):
                 decoded = self._decode(ids, [waiting[i] for i in ids], [_shape(rows[i]) for i in ids])
                 part = self._reliable(rows, decoded) if decoded else ([], None)

@@ -2,7 +2,7 @@
 
 import struct
 from dataclasses import dataclass
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from ..row import ImageFault, Row
 
@@ -21,7 +21,7 @@ class DecodeLimits:
 class CodedImage:
     """The part of a file that defines its pixels, and how they are stored."""
 
-    data: bytes
+    data: Any  # bytes, or an array of them in memory that another process shares
     layout: Layout  # of the pixels that the decoder hands out
     depth: int = 8  # bits a sample of the pixels that the decoder hands out: 8, or 9 to 16 in uint16
     invert: bool = False  # 0 is white

@@ -46,7 +46,7 @@ class PerImageDecoder:
     def _opened(self, image: CodedImage, shape: tuple[int, int]) -> Any:
         """Open an image; None where nvImageCodec cannot, or would write more than there is room for."""
         try:
-            code = self._native.CodeStream(image.data)
+            code = self._native.CodeStream(bytes(image.data))
         except RuntimeError:
             return None
         return code if (code.height, code.width) == shape else None

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 from ..decode import DecodeLimits, Decoder
 from ..decode.batch import BatchDecoder
-from ..decode.stream import Stream
+from ..decode.coded_image import CodedImage
 from ..settings import ScanSettings
 from . import Batch, InFlight
 from .plan import readers
@@ -42,7 +42,7 @@ class BatchDecode:
             if content is not None:
                 rows.append(candidate.row)
                 contents.append(content)
-                if isinstance(content, Stream):
+                if isinstance(content, CodedImage):
                     keys.append(candidate.key)
         with self._turn:
             in_flight.begin_all(keys)

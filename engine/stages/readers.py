@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..decode import DecodeLimits, Decoder
 from ..decode.batch import waits_for_batch
 from ..decode.isolated import IsolatedDecoder
-from ..decode.stream import Stream
+from ..decode.coded_image import CodedImage
 from ..errors import Stopped
 from ..row import Row
 from ..sources import Candidate
@@ -194,7 +194,7 @@ class _Read:
         finally:
             _note(self._memory, bytes(16), 0)
 
-    def _stored_image(self, image: Stream) -> Content:
+    def _stored_image(self, image: CodedImage) -> Content:
         offset = self._store(image.data)
         if offset is None:
             return image
