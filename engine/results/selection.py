@@ -1,4 +1,7 @@
-"""Which rows of the parts belong to the result, and in which order they stand in its file."""
+"""Which rows of the parts belong to the result, and in which order they stand in its file.
+
+A result that is a folder keeps its parts: order holds within each as it was scanned.
+"""
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
