@@ -7,7 +7,7 @@ from typing import Literal
 THREATS = ("gun", "knife", "wrench", "pliers", "scissors")  # SIXray's order, and the logits'
 
 
-def named(flags: Iterable[bool]) -> list[str]:
+def threat_names(flags: Iterable[bool]) -> list[str]:
     """Name the threats whose flags [5] are set."""
     return [threat for threat, flag in zip(THREATS, flags, strict=True) if flag]
 

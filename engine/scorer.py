@@ -13,10 +13,10 @@ from ..export import engine_for
 from .bundle import DEMO_SENTENCE, Bundle, default_bundle_path, operating_point
 from .decode.batch import Encoded
 from .errors import Refused, Stopped
-from .model.decision import Decision, on_device
+from .model.decision import Decision, on_device, sigmoid
 from .plan import Plan, plan_for
 from .progress import Progress
-from .row import ImageFault, Row, named
+from .row import ImageFault, Row, threat_names
 from .runtime import EngineFailed, Outputs, Runner, open_engine
 from .settings import ScanSettings
 
@@ -170,14 +170,9 @@ class Scorer:
             row.anomaly_score = scores[i]
             row.anomalous = scores[i] >= self.point.threshold
             if row.anomalous:
-                row.threats = named(over[i])
+                row.threats = threat_names(over[i])
 
 
 def _on_host(pixels: Any) -> list[Pixels]:
     """Give the pixels of a batch one by one, wherever they are."""
     return list(pixels.cpu().numpy() if hasattr(pixels, "cpu") else pixels)
-
-
-def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Probabilities [n, 5] float32 of logits [n, 5]; in float64, where no such exponential overflows."""
-    return (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..row import THREATS, Row, named
-from ..system.progress import Progress, silent
+from ..row import THREATS, Row, threat_names
+from ..system.progress import ProgressCallback, silent
 from . import read_labels
 from .duplicates import Prints, fingerprints, look_alikes, merged
 from .joining import AMBIGUOUS, MISSING, Matches, find_images, match
@@ -105,7 +105,7 @@ class _Images(NamedTuple):
     lists: list[str]  # the list of each
 
 
-def check(settings: CheckSettings, progress: Progress = silent) -> Findings:
+def check(settings: CheckSettings, progress: ProgressCallback = silent) -> Findings:
     """Read the lists, find and decode their images, and compare these with each other.
 
     Images that are missing or cannot be decoded are findings. Raises Refused for a label file that cannot be
@@ -182,7 +182,7 @@ def _findings(one: _Listed, faults: Sequence[Row]) -> ListFindings:
 
 def _combinations(labels: Labels) -> dict[str, int]:
     rows, counts = np.unique(labels.labels, axis=0, return_counts=True)
-    names = [" + ".join(named(row)) or "benign" for row in rows]
+    names = [" + ".join(threat_names(row)) or "benign" for row in rows]
     return dict(sorted(zip(names, counts.tolist(), strict=True), key=lambda pair: -pair[1]))
 
 
