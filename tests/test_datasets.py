@@ -149,10 +149,10 @@ def test_both_lists_of_a_synthetic_archive_agree(tmp_path: Path) -> None:
     assert all(boxes for boxes, there in zip(by_boxes.boxes, by_list.positive, strict=True) if there)
 
 
-def test_a_form_that_is_not_plain_is_refused_with_those_that_it_could_be(tmp_path: Path) -> None:
+def test_an_ambiguous_format_is_refused_with_those_that_it_could_be(tmp_path: Path) -> None:
     write(tmp_path / "both" / "a.xml", "<annotation/>")
     write(tmp_path / "both" / "a.txt", "")
-    with pytest.raises(Refused, match=r"not plain .*--form voc or boxes"):
+    with pytest.raises(Refused, match=r"cannot be detected .*--form voc or boxes"):
         read_labels(tmp_path / "both")
     assert held(read_labels(tmp_path / "both", form="boxes")) == {"a": ""}
     with pytest.raises(Refused, match="not plain; say --form sixray or table or voc"):
