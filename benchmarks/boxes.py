@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from gbad_batch.engine.datasets.coco import write_coco
 from gbad_batch.engine.datasets.labels import Gathered
-from gbad_batch.engine.evaluation.bootstrap import Bags, with_intervals
+from gbad_batch.engine.evaluation.bootstrap import Bootstrap, with_intervals
 from gbad_batch.engine.evaluation.measures import AveragePrecision, Measure, Ranking
 from gbad_batch.engine.model.architecture import Architecture
 from gbad_batch.engine.row import THREATS, threat_names
@@ -20,9 +20,8 @@ from gbad_batch.engine.synth import SynthSettings
 from gbad_batch.engine.system.machine import usable_cores
 from gbad_batch.engine.training.data import Labelled, load_labelled
 from gbad_batch.engine.training.phases.observe import probabilities
-from gbad_batch.engine.training.phases.phase1 import Phase1Settings, Stage
-from gbad_batch.engine.training.pipeline import train
-from gbad_batch.engine.training.settings import TrainSettings
+from gbad_batch.engine.training.run import train
+from gbad_batch.engine.training.settings import Phase1Settings, Stage, TrainSettings
 
 from .archives import default_work_dir, labelled_set
 from .comparison import Comparison, Judged, over_seeds
@@ -118,14 +117,14 @@ def _scores(arm: str, seed: int, size: Size, labels: Path, test: Labelled, work:
     pool = test.paths[0].parents[1]
     settings = TrainSettings(
         labels=labels,
-        images=pool,
+        image_folder=pool,
         out=own / "no-bundle",
         run=own,
         demo=True,
         seed=seed,
         phases=(1,),
         architecture=Architecture(backbone=size.backbone, input_size=size.pixels),
-        phase1=Phase1Settings(stages=size.stages(windows), places=places),
+        phase1=Phase1Settings(stages=size.stages(windows), localization=places),
     )
     return stored(own.with_suffix(".npz"), partial(_trained, settings, test))["probabilities"]
 
@@ -149,7 +148,7 @@ def _judged(test: Labelled, found: Sequence[NDArray[np.float64]]) -> dict[str, J
     means = {threat: [f"{threat}.{seed}" for seed in seeds] for threat in THREATS}
     by_seed = {f"map.{seed}": [f"{threat}.{seed}" for threat in THREATS] for seed in seeds}
     means |= by_seed | {"map": list(measures)}
-    intervals = with_intervals(measures, means, test.positive, Bags.named(test.groups))
+    intervals = with_intervals(measures, means, test.positive, Bootstrap.by_group(test.groups))
     return {
         name: over_seeds(intervals[name], [intervals[f"{name}.{seed}"] for seed in seeds])
         for name in ("map", *THREATS)

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from gbad_batch.engine.evaluation.bootstrap import Bags, Figure, with_intervals
+from gbad_batch.engine.evaluation.bootstrap import Bootstrap, Figure, with_intervals
 from gbad_batch.engine.evaluation.figures import percent, ranked
 from gbad_batch.engine.evaluation.measures import Auroc, AveragePrecision, Measure, Ranking, Share
-from gbad_batch.engine.training.phases.phase3 import threshold_at
+from gbad_batch.engine.model.calibration import threshold_at
 
 from .report import Report, aligned
 
@@ -34,7 +34,9 @@ class Judged:
         return f"{self.mean:.3f}{interval}", f"{self.least:.3f} .. {self.most:.3f}"
 
 
-def judge(positive: Flags, test: Sequence[Scores], benign: Sequence[Scores], bags: Bags) -> dict[str, Judged]:
+def judge(
+    positive: Flags, test: Sequence[Scores], benign: Sequence[Scores], bags: Bootstrap
+) -> dict[str, Judged]:
     """Judge a detector by its scores of test images [n] and of benign calibration images [m], a pair a seed.
 
     Names: `auroc`, `ap`, and for thresholds set on the calibration images `pd_02`, `pfa_02` and so on.

@@ -15,18 +15,18 @@ import torch
 from numpy.typing import NDArray
 
 from gbad_batch.engine.errors import Refused
-from gbad_batch.engine.evaluation.bootstrap import Bags
+from gbad_batch.engine.evaluation.bootstrap import Bootstrap
 from gbad_batch.engine.model.architecture import Architecture
 from gbad_batch.engine.model.bigan import BiGAN
 from gbad_batch.engine.model.gbad import GBAD, round_to_half
 from gbad_batch.engine.system.durable import write_whole
 from gbad_batch.engine.system.progress import silent
 from gbad_batch.engine.training.checkpoint import CONFIG, RunFolder
-from gbad_batch.engine.training.data import Labelled, Shares, Splits, load_labelled, split
+from gbad_batch.engine.training.data import Labelled, Splits, load_labelled, split
 from gbad_batch.engine.training.features import open_features
-from gbad_batch.engine.training.phases.phase2 import Phase2Settings, train_bigan
-from gbad_batch.engine.training.phases.phase3 import Losses, Phase3Settings, fit_decisions
-from gbad_batch.engine.training.pipeline import losses_of
+from gbad_batch.engine.training.phases.phase2 import train_bigan
+from gbad_batch.engine.training.phases.phase3 import Losses, fit_decisions, losses_of
+from gbad_batch.engine.training.settings import Phase2Settings, Phase3Settings, Shares
 
 from . import rivals
 from .comparison import Judged, judge
@@ -85,7 +85,7 @@ class Contest:
         among = np.isin(self.judged, positions)
         benign = len(self.splits.calibration)
         test = self.labelled.take(self.judged[among])
-        bags = Bags.named(test.groups)
+        bags = Bootstrap.by_group(test.groups)
         return judge(
             test.positive, [each[among] for each in scores], [each[:benign] for each in scores], bags
         )

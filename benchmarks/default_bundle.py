@@ -27,10 +27,8 @@ from gbad_batch.engine.evaluation import EvaluateSettings, Evaluation, evaluate
 from gbad_batch.engine.model.architecture import Architecture
 from gbad_batch.engine.row import THREATS, Row, threat_names
 from gbad_batch.engine.synth import SynthSettings, generator_hash, write_archive
-from gbad_batch.engine.training.phases.phase1 import Phase1Settings, Stage
-from gbad_batch.engine.training.phases.phase2 import Phase2Settings
-from gbad_batch.engine.training.pipeline import train
-from gbad_batch.engine.training.settings import TrainSettings
+from gbad_batch.engine.training.run import train
+from gbad_batch.engine.training.settings import Phase1Settings, Phase2Settings, Stage, TrainSettings
 
 from .guards import guard_auroc
 from .projected import IMAGES, projected_figures, write_projected
@@ -68,7 +66,7 @@ ARCHITECTURE = Architecture(backbone="regnetx_004")
 PHASE1 = Phase1Settings(
     stages=(Stage(64, 8, 0.25), Stage(96, 3, 0.375), Stage(128, 8, 0.5), Stage(256, 9)),
     weight_decay=0.02,
-    places=1.0,
+    localization=1.0,
     watched=512,
 )
 PHASE2 = Phase2Settings()
@@ -141,7 +139,7 @@ def _train(work: Path, bundle: Path, counts: Mapping[str, int]) -> None:
     table.write_bytes(write_coco(_training_labels(work)))
     settings = TrainSettings(
         labels=table,
-        images=work,
+        image_folder=work,
         out=bundle,
         run=work / "run",
         name="default",
@@ -169,7 +167,9 @@ def _training_labels(work: Path) -> Labels:
             names = [f"{SMALL}/{name}/{Path(image).stem}.bmp" for image in labels.names]
             boxes = tuple(map(_shrunk, boxes, shapes))
         for k, image in enumerate(names):
-            gathered.add(image, threat_names(labels.labels[k]), labels.places[k], split=split, boxes=boxes[k])
+            gathered.add(
+                image, threat_names(labels.labels[k]), labels.origins[k], split=split, boxes=boxes[k]
+            )
     return gathered.labels(work)
 
 

@@ -8,10 +8,8 @@ from gbad_batch.engine.errors import Refused
 from gbad_batch.engine.model.architecture import Architecture
 from gbad_batch.engine.synth import SynthSettings
 from gbad_batch.engine.system.machine import usable_cores
-from gbad_batch.engine.training.phases.phase1 import Phase1Settings, Stage
-from gbad_batch.engine.training.phases.phase2 import Phase2Settings
-from gbad_batch.engine.training.pipeline import train
-from gbad_batch.engine.training.settings import TrainSettings
+from gbad_batch.engine.training.run import train
+from gbad_batch.engine.training.settings import Phase1Settings, Phase2Settings, Stage, TrainSettings
 
 from . import anomalib_environment, ganomaly
 from .archives import default_work_dir, labelled_set
@@ -85,7 +83,7 @@ def _own(arguments: argparse.Namespace) -> tuple[Contest, str]:
     bags = labelled_set(arguments.work, making)
     settings = TrainSettings(
         labels=bags,
-        images=bags,
+        image_folder=bags,
         out=arguments.work / "no-bundle",
         run=arguments.work / f"detectors-{count}-{pixels}-{epochs}-{arguments.steps}",
         demo=True,

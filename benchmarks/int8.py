@@ -14,11 +14,11 @@ import numpy.typing as npt
 from gbad_batch.engine.bundle import DEFAULT_PFA, Bundle, default_bundle_path
 from gbad_batch.engine.datasets import find_images
 from gbad_batch.engine.evaluation.measures import AveragePrecision, Ranking
+from gbad_batch.engine.model.calibration import threshold_at
 from gbad_batch.engine.model.decision import Decision
 from gbad_batch.engine.system.machine import cpu_flags
 from gbad_batch.engine.training.data import load_labelled
 from gbad_batch.engine.training.packing.quantizing import sample
-from gbad_batch.engine.training.phases.phase3 import threshold_at
 from gbad_batch.engine.training.pixels import decoded
 from gbad_batch.export.to_int8 import OVERFLOW_FIXES, quantize
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from gbad_batch.engine.bundle import Bundle
 from gbad_batch.engine.runtime import OUTPUTS, Runner
-from gbad_batch.engine.training.packing.quantizing import opened
+from gbad_batch.engine.training.packing.quantizing import open_network
 
 BATCH = 8  # images
 TIMED = 8  # batches of a round
@@ -44,9 +44,9 @@ def main(model: str, folder: str, rounds: str, *names: str) -> None:
 
 def _open(bundle: Bundle, scratch: Path, name: str) -> Runner:
     if name == "fp32":
-        return opened(bundle, "fp32", bundle.network_onnx)
+        return open_network(bundle, "fp32", bundle.network_onnx)
     network, constants = ((scratch / f"{name}.{end}").read_bytes() for end in ("xml", "bin"))
-    return opened(bundle, "int8", network, constants)
+    return open_network(bundle, "int8", network, constants)
 
 
 if __name__ == "__main__":

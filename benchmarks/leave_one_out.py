@@ -23,11 +23,9 @@ from gbad_batch.engine.synth import SynthSettings, generator_hash
 from gbad_batch.engine.system.durable import write_whole
 from gbad_batch.engine.system.machine import cpu_model, usable_cores
 from gbad_batch.engine.training.data import Labelled, load_labelled
-from gbad_batch.engine.training.phases.phase1 import Phase1Settings, Stage
-from gbad_batch.engine.training.phases.phase2 import Phase2Settings
-from gbad_batch.engine.training.pipeline import train
 from gbad_batch.engine.training.pixels import decoded
-from gbad_batch.engine.training.settings import TrainSettings
+from gbad_batch.engine.training.run import train
+from gbad_batch.engine.training.settings import Phase1Settings, Phase2Settings, Stage, TrainSettings
 
 from .archives import default_work_dir, labelled_set
 from .comparison import Comparison, Judged
@@ -144,14 +142,15 @@ def _trained(threat: str, size: Size, work: Path) -> tuple[Contest, NDArray[np.f
     _write_labels(labels, threat, load_labelled(pool / "boxes.json", pool), size.images)
     settings = TrainSettings(
         labels=labels,
-        images=pool,
+        image_folder=pool,
         out=own / "no-bundle",
         run=own / "run",
         demo=True,
         phases=(1, 2),
         architecture=Architecture(backbone=size.backbone, input_size=size.pixels),
         phase1=Phase1Settings(
-            stages=(Stage(size.pixels // 2, size.windows, 0.5), Stage(size.pixels, size.epochs)), places=1.0
+            stages=(Stage(size.pixels // 2, size.windows, 0.5), Stage(size.pixels, size.epochs)),
+            localization=1.0,
         ),
         phase2=Phase2Settings(steps=size.steps),
     )

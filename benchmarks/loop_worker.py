@@ -22,10 +22,9 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2.functional import resize
 
 from gbad_batch.engine.bundle import Bundle, operating_point
-from gbad_batch.engine.model.decision import Decision
+from gbad_batch.engine.model.decision import Decision, sigmoid
 from gbad_batch.engine.row import THREATS
 from gbad_batch.engine.runtime import OUTPUTS, Outputs
-from gbad_batch.engine.scorer import sigmoid
 
 from .systems import LoopSettings, NotRun
 from .techniques import TECHNIQUES, Networks

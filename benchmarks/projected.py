@@ -15,7 +15,7 @@ import simplejpeg
 from gbad_batch.engine import Scan, ScanSettings
 from gbad_batch.engine.decode import DecodeLimits, Decoder
 from gbad_batch.engine.errors import Refused
-from gbad_batch.engine.evaluation.bootstrap import Bags, Figures, with_intervals
+from gbad_batch.engine.evaluation.bootstrap import Bootstrap, Figures, with_intervals
 from gbad_batch.engine.evaluation.measures import Auroc, Ranking, Share
 from gbad_batch.engine.row import THREATS, Row
 from gbad_batch.engine.synth import SynthSettings
@@ -25,7 +25,7 @@ from gbad_batch.engine.training.projection.physics import (
     Pixels,
     Threat,
     bags_of,
-    place,
+    find_position,
     project,
     varied,
 )
@@ -120,7 +120,7 @@ def _with_objects(
         for path in (paths[i] for i in random.integers(len(paths), size=TRIES)):
             thing = _object(kind, path)
             sized = varied(thing, bags[0], SIZES[kind], random) if thing and bags else None
-            at = place(sized, bags[0], random) if sized else None
+            at = find_position(sized, bags[0], random) if sized else None
             if sized and at:
                 yield kind, project(empty, sized, at)
                 break
@@ -174,7 +174,7 @@ def projected_figures(folder: Path, results: Path) -> Figures:
         }
         if kind == "gun":
             measures["auroc_p_gun"] = Auroc(Ranking(positive, some["p_gun"]))
-        figures |= with_intervals(measures, {}, positive, Bags.named(bags[held].tolist()))
+        figures |= with_intervals(measures, {}, positive, Bootstrap.by_group(bags[held].tolist()))
     without = kinds == ""
     alarm = {"pfa_bags": Share(columns["anomalous"], without)}
-    return figures | with_intervals(alarm, {}, ~without, Bags.named(bags.tolist()))
+    return figures | with_intervals(alarm, {}, ~without, Bootstrap.by_group(bags.tolist()))

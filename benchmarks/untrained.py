@@ -23,7 +23,8 @@ from gbad_batch.engine.row import Row
 from gbad_batch.engine.synth import gate_images
 from gbad_batch.engine.system.durable import remove
 from gbad_batch.engine.training.packing.writing import Outcome, gate_archive, manifest
-from gbad_batch.engine.training.phases.phase3 import Losses, Phase3Settings, class_maximum
+from gbad_batch.engine.training.phases.phase3 import Losses, class_maximum
+from gbad_batch.engine.training.settings import Phase3Settings
 from gbad_batch.export.to_int8 import quantize
 from gbad_batch.export.to_onnx import export_graphs
 

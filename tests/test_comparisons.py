@@ -11,7 +11,7 @@ from benchmarks.contest import open_run
 
 from gbad_batch.engine.datasets import read_labels
 from gbad_batch.engine.errors import Refused
-from gbad_batch.engine.evaluation.bootstrap import Bags
+from gbad_batch.engine.evaluation.bootstrap import Bootstrap
 
 DECISIONS = ("gbad", "combined", "class_maximum", "reconstruction", "feature_matching", "autoencoder")
 RIVALS = ("l1_norm", "pca", "mahalanobis", "neighbours", "isolation_forest")
@@ -33,7 +33,7 @@ def test_a_detector_is_judged_by_thresholds_of_the_calibration_images():
     positive = np.arange(100) >= 50
     benign = np.linspace(0, 1, 100)
     test = np.r_[np.linspace(0, 0.9, 49), 0.96, np.full(25, 0.5), np.full(25, 2.0)]
-    judged = judge(positive, [test], [benign], Bags.named([""] * 100))
+    judged = judge(positive, [test], [benign], Bootstrap.by_group([""] * 100))
     assert (judged["pd_02"].mean, judged["pfa_02"].mean) == (0.5, 0)
     assert (judged["pd_05"].mean, judged["pfa_05"].mean) == (0.5, 0.02)
     low, high = judged["pd_05"].low, judged["pd_05"].high
@@ -47,7 +47,7 @@ def test_seeds_give_a_mean_a_range_and_one_interval():
     positive = np.arange(200) >= 100
     good, bad = positive + random.normal(size=200), random.normal(size=200)
     benign = random.normal(size=100)
-    bags = Bags.named([""] * 200)
+    bags = Bootstrap.by_group([""] * 200)
     both = judge(positive, [good, bad], [benign, benign], bags)["auroc"]
     alone = [judge(positive, [each], [benign], bags)["auroc"].mean for each in (good, bad)]
     assert (both.least, both.most) == (min(alone), max(alone))
@@ -62,7 +62,7 @@ def test_the_table_has_a_row_for_each_detector_and_all_figures_by_name():
     report = Comparison("two")
     for name, seeds in (("steady", 1), ("lucky", 2)):
         scores = [random.normal(size=60) for _ in range(seeds)]
-        report.add_row(name, judge(positive, scores, scores, Bags.named([""] * 60)))
+        report.add_row(name, judge(positive, scores, scores, Bootstrap.by_group([""] * 60)))
     lines = report.table().splitlines()
     assert [line.split()[0] for line in lines if line.startswith(("steady", "lucky"))] == ["steady", "lucky"]
     assert sum("over seeds" in line for line in lines) == 1

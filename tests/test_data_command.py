@@ -186,12 +186,12 @@ def test_boxes_splits_and_groups_survive_in_json(tmp_path: Path) -> None:
         for field in ("names", "splits", "groups", "boxes"):
             assert getattr(before, field) == getattr(after, field)
     said = run("data", "convert", tmp_path / "t.csv.json", tmp_path / "new.csv")
-    assert said.endswith("; a CSV has no place for groups and splits\n")
+    assert said.endswith("; a CSV cannot hold groups and splits\n")
 
 
 def test_what_cannot_be_converted_is_one_sentence(bags: Path, tmp_path: Path) -> None:
     (tmp_path / "there.json").write_text("mine")
-    assert "there.json is there already" in refused("data", "convert", bags, tmp_path / "there.json")
+    assert "there.json exists already" in refused("data", "convert", bags, tmp_path / "there.json")
     assert "ends neither in .csv" in refused("data", "convert", bags, tmp_path / "out.xml")
     (tmp_path / "empty").mkdir()
     words = ("data", "convert", bags, tmp_path / "out.json", "--images", tmp_path / "empty")

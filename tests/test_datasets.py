@@ -70,7 +70,7 @@ def test_sixrays_list(tmp_path: Path) -> None:
     lines = [HEADER, "P00001,1,-1,-1,1,-1", "", "N2.jpg,-1,-1,-1,-1,-1", "n3,0,-1,1,-1,-1"]
     labels = read_labels(write(tmp_path / "list.csv", "\ufeff" + "\r\n".join(lines)))
     assert held(labels) == {"P00001": "gun pliers", "N2.jpg": "", "n3": "wrench"}
-    assert labels.places[1] == f"{tmp_path / 'list.csv'}, line 4"
+    assert labels.origins[1] == f"{tmp_path / 'list.csv'}, line 4"
     assert labels.positive.tolist() == [True, False, True]
 
 
@@ -89,7 +89,7 @@ def test_a_table_in_parquet(tmp_path: Path, kind: Any) -> None:
     labels = read_labels(tmp_path / "labels.parquet")
     assert held(labels) == {"a": "", "b": " ".join(THREATS)}
     assert labels.splits == ("", "test")
-    assert labels.places[1].endswith("labels.parquet, row 2")
+    assert labels.origins[1].endswith("labels.parquet, row 2")
 
 
 def test_pascal_voc(tmp_path: Path) -> None:
@@ -149,10 +149,10 @@ def test_both_lists_of_a_synthetic_archive_agree(tmp_path: Path) -> None:
     assert all(boxes for boxes, there in zip(by_boxes.boxes, by_list.positive, strict=True) if there)
 
 
-def test_a_form_that_is_not_plain_is_refused_with_those_that_it_could_be(tmp_path: Path) -> None:
+def test_an_ambiguous_format_is_refused_with_those_that_it_could_be(tmp_path: Path) -> None:
     write(tmp_path / "both" / "a.xml", "<annotation/>")
     write(tmp_path / "both" / "a.txt", "")
-    with pytest.raises(Refused, match=r"not plain .*--form voc or boxes"):
+    with pytest.raises(Refused, match=r"cannot be detected .*--form voc or boxes"):
         read_labels(tmp_path / "both")
     assert held(read_labels(tmp_path / "both", form="boxes")) == {"a": ""}
     with pytest.raises(Refused, match="not plain; say --form sixray or table or voc"):

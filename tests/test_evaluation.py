@@ -21,10 +21,10 @@ from gbad_batch.engine import Scan, ScanSettings
 from gbad_batch.engine.bundle import Bundle, write_bundle
 from gbad_batch.engine.commands.cli import main
 from gbad_batch.engine.evaluation import (
-    Bags,
+    Bootstrap,
     EvaluateSettings,
     Figure,
-    Scored,
+    Predictions,
     average_precisions,
     detection,
     evaluate,
@@ -41,15 +41,15 @@ from gbad_batch.engine.evaluation.measures import (
     Ranking,
     Share,
 )
+from gbad_batch.engine.model.calibration import threshold_at, wilson_interval
 from gbad_batch.engine.row import THREATS
-from gbad_batch.engine.training.phases.phase3 import threshold_at, wilson
 
 UNDEFINED = Figure(None, None, None)
 
 
-def single(count: int, **options: int) -> Bags:
+def single(count: int, **options: int) -> Bootstrap:
     """Images that are each a bag of their own."""
-    return Bags(np.arange(count), **options)
+    return Bootstrap(np.arange(count), **options)
 
 
 def measures_of(positive: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> dict[str, Measure]:
@@ -145,7 +145,7 @@ def test_the_interval_of_a_rate_is_about_wilsons():
     scores = np.where(np.arange(2000) % 10 == 0, 1.0, 0.0)  # 200 of the 1000 positives
     found = figures(a_model(positive, scores), single(2000), {})["pd"]
     assert found.value == 0.2
-    assert (found.low, found.high) == pytest.approx(wilson(200, 1000), abs=0.006)
+    assert (found.low, found.high) == pytest.approx(wilson_interval(200, 1000), abs=0.006)
 
 
 def test_views_of_one_bag_count_once():
@@ -155,23 +155,23 @@ def test_views_of_one_bag_count_once():
     scores = random.normal(positive)
     views = np.repeat(np.arange(200), 4)
 
-    def width(count: int, bags: Bags) -> float:
-        found = detection(np.repeat(positive, count), np.repeat(scores, count), bags=bags)["auroc"]
+    def width(count: int, bags: Bootstrap) -> float:
+        found = detection(np.repeat(positive, count), np.repeat(scores, count), bootstrap=bags)["auroc"]
         assert found.low is not None
         assert found.high is not None
         return found.high - found.low
 
     once = width(1, single(200))
-    assert width(4, Bags(views)) == pytest.approx(once, rel=1e-9)
+    assert width(4, Bootstrap(views)) == pytest.approx(once, rel=1e-9)
     assert width(4, single(800)) == pytest.approx(once / 2, rel=0.2)
 
 
 def test_a_rate_of_all_or_none_has_wilsons_interval_of_its_bags():
     """No resample can tell how far from certain 50 detected bags of 4 views are."""
     positive = np.arange(400) < 200
-    found = figures(a_model(positive, positive * 1.0), Bags(np.arange(400) // 4, resamples=20), {})
-    assert found["pd"] == Figure(1.0, *wilson(50, 50))
-    assert found["pfa"] == Figure(0.0, *wilson(0, 50))
+    found = figures(a_model(positive, positive * 1.0), Bootstrap(np.arange(400) // 4, resamples=20), {})
+    assert found["pd"] == Figure(1.0, *wilson_interval(50, 50))
+    assert found["pfa"] == Figure(0.0, *wilson_interval(0, 50))
     assert found["auroc"] == Figure(1.0, None, None)
 
 
@@ -186,10 +186,10 @@ def test_intervals_follow_the_seed():
 
 
 def test_bags_are_named_and_images_without_a_name_stand_alone():
-    bags = Bags.named(["a", "", "a", "b", ""])
-    assert bags.of[0] == bags.of[2]
-    assert len(set(bags.of.tolist())) == 4
-    (weights,) = Bags(bags.of, resamples=50).weights(np.array([True, False, False, False, False]))
+    bags = Bootstrap.by_group(["a", "", "a", "b", ""])
+    assert bags.group[0] == bags.group[2]
+    assert len(set(bags.group.tolist())) == 4
+    (weights,) = Bootstrap(bags.group, resamples=50).weights(np.array([True, False, False, False, False]))
     assert (weights[:, 0] == weights[:, 2]).all()
     assert (weights[:, 0] == 1).all()  # the one bag with a threat is in every resample
     assert (weights[:, [1, 3, 4]].sum(axis=1) == 3).all()
@@ -198,12 +198,12 @@ def test_bags_are_named_and_images_without_a_name_stand_alone():
 # --- figures ---
 
 
-def a_model(positive: np.ndarray, scores: np.ndarray) -> Scored:
+def a_model(positive: np.ndarray, scores: np.ndarray) -> Predictions:
     """Give a model whose class scores are its anomaly score, and images that hold a gun or nothing."""
     labels = np.zeros((len(positive), 5), bool)
     labels[:, 0] = positive
     p = np.tile(scores[:, None], 5)
-    return Scored(labels, p, {"gbad": scores}, "gbad", 0.5, np.full(5, 0.5))
+    return Predictions(labels, p, {"gbad": scores}, "gbad", 0.5, np.full(5, 0.5))
 
 
 def test_what_has_no_examples_has_no_figures():
@@ -236,7 +236,9 @@ def test_an_image_without_a_score_is_a_miss_and_never_an_alarm():
 def test_a_gate_that_opens_for_all_changes_nothing():
     random = np.random.default_rng(0)
     labels = random.random((300, 5)) < 0.2
-    model = Scored(labels, random.random((300, 5)), {"gbad": np.zeros(300)}, "gbad", -1.0, np.full(5, 0.5))
+    model = Predictions(
+        labels, random.random((300, 5)), {"gbad": np.zeros(300)}, "gbad", -1.0, np.full(5, 0.5)
+    )
     found = figures(model, single(300, resamples=20), {})
     assert found["map_gated"] == found["map"]
     assert found["micro_f1_gated"] == found["micro_f1"]
@@ -455,9 +457,9 @@ def test_the_table_is_markdown_of_equal_columns(results: Path, listed: Path, tin
 
 def test_what_is_no_finished_results_file_is_refused(results: Path, listed: Path, tmp_path: Path):
     assert "absent.parquet does not exist" in refusal(tmp_path / "absent.parquet", "--labels", listed)
-    assert "is no results of a scan" in refusal(listed, "--labels", listed)
+    assert "does not hold results of a scan" in refusal(listed, "--labels", listed)
     pq.write_table(pq.read_table(results).replace_schema_metadata(None), tmp_path / "other.parquet")
-    assert "is no results of a scan" in refusal(tmp_path / "other.parquet", "--labels", listed)
+    assert "does not hold results of a scan" in refusal(tmp_path / "other.parquet", "--labels", listed)
     (tmp_path / "begun.parquet.parts").mkdir()
     assert "is not finished: run its scan again" in refusal(tmp_path / "begun.parquet", "--labels", listed)
 
@@ -505,7 +507,7 @@ def test_thresholds_come_from_other_images_of_the_same_model(
 
 
 def test_a_folder_that_cannot_be_is_refused(results: Path, listed: Path):
-    assert "cannot be made a folder" in refusal(results, "--labels", listed, "--out", listed)
+    assert "cannot be made: " in refusal(results, "--labels", listed, "--out", listed)
 
 
 # --- real images ---

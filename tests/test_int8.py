@@ -25,7 +25,8 @@ from gbad_batch.engine.errors import BundleError, Refused, Stopped
 from gbad_batch.engine.results.schema import read_footer
 from gbad_batch.engine.row import THREATS
 from gbad_batch.engine.runtime import OUTPUTS, open_engine
-from gbad_batch.engine.training.packing.quantizing import QuantizeSettings, carried, quantize_bundle
+from gbad_batch.engine.training.packing.quantizing import map_quantiles, quantize_bundle
+from gbad_batch.engine.training.settings import QuantizeSettings
 from gbad_batch.export import engine_for
 from gbad_batch.export.to_int8 import first_convolution, heads, joins, prepared
 
@@ -120,10 +121,10 @@ def test_thresholds_are_carried_over_so_that_as_many_images_lie_above() -> None:
     plain = random.normal(size=500)
     own = 0.8 * plain + 0.1 * random.normal(size=500) - 1
     thresholds = np.quantile(plain, [0.5, 0.9, 0.95, 0.99])
-    moved = carried(thresholds.tolist(), plain, own)
+    moved = map_quantiles(thresholds.tolist(), plain, own)
     assert [(own >= t).sum() for t in moved] == [(plain >= t).sum() for t in thresholds]
-    np.testing.assert_array_equal(carried(thresholds.tolist(), plain, plain), thresholds)
-    beyond = carried([plain.max() + 1, plain.min() - 1], plain, own)
+    np.testing.assert_array_equal(map_quantiles(thresholds.tolist(), plain, plain), thresholds)
+    beyond = map_quantiles([plain.max() + 1, plain.min() - 1], plain, own)
     np.testing.assert_allclose(beyond, [own.max() + 1, own.min() - 1])
 
 

@@ -18,14 +18,11 @@ from gbad_batch.engine.row import THREATS
 from gbad_batch.engine.synth import SynthSettings, air_of, write_archive
 from gbad_batch.engine.system.progress import silent
 from gbad_batch.engine.training.data import Labelled, load_labelled
-from gbad_batch.engine.training.phases.phase1 import Phase1Settings, Stage
-from gbad_batch.engine.training.phases.phase2 import Phase2Settings
-from gbad_batch.engine.training.pipeline import train
 from gbad_batch.engine.training.projection.physics import (
     AREAS,
     Threat,
     bags_of,
-    place,
+    find_position,
     project,
     varied,
 )
@@ -40,7 +37,8 @@ from gbad_batch.engine.training.projection.threats import (
     grey_transmission,
     open_threats,
 )
-from gbad_batch.engine.training.settings import TrainSettings
+from gbad_batch.engine.training.run import train
+from gbad_batch.engine.training.settings import Phase1Settings, Phase2Settings, Stage, TrainSettings
 
 AIR = (250, 251, 252)
 
@@ -102,7 +100,7 @@ def test_threats_lie_in_the_bag_in_the_size_of_real_ones() -> None:
     for seed in range(60):
         sized = varied(threat(seed, 160, 120), held, AREAS["gun"], random)
         assert sized is not None
-        at = place(sized, held, random)
+        at = find_position(sized, held, random)
         assert at is not None
         changed = (project(picture, sized, at) != picture).any(axis=2)
         assert (picture[changed] == AIR).all(axis=1).mean() < 0.1
@@ -298,11 +296,11 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> TrainSettings:
     (folder / "labels.csv").write_text("\n".join(lines) + "\n")
     return TrainSettings(
         labels=folder / "labels.csv",
-        images=folder,
+        image_folder=folder,
         out=folder / "bundle",
         run=folder / "run",
         threads=1,
-        gate_images=2,
+        gate_image_count=2,
         projected=10,
         projected_from=SYNTH,
         architecture=Architecture(backbone="regnetx_004", input_size=64),

@@ -8,7 +8,7 @@ from sklearn.svm import SVC
 from stubs import unknown_names
 
 from gbad_batch.engine.training.phases.svm import (
-    Machine,
+    FittedSvm,
     choose_fitter,
     cuml_unusable,
     fit_by_cuml,
@@ -25,7 +25,7 @@ def data(n: int = 600) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     return random.normal(size=(n, 2)) + 1.5 * positive[:, None], positive
 
 
-def scores(machine: Machine, u: NDArray[np.float64], gamma: float | None) -> NDArray[np.float64]:
+def scores(machine: FittedSvm, u: NDArray[np.float64], gamma: float | None) -> NDArray[np.float64]:
     if gamma is None:
         return u @ machine.weights + machine.intercept
     squared = np.square(u[:, None] - machine.support[None]).sum(axis=2)

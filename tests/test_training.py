@@ -25,38 +25,37 @@ from gbad_batch.engine.decode import DecodeLimits, Decoder
 from gbad_batch.engine.errors import Refused, Stopped
 from gbad_batch.engine.model.architecture import Architecture
 from gbad_batch.engine.model.bigan import BiGAN
+from gbad_batch.engine.model.calibration import benign_quantiles, threshold_at, wilson_interval
 from gbad_batch.engine.model.decision import Decision
 from gbad_batch.engine.model.gbad import GBAD
 from gbad_batch.engine.row import Row
 from gbad_batch.engine.runtime import open_engine
 from gbad_batch.engine.synth import SynthSettings, write_archive
 from gbad_batch.engine.system.progress import silent
-from gbad_batch.engine.training import features, pipeline
-from gbad_batch.engine.training.augment import Augmentation, ImageSettings, draw, training_images
-from gbad_batch.engine.training.data import Labelled, Shares, Splits, split
+from gbad_batch.engine.training import features, reported
+from gbad_batch.engine.training.augment import ImageSettings, draw, training_images
+from gbad_batch.engine.training.data import Labelled, Splits, split
 from gbad_batch.engine.training.phases import phase1, phase2
-from gbad_batch.engine.training.phases.norms import fold_norms, put_norms
-from gbad_batch.engine.training.phases.phase1 import Phase1Settings, Stage, classification_loss
+from gbad_batch.engine.training.phases.phase1 import classification_loss, fold_norms, put_norms
 from gbad_batch.engine.training.phases.phase2 import (
-    Phase2Settings,
     adversarial_loss,
     check_collapse,
     discriminator_loss,
     set_standardization,
     train_bigan,
 )
-from gbad_batch.engine.training.phases.phase3 import (
-    Losses,
+from gbad_batch.engine.training.phases.phase3 import Losses, fit_svm, is_monotone, operating_points
+from gbad_batch.engine.training.reported import train_as_reported
+from gbad_batch.engine.training.run import train
+from gbad_batch.engine.training.settings import (
+    Augmentation,
+    Phase1Settings,
+    Phase2Settings,
     Phase3Settings,
-    benign_quantiles,
-    fit_svm,
-    is_monotone,
-    operating_points,
-    threshold_at,
-    wilson,
+    Shares,
+    Stage,
+    TrainSettings,
 )
-from gbad_batch.engine.training.pipeline import train, train_as_reported
-from gbad_batch.engine.training.settings import TrainSettings
 from gbad_batch.export import engine_for
 
 ARCHITECTURE = Architecture(backbone="regnetx_004", input_size=64)
@@ -93,12 +92,12 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> TrainSettings:
     return TrainSettings(
         backbone_weights=weights,
         labels=labels,
-        images=images,
+        image_folder=images,
         out=folder / "bundle",
         run=folder / "run",
         demo=True,
         threads=1,
-        gate_images=2,
+        gate_image_count=2,
         architecture=ARCHITECTURE,
         phase1=Phase1Settings(stages=(Stage(32, 1), Stage(64, 1)), batch_size=16, watched=16),
         phase2=Phase2Settings(steps=60),
@@ -196,13 +195,15 @@ def test_a_training_that_was_killed_ends_with_the_same_weights(
     assert Bundle.read(own.out).files["weights.safetensors"] == bundle.files["weights.safetensors"]
 
 
-def test_places_are_learned_and_gone_on_with(settings: TrainSettings, tmp_path: Path):
+def test_localization_is_learned_and_resumed(settings: TrainSettings, tmp_path: Path):
     write_archive(tmp_path / "bags", SynthSettings(40, 1, 0.5))
-    placed = replace(settings.phase1, stages=(Stage(32, 1, 0.5), Stage(64, 1)), batch_size=8, places=1.0)
+    placed = replace(
+        settings.phase1, stages=(Stage(32, 1, 0.5), Stage(64, 1)), batch_size=8, localization=1.0
+    )
     own = replace(
         settings,
         labels=tmp_path / "bags" / "boxes.json",
-        images=tmp_path / "bags" / "images",
+        image_folder=tmp_path / "bags" / "images",
         out=tmp_path / "bundle",
         run=tmp_path / "run",
         phases=(1,),
@@ -210,16 +211,16 @@ def test_places_are_learned_and_gone_on_with(settings: TrainSettings, tmp_path: 
     )
     states = []
     for name, killed_in, places in (("a", None, 1.0), ("b", ("phase I", 3), 1.0), ("c", None, 0.0)):
-        each = replace(own, run=tmp_path / name, phase1=replace(placed, places=places))
+        each = replace(own, run=tmp_path / name, phase1=replace(placed, localization=places))
         if killed_in is not None:
             train_until_killed(each, killed_in)
         train(each)
         states.append(torch.load(each.run / "network.pt", weights_only=True)["state"])
     told = {name: (tmp_path / name / "metrics.jsonl").read_text() for name in ("a", "b", "c")}
-    assert [json.loads(line)["places_loss"] > 0 for line in told["a"].splitlines()] == [True, True]
-    assert "places_loss" not in told["c"]
+    assert [json.loads(line)["localization_loss"] > 0 for line in told["a"].splitlines()] == [True, True]
+    assert "localization_loss" not in told["c"]
     whole, killed, unplaced = states
-    assert whole.keys() == GBAD(ARCHITECTURE).network.state_dict().keys()  # nothing of the places
+    assert whole.keys() == GBAD(ARCHITECTURE).network.state_dict().keys()  # nothing of the localization head
     assert all(torch.equal(whole[key], killed[key]) for key in whole)
     assert not all(torch.equal(whole[key], unplaced[key]) for key in whole)
 
@@ -227,20 +228,26 @@ def test_places_are_learned_and_gone_on_with(settings: TrainSettings, tmp_path: 
 def test_a_run_knows_its_images_and_boxes(settings: TrainSettings, tmp_path: Path):
     write_archive(tmp_path / "bags", SynthSettings(40, 1, 0.5))
     labels, images = tmp_path / "bags" / "boxes.json", tmp_path / "bags" / "images"
-    placed = replace(settings.phase1, stages=(Stage(32, 1),), batch_size=8, places=1.0)
+    placed = replace(settings.phase1, stages=(Stage(32, 1),), batch_size=8, localization=1.0)
     own = replace(
-        settings, labels=labels, images=images, run=tmp_path / "run", phases=(1,), phase1=placed, threads=1
+        settings,
+        labels=labels,
+        image_folder=images,
+        run=tmp_path / "run",
+        phases=(1,),
+        phase1=placed,
+        threads=1,
     )
     train(own)
     trained = (own.run / "network.pt").stat().st_mtime_ns
     moved = (tmp_path / "bags").rename(tmp_path / "moved")
     otherwise = moved / "images" / ".." / "images"
-    train(replace(own, labels=moved / "boxes.json", images=otherwise))
+    train(replace(own, labels=moved / "boxes.json", image_folder=otherwise))
     assert (own.run / "network.pt").stat().st_mtime_ns == trained
     told = json.loads((moved / "boxes.json").read_text())
     told["annotations"][0]["bbox"][0] += 1
     (moved / "boxes.json").write_text(json.dumps(told))
-    changed = replace(own, labels=moved / "boxes.json", images=moved / "images")
+    changed = replace(own, labels=moved / "boxes.json", image_folder=moved / "images")
     with pytest.raises(Refused, match="differs in boxes"):
         train(replace(changed, phases=(2,)))
     train(changed)  # phase I by name: it is done again
@@ -250,7 +257,7 @@ def test_a_run_knows_its_images_and_boxes(settings: TrainSettings, tmp_path: Pat
 def test_places_without_boxes_are_refused(settings: TrainSettings, tmp_path: Path):
     own = replace(settings, run=tmp_path / "run", out=tmp_path / "bundle", phases=(1,))
     with pytest.raises(Refused, match="need boxes around the threats"):
-        train(replace(own, phase1=replace(own.phase1, places=1.0)))
+        train(replace(own, phase1=replace(own.phase1, localization=1.0)))
 
 
 def test_a_phase_runs_alone_and_again(settings: TrainSettings, bundle: Bundle, tmp_path: Path):
@@ -337,7 +344,12 @@ def test_a_training_starts_from_the_network_of_a_bundle(
 ):
     slow = replace(settings.phase1, learning_rate=0.0, average_decay=0.0)
     own = replace(
-        settings, out=tmp_path / "bundle", run=tmp_path / "run", phase1=slow, start=bundle.path, int8_images=0
+        settings,
+        out=tmp_path / "bundle",
+        run=tmp_path / "run",
+        phase1=slow,
+        start=bundle.path,
+        int8_image_count=0,
     )
     out = train(own)
     assert out is not None
@@ -358,12 +370,12 @@ def test_a_training_starts_from_the_network_of_a_bundle(
 def test_the_reports_phase_one_has_no_pyramid(
     settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    short = replace(pipeline.REPORTED, stages=(Stage(32, 1),), batch_size=16)
-    monkeypatch.setattr(pipeline, "REPORTED", short)
-    assert pipeline.ReportedNetwork("regnetx_004").body.get_classifier().out_features == 5  # type: ignore
+    short = replace(reported.REPORTED, stages=(Stage(32, 1),), batch_size=16)
+    monkeypatch.setattr(reported, "REPORTED", short)
+    assert reported.ReportedNetwork("regnetx_004").body.get_classifier().out_features == 5  # type: ignore
     lines = train_as_reported(replace(settings, run=tmp_path / "run"))  # from the file of ImageNet's weights
     assert [line["epoch"] for line in lines] == [1]
-    with pytest.raises(Refused, match="--start has no place"):
+    with pytest.raises(Refused, match="leave out --start"):
         train_as_reported(replace(settings, run=tmp_path / "other", start=tmp_path))
     assert not (tmp_path / "run" / "bigan.pt").exists()
 
@@ -614,6 +626,6 @@ def test_operating_points_say_what_supports_them():
 
 
 def test_wilson_intervals_are_the_published_ones():
-    low, high = wilson(18, 1800)
+    low, high = wilson_interval(18, 1800)
     assert (round(100 * low, 2), round(100 * high, 2)) == (0.63, 1.58)
-    assert wilson(0, 0) == (0.0, 1.0)
+    assert wilson_interval(0, 0) == (0.0, 1.0)

@@ -12,9 +12,8 @@ from gbad_batch.engine.errors import Refused
 from gbad_batch.engine.row import THREATS
 from gbad_batch.engine.training.augment import ImageSettings, training_images
 from gbad_batch.engine.training.data import Labelled
-from gbad_batch.engine.training.phases.phase1 import Stage
 from gbad_batch.engine.training.phases.windows import BoxedThreats
-from gbad_batch.engine.training.settings import train_settings
+from gbad_batch.engine.training.settings import Stage, train_settings
 
 WIDTH, HEIGHT = 200, 100
 GUN, KNIFE = THREATS.index("gun"), THREATS.index("knife")
@@ -116,11 +115,8 @@ DEFAULTS = {
     "image_size": 256,
     "stages": "128:1",
     "batch_size": 16,
-    "optimizer": "adamw",
     "learning_rate": 1e-3,
-    "pos_weight": False,
     "places": 0.0,
-    "mixed": False,
     "bigan_steps": 10,
     "phase3": "insample",
 }

@@ -7,28 +7,36 @@ from typing import Any
 
 import click
 
+from ..model.architecture import Architecture
+from ..training.settings import (
+    Phase1Settings,
+    Phase2Settings,
+    QuantizeSettings,
+    TrainSettings,
+    format_stages,
+)
 from .options import DEMO, need_extra, options
 
 _WHAT_LABELS = options(
     click.option(
         "--form",
         type=click.Choice(["auto", "sixray", "table", "voc", "boxes", "coco", "folders"]),
-        default="auto",
+        default=TrainSettings.form,
         show_default=True,
-        help="Of the labels; auto goes by what they are.",
+        help="Label format; auto detects it.",
     ),
     click.option(
         "--class-map",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="TOML: [classes], then lines such as Dagger = 'knife' or Baton = 'ignore'.",
+        help="TOML file of class names: [classes], then lines such as Dagger = 'knife' or Baton = 'ignore'.",
     ),
 )
 
 
 @click.group(epilog=DEMO)
 def data() -> None:
-    """Look at labelled data sets before training, and convert their labels.
+    """Check labelled data sets before training, and convert their labels.
 
     \b
     gbad-batch data check bags/
@@ -42,7 +50,7 @@ def data() -> None:
     "--labels",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Of the images below DATASET.  [default: DATASET/labels.csv, or what DATASET is]",
+    help="Labels of the images below DATASET.  [default: DATASET/labels.csv, else DATASET itself]",
 )
 @_WHAT_LABELS
 @click.option(
@@ -58,22 +66,21 @@ def data() -> None:
     "--plot", "picture", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the labels."
 )
 def data_check(as_json: bool, picture: Path | None, **given: Any) -> None:
-    """Tell what a data set holds, what of it is missing, and what stands in it twice.
+    """Report what a data set holds, what is missing from it, and which images are duplicates.
 
-    Counts images, labels, combinations and the true rate of positives; names what a list names but the
-    disk lacks; decodes every image as a scan would; and looks for duplicates and near-duplicates inside
-    and between the lists and their splits, for a bag that is trained on tests nothing. Findings are no
-    errors: the exit code is 0. Needs the train extra.
+    Counts images, labels, combinations and the true rate of positives; lists images that are named but not
+    on disk; decodes every image as a scan would; and looks for duplicates and near-duplicates within and
+    between the lists and their splits, since a bag that was trained on is no test. Findings are not errors:
+    the exit code is 0. Needs the train extra.
 
     DATASET is the folder of the images, or a label file beside them. Labels are SIXray's CSV, a CSV or
     Parquet table (path or name, gun, knife, wrench, pliers, scissors, perhaps split and group), Pascal VOC
-    XML, OPIXray's text boxes, COCO JSON, or folders named by class. Classes of other names need a class
-    map:
+    XML, OPIXray's text boxes, COCO JSON, or folders named by class. Other class names need a class map:
 
     \b
     [classes]
     Dagger = "knife"
-    Baton = "ignore"       none of the five; an image with no other label counts as benign
+    Baton = "ignore"       not a threat; an image with no other label counts as benign
 
     \b
     gbad-batch data check bags/
@@ -98,15 +105,16 @@ def data_check(as_json: bool, picture: Path | None, **given: Any) -> None:
 @_WHAT_LABELS
 @click.option(
     "--images",
+    "image_folder",
     type=click.Path(path_type=Path),
     metavar="DIR",
     help="Write the paths of the images below DIR, and in JSON their sizes.",
 )
 def data_convert(source: Path, out: Path, **given: Any) -> None:
-    """Write the labels of IN, in any form that can be read, to OUT: .csv is SIXray's form, .json COCO's.
+    """Convert the labels of IN, in any format, to OUT: .csv gives SIXray's format, .json COCO's.
 
-    A label without a box becomes an annotation without `bbox`. SIXray's form has no place for boxes,
-    splits and groups; what is dropped is said.
+    A label without a box becomes an annotation without `bbox`. SIXray's format cannot hold boxes, splits
+    and groups; the command reports what it dropped.
 
     \b
     gbad-batch data convert train.csv train.json
@@ -118,89 +126,111 @@ def data_convert(source: Path, out: Path, **given: Any) -> None:
 
     done = convert(source, out, **given)
     boxes = f", {done.boxes} boxes" if done.boxes else ""
-    dropped = f"; a CSV has no place for {' and '.join(done.dropped)}" if done.dropped else ""
+    dropped = f"; a CSV cannot hold {' and '.join(done.dropped)}" if done.dropped else ""
     click.echo(f"{out}: {done.images} images, {done.positives} with a threat{boxes}{dropped}")
 
 
 _HOW_TO_TRAIN = options(
     click.option(
-        "--backbone", default="resnext50_32x4d", show_default=True, help="A name that timm registers."
+        "--backbone", default=Architecture.backbone, show_default=True, help="Name of a timm model."
     ),
-    click.option("--image-size", type=int, default=256, show_default=True, help="Pixels a side in scans."),
+    click.option(
+        "--image-size",
+        type=int,
+        default=Architecture.input_size,
+        show_default=True,
+        help="Side in pixels of the images that scans give the network.",
+    ),
     click.option(
         "--weights",
         type=click.Path(path_type=Path),
         metavar="FILE|hub",
-        help="ImageNet weights of the backbone, as torchvision or timm store them; hub fetches timm's.",
+        help="ImageNet weights of the backbone, as torchvision or timm store them; hub downloads timm's.",
     ),
     click.option(
         "--start",
         type=click.Path(path_type=Path),
         metavar="BUNDLE",
-        help="Begin with the backbone and the pyramid of a bundle of the same architecture.",
+        help="Start from the backbone and pyramid of a bundle of the same architecture.",
     ),
     click.option(
         "--stages",
-        default="128:10,256:5",
+        default=format_stages(Phase1Settings.stages),
         show_default=True,
         metavar="SIZE:EPOCHS[:WINDOW],...",
-        help="Image sizes of phase I, growing, and epochs at each. A window of less than 1 shows only that "
-        "share of each side, around a threat where the labels have boxes.",
+        help="Image sizes of phase I, growing, and the epochs at each. A window below 1 shows only that "
+        "share of each side, around a threat; it needs labels with boxes.",
     ),
-    click.option("--batch-size", type=click.IntRange(2), default=32, show_default=True, help="Of phase I."),
     click.option(
-        "--optimizer",
-        type=click.Choice(["adamw", "sgd"]),
-        default="adamw",
+        "--batch-size",
+        type=click.IntRange(2),
+        default=Phase1Settings.batch_size,
         show_default=True,
-        help="Of phase I.",
+        help="Images in a batch of phase I.",
     ),
     click.option(
-        "--learning-rate", type=float, default=2e-3, show_default=True, help="Phase I's, at its peak."
+        "--learning-rate",
+        type=float,
+        default=Phase1Settings.learning_rate,
+        show_default=True,
+        help="Peak learning rate of phase I.",
     ),
     click.option(
         "--places",
         type=click.FloatRange(0),
-        default=0.0,
+        default=Phase1Settings.localization,
         show_default=True,
         metavar="WEIGHT",
-        help="Learn in phase I where threats lie, too, where the labels have boxes or --project adds "
-        "threats: the weight of that loss (the default bundle had 1). Bundles hold nothing of it.",
+        help="Weight of a second loss of phase I, on where threats lie (the default bundle used 1). Needs "
+        "boxes in the labels, or threats by --project. The layers that learn it are not in the bundle.",
     ),
-    click.option("--pos-weight", is_flag=True, help="Weight each class by its scarcity in phase I."),
-    click.option("--mixed", is_flag=True, help="Phase I in bfloat16 where that is safe."),
     click.option(
         "--project",
         type=click.IntRange(0),
-        default=0,
+        default=TrainSettings.projected,
         show_default=True,
         metavar="N",
         help="Threat image projection: add copies of N benign training images with threats multiplied into "
-        "them, to the train split alone.",
+        "them, to the train split only.",
     ),
     click.option(
         "--project-from",
         type=click.Path(path_type=Path),
         metavar="DIR|synth",
-        help="Their threats: grey (single-energy) pictures of single things before an even ground, in "
-        "folders named by class, or rendered ones.  [default: those in the boxes of training images]",
+        help="Source of the threats for --project: grey (single-energy) pictures of single objects on an "
+        "even ground, in folders named by class, or synth for rendered ones.  [default: the boxes of the "
+        "training images]",
     ),
     click.option(
-        "--bigan-steps", type=click.IntRange(1), default=4000, show_default=True, help="Of phase II."
+        "--bigan-steps",
+        type=click.IntRange(1),
+        default=Phase2Settings.steps,
+        show_default=True,
+        help="Training steps of phase II.",
     ),
     click.option(
         "--phase3",
         type=click.Choice(["insample", "heldout"]),
         default="insample",
         show_default=True,
-        help="The SVM sees the training images' losses, as reported, or those of images held out.",
+        help="Fit the SVM on losses of training images, as in the report, or of held-out images.",
     ),
     click.option(
         "--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]", help="Where to train."
     ),
-    click.option("--threads", type=int, default=0, metavar="N", help="Default: all cores that may be used."),
     click.option(
-        "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything random."
+        "--threads",
+        type=int,
+        default=TrainSettings.threads,
+        metavar="N",
+        help="CPU threads.  [default: all usable cores]",
+    ),
+    click.option(
+        "--seed",
+        type=click.IntRange(0),
+        default=TrainSettings.seed,
+        show_default=True,
+        help="Seed of everything random.",
     ),
 )
 
@@ -214,37 +244,37 @@ _HOW_TO_TRAIN = options(
     "--labels",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Of the images below DATASET.  [default: DATASET/labels.csv, or what DATASET is]",
+    help="Labels of the images below DATASET.  [default: DATASET/labels.csv, else DATASET itself]",
 )
 @_WHAT_LABELS
 @click.option(
     "--run",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Keep checkpoints, features and figures here.  [default: BUNDLE.run]",
+    help="Run folder for checkpoints, features and figures.  [default: BUNDLE.run]",
 )
-@click.option("--name", metavar="NAME", help="Of the bundle.  [default: that of its folder]")
+@click.option("--name", metavar="NAME", help="Name of the bundle.  [default: that of its folder]")
 @click.option(
     "--phase",
     "phases",
     type=click.IntRange(1, 3),
     multiple=True,
     metavar="N",
-    help="Only this phase, again where its settings differ; the run folder must hold those before.",
+    help="Run only this phase, again if its settings changed; the run folder must hold the earlier ones.",
 )
 @_HOW_TO_TRAIN
 @click.option(
     "--report-exact",
     is_flag=True,
-    help="Phase I as the report has it: 15 epochs at 256 pixels, no FPN; figures, and no bundle.",
+    help="Run phase I as the report describes it (15 epochs at 256 pixels, no FPN): figures only, no bundle.",
 )
 def train(dataset: Path, run: Path | None, report_exact: bool, **given: Any) -> None:
     """Train a bundle on the images below DATASET, in the method's three phases.
 
     The classifier learns the five threats, the BiGAN the features of benign bags, and a support vector
     machine decides on its losses. Images are dealt into four splits, of which training sees one, unless the
-    labels are a table with a column `split`. Killed at any moment, the same command goes on where it was.
-    Needs the train extra. Images that `gbad-batch synth` wrote give a bundle that is marked as a demo.
+    labels are a table with a column `split`. If the command is killed, run it again to continue. Images that
+    `gbad-batch synth` wrote give a bundle that is marked as a demo. Needs the train extra.
 
     The run folder holds checkpoints, features, metrics.jsonl, plots and TensorBoard's events.
 
@@ -253,13 +283,13 @@ def train(dataset: Path, run: Path | None, report_exact: bool, **given: Any) -> 
     gbad-batch train bags --backbone regnetx_004 --out my-bundle
     gbad-batch train SIXray/images --labels train.csv --weights resnext50.safetensors --out sixray
     gbad-batch train PIDray --labels PIDray/train.json --project 2000 --out projected
-    gbad-batch train bags --out my-bundle --phase 3 --phase3 heldout       the last phase again
+    gbad-batch train bags --out my-bundle --phase 3 --phase3 heldout       repeats the last phase
     gbad-batch scan /archive --model my-bundle --out results.parquet
     """
     need_extra("train", "torch", "timm", "sklearn", "onnx", "onnxscript", "nvidia.dali", "matplotlib")
     from ..system.machine import keep_freed_memory
-    from ..training.pipeline import train as train_bundle
-    from ..training.pipeline import train_as_reported
+    from ..training.reported import train_as_reported
+    from ..training.run import train as train_bundle
     from ..training.settings import train_settings
     from .console import training_shown
 
@@ -273,7 +303,7 @@ def train(dataset: Path, run: Path | None, report_exact: bool, **given: Any) -> 
             return
         bundle = train_bundle(settings, progress)
     if bundle is None:
-        click.echo(f"{settings.run}: finished; go on with the next phase")
+        click.echo(f"{settings.run}: finished; run the next phase")
     else:
         click.echo(f"{bundle}: scan with --model {bundle}; its README.md says what it was trained on")
 
@@ -285,30 +315,38 @@ def train(dataset: Path, run: Path | None, report_exact: bool, **given: Any) -> 
     type=click.Path(path_type=Path),
     required=True,
     metavar="DIR",
-    help="Images like those of training, with and without threats; best those of training.",
+    help="Images with and without threats, preferably the training images.",
 )
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Benign images, best those of calibration: INT8 gets operating points of its own on them, and how "
-    "often it decides as FP32 is told. Without them it uses FP32's.",
+    help="Benign images, preferably those of calibration: they set INT8's own operating points and "
+    "measure how often it decides as FP32 does. Without them INT8 uses FP32's operating points.",
 )
 @click.option(
     "--out", "-o", type=click.Path(path_type=Path), required=True, metavar="BUNDLE2", help="A new folder."
 )
 @click.option(
-    "--count", type=click.IntRange(1), default=300, show_default=True, help="Of the images below DIR."
+    "--count",
+    type=click.IntRange(1),
+    default=QuantizeSettings.image_count,
+    show_default=True,
+    help="How many of the images below DIR to use.",
 )
 @click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of which of them are taken."
+    "--seed",
+    type=click.IntRange(0),
+    default=QuantizeSettings.seed,
+    show_default=True,
+    help="Seed of the choice of these images.",
 )
 def quantize(bundle: Path, images: Path, calibration: Path | None, out: Path, count: int, seed: int) -> None:
-    """Write BUNDLE2: all of BUNDLE, and an INT8 form of its network, which scans on the CPU take.
+    """Add an INT8 form of the network to BUNDLE, for faster scans on the CPU, and write it as BUNDLE2.
 
-    `train` does this by itself. The ranges of the network's maps are found on images; the network's parity
-    gate decides on each machine whether a scan uses INT8. Where INT8 decides otherwise than FP32 too often,
-    nothing is written. Needs the train extra.
+    `train` does this by itself. Images give the ranges of the network's activations; on each machine a parity
+    gate decides whether a scan uses INT8. Where INT8 decides otherwise than FP32 too often, nothing is
+    written. Needs the train extra.
 
     \b
     gbad-batch quantize my-bundle --images bags/images --out my-bundle-int8
@@ -318,10 +356,10 @@ def quantize(bundle: Path, images: Path, calibration: Path | None, out: Path, co
     need_extra("train", "nncf", "sklearn", "scipy")
     from ..bundle import Bundle
     from ..datasets import find_images
-    from ..training.packing.quantizing import QuantizeSettings, quantize_bundle, report
+    from ..training.packing.quantizing import quantize_bundle, report
     from .console import training_shown
 
-    settings = QuantizeSettings(images=count, seed=seed)
+    settings = QuantizeSettings(image_count=count, seed=seed)
     benign = find_images(calibration) if calibration else []
     with training_shown() as progress:
         made = quantize_bundle(Bundle.read(bundle), find_images(images), benign, out, settings, progress)
@@ -335,33 +373,33 @@ def quantize(bundle: Path, images: Path, calibration: Path | None, out: Path, co
     type=click.Path(path_type=Path),
     required=True,
     metavar="LABELS",
-    help="What the images hold: a list, or a folder of annotations.",
+    help="Labels of the images: a list, or a folder of annotations.",
 )
 @_WHAT_LABELS
 @click.option(
     "--model",
     type=click.Path(path_type=Path),
     metavar="BUNDLE",
-    help="The model of the scan: judges all its decisions, at all its operating points.",
+    help="The model of the scan: adds its other decisions and all its operating points.",
 )
 @click.option(
     "--validation",
     type=click.Path(path_type=Path),
     metavar="RESULTS2",
-    help="A scan of other images by the same model, which sets the class thresholds: those with the best F1 "
-    "on it; a class that it lacks keeps the scan's own.",
+    help="Results of the same model on other images: class thresholds are those with the best F1 on them; a "
+    "class that they lack keeps the scan's own.",
 )
 @click.option(
     "--validation-labels",
     type=click.Path(path_type=Path),
     metavar="LABELS2",
-    help="Of RESULTS2.  [default: the validation images of LABELS]",
+    help="Labels of RESULTS2.  [default: the validation images of LABELS]",
 )
 @click.option(
     "--ignore",
     type=click.Path(path_type=Path),
     metavar="LIST",
-    help="Names whose labels are in doubt, one a line: figures with and without them.",
+    help="Images with doubtful labels, one name a line: adds figures without them.",
 )
 @click.option(
     "--out",
@@ -374,15 +412,15 @@ def quantize(bundle: Path, images: Path, calibration: Path | None, out: Path, co
 def evaluate(as_json: bool, **given: Any) -> None:
     """Judge the RESULTS of a scan by the LABELS of its images.
 
-    Every class is ranked over all images by its ungated probability (AP, their mean is the mAP), beside its
-    share of the images and as if there were 9, 99 and 999 negatives to a positive. The anomaly score has its
-    AUROC, and detection (PD) at false-alarm rates (PFA): by the thresholds that calibration set, which
-    --model brings, with the PFA that they have here, and by thresholds set on these very images, which only
-    say what could be had. Gates show what AP is left when alarms are ranked first. Intervals are drawn by
-    bag, the column `group` of a table of labels.
+    Each class is ranked over all images by its ungated probability (average precision, AP; the mean over
+    classes is the mAP), at the prevalence of these images and at 9, 99 and 999 negatives for each positive.
+    The anomaly score is judged by its AUROC and by detection (PD) at given false-alarm rates (PFA): at the
+    thresholds that calibration set (they come with --model), with the PFA measured here, and at thresholds
+    set on these very images, which give an upper bound. Gates show the AP when alarms are ranked first. The
+    bootstrap behind the intervals draws whole bags, the column `group` of a table of labels.
 
-    An image that could not be scored is no alarm and ranks last, so a threat in it is missed. Where LABELS
-    names splits, its test images are judged. Needs the train extra.
+    An image that could not be scored counts as no alarm and ranks last, so a threat in it is missed. Where
+    LABELS names splits, its test images are judged. Needs the train extra.
 
     \b
     gbad-batch synth bags --count 2000 --positive 0.2 --seed 9 --objects test
@@ -393,7 +431,7 @@ def evaluate(as_json: bool, **given: Any) -> None:
     need_extra("train", "sklearn", "matplotlib")
     from ..evaluation import EvaluateSettings
     from ..evaluation import evaluate as judge
-    from ..evaluation.table import text
+    from ..evaluation.report import as_markdown
 
     evaluation = judge(EvaluateSettings(**given))
-    click.echo(json.dumps(evaluation.to_json(), indent=2) if as_json else text(evaluation))
+    click.echo(json.dumps(evaluation.to_json(), indent=2) if as_json else as_markdown(evaluation))

@@ -1,4 +1,4 @@
-"""Labelled data sets, whatever their form: what they say (`read_labels`), and of which images (`join`).
+"""Labelled data sets in any format: their labels (`read_labels`), and the images these belong to (`join`).
 
 Nothing here needs torch, and no image is decoded before every label file is known to be whole.
 
@@ -18,14 +18,32 @@ from ..sources.archive_names import IMAGE_EXTENSIONS, extension_of
 from .boxes import read_boxes, read_voc
 from .classes import ClassMap, read_class_map
 from .coco import read_coco
-from .folders import read_folders
 from .joining import find_images, join
-from .labels import Box, Labels
+from .labels import Box, Gathered, Labels
 from .tables import SIXRAY_HEADER, first_line, read_sixray, read_table
 
 __all__ = ["FORMS", "Box", "Labels", "find_images", "join", "read_labels"]
 
 DEFAULT_LIST = "labels.csv"  # of a folder that holds one
+
+
+def read_folders(path: Path, classes: ClassMap) -> Labels:
+    """Read the class of each image from the folder that it lies in; names are paths below `path`.
+
+    Raises Refused for a folder whose class is unknown, and for an image outside any.
+    """
+    gathered = Gathered()
+    for image in find_images(path):
+        name = image.relative_to(path)
+        if len(name.parts) == 1:
+            raise Refused(
+                f"{image} lies in no folder named by its class; move it into one, or name a label file."
+            )
+        threat = classes(name.parts[-2], f"folder {image.parent}")
+        gathered.add(name.as_posix(), {threat} if threat else (), str(image))
+    return gathered.labels(path)
+
+
 _BY_SUFFIX = {".parquet": "table", ".json": "coco", ".xml": "voc", ".txt": "boxes"}
 _READERS: dict[str, Callable[[Path, ClassMap], Labels]] = {
     "sixray": lambda path, _: read_sixray(path),
@@ -42,24 +60,24 @@ def read_labels(path: Path, form: str = "auto", class_map: Path | None = None) -
     """Read what a data set says of its images, every file of it, before anything is decoded.
 
     `path` is a label file or a folder; a folder that holds `labels.csv` is that list. `form` is one of
-    FORMS, or auto: what the file is. `class_map` is a TOML file with a table [classes], other name =
-    "knife" or "ignore". Raises Refused, with file and line, for whatever cannot be read or meant.
+    FORMS, or auto, which detects it. `class_map` is a TOML file with a table [classes], other name =
+    "knife" or "ignore". Raises Refused, with file and line, for what cannot be read or understood.
     """
     classes = read_class_map(class_map)
     file = path / DEFAULT_LIST if form in ("auto", "sixray", "table") and path.is_dir() else path
     path = file if file.exists() else path
     if not path.exists():
         raise Refused(f"{path} does not exist; name a label file or the folder of a data set.")
-    chosen = recognized(path) if form == "auto" else form
+    chosen = detect_form(path) if form == "auto" else form
     if chosen not in _READERS:
-        raise Refused(f"The form {form!r} is unknown; choose from {', '.join(FORMS)}.")
+        raise Refused(f"The format {form!r} is unknown; choose from {', '.join(FORMS)}.")
     labels = _READERS[chosen](path, classes)
     classes.check()
     return labels
 
 
-def recognized(path: Path) -> str:
-    """Name the form of a label file or folder by what it is; raises Refused where that is not plain."""
+def detect_form(path: Path) -> str:
+    """Detect the format of a label file or folder; raises Refused where it is ambiguous."""
     return _form_of_folder(path) if path.is_dir() else _form_of_file(path)
 
 
@@ -68,12 +86,12 @@ def _form_of_file(path: Path) -> str:
     if suffix == ".csv":
         return "sixray" if first_line(path) == SIXRAY_HEADER else "table"
     if suffix not in _BY_SUFFIX:
-        raise Refused(f"The form of {path} is not plain; say --form {' or '.join(FORMS)}.")
+        raise Refused(f"The format of {path} cannot be detected; say --form {' or '.join(FORMS)}.")
     return _BY_SUFFIX[suffix]
 
 
 def _form_of_folder(path: Path) -> str:
-    """Go by the kinds of files below a folder; images beside annotations are what those speak of."""
+    """Decide by the kinds of files below a folder; images may lie beside their annotations."""
     kinds = {extension_of(file.name.encode(errors="replace")).lower() for file in path.rglob("*.*")}
     forms = [form for kind, form in ((b"xml", "voc"), (b"txt", "boxes")) if kind in kinds]
     if not forms and kinds & IMAGE_EXTENSIONS:
@@ -82,4 +100,6 @@ def _form_of_folder(path: Path) -> str:
         return forms[0]
     held = ", ".join(sorted(kind.decode(errors="replace") for kind in kinds if kind)) or "nothing known"
     choice = f", or say --form {' or '.join(forms)}" if forms else ""
-    raise Refused(f"The form of the folder {path} is not plain ({held}); name the label file{choice}.")
+    raise Refused(
+        f"The format of the folder {path} cannot be detected ({held}); name the label file{choice}."
+    )

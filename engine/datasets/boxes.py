@@ -69,13 +69,13 @@ def _text_images(file: Path, text: str, classes: ClassMap) -> dict[str, tuple[in
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        place, words = f"{file}, line {number}", line.split()
+        origin, words = f"{file}, line {number}", line.split()
         if len(words) != 6:
             raise Refused(
-                f"{place}: file name, class, x min, y min, x max and y max are expected, blanks between, "
+                f"{origin}: file name, class, x min, y min, x max and y max are expected, blanks between, "
                 f"not {len(words)} values."
             )
-        threat, box = classes(words[1], place), corners(words[2:], place)
+        threat, box = classes(words[1], origin), corners(words[2:], origin)
         _, boxes = images.setdefault(words[0], (number, []))
         boxes += [Box(threat, *box)] if threat else []
     return images

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..row import THREATS, Row, threat_names
-from ..system.progress import Progress, silent
+from ..system.progress import ProgressCallback, silent
 from . import read_labels
 from .duplicates import Prints, fingerprints, look_alikes, merged
 from .joining import AMBIGUOUS, MISSING, Matches, find_images, match
@@ -105,7 +105,7 @@ class _Images(NamedTuple):
     lists: list[str]  # the list of each
 
 
-def check(settings: CheckSettings, progress: Progress = silent) -> Findings:
+def check(settings: CheckSettings, progress: ProgressCallback = silent) -> Findings:
     """Read the lists, find and decode their images, and compare these with each other.
 
     Images that are missing or cannot be decoded are findings. Raises Refused for a label file that cannot be

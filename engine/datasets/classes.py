@@ -26,23 +26,23 @@ class ClassMap:
     known: dict[str, str]
     unknown: dict[str, str] = field(default_factory=dict)  # names met that it lacks, and where first
 
-    def __call__(self, name: str, place: str) -> str | None:
+    def __call__(self, name: str, origin: str) -> str | None:
         """Return the threat that a class is, None where it is none; one unknown is kept for `check`."""
         threat = self.known.get(name) or _EVIDENT.get(_plain(name))
         if threat is None:
-            self.unknown.setdefault(name, place)
+            self.unknown.setdefault(name, origin)
         return None if threat == IGNORE else threat
 
     def check(self) -> None:
         """Raise Refused where a class was met that is unknown; all are named, to be written down at once."""
         if not self.unknown:
             return
-        (name, place), *others = self.unknown.items()
+        (name, origin), *others = self.unknown.items()
         some = ", ".join(repr(other) for other, _ in others[:NAMED])
         rest = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
         also = f", as are {some}{rest}" if others else ""
         raise Refused(
-            f"{place}: the class {name!r} is unknown{also}; give a TOML file by --class-map that holds, "
+            f"{origin}: the class {name!r} is unknown{also}; give a TOML file by --class-map that holds, "
             f'below [classes], "{name}" = "knife" (or another of {", ".join(THREATS)}) or '
             f'"{name}" = "{IGNORE}".'
         )

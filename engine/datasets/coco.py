@@ -24,16 +24,16 @@ def read_coco(path: Path, classes: ClassMap) -> Labels:
     """
     images, annotations, categories = _parts(path)
     threats: dict[Any, str | None] = {}
-    for place, entry in _entries(path, "categories", categories):
-        threats[_get(entry, "id", int, place)] = classes(_get(entry, "name", str, place), place)
+    for origin, entry in _entries(path, "categories", categories):
+        threats[_get(entry, "id", int, origin)] = classes(_get(entry, "name", str, origin), origin)
     found = _by_image(path, annotations, threats, _ids(path, images))
     gathered = Gathered()
-    for place, entry in _entries(path, "images", images):
+    for origin, entry in _entries(path, "images", images):
         held = found.get(entry["id"], [])
         gathered.add(
-            _get(entry, "file_name", str, place),
+            _get(entry, "file_name", str, origin),
             {threat for threat, _ in held},
-            place,
+            origin,
             group=str(entry.get("group") or ""),
             split=str(entry.get("split") or ""),
             boxes=[box for _, box in held if box],
@@ -56,28 +56,28 @@ def _parts(path: Path) -> list[list[Any]]:
 
 
 def _entries(path: Path, part: str, entries: list[Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Pair each entry with its place; raises Refused for one that is no object."""
+    """Pair each entry with its origin; raises Refused for one that is no object."""
     placed = [(f"{path}, {part} {number}", entry) for number, entry in enumerate(entries, start=1)]
-    for place, entry in placed:
+    for origin, entry in placed:
         if not isinstance(entry, dict):
-            raise Refused(f"{place}: an object is expected.")
+            raise Refused(f"{origin}: an object is expected.")
     return placed
 
 
-def _get(entry: dict[str, Any], key: str, kind: type[T], place: str) -> T:
+def _get(entry: dict[str, Any], key: str, kind: type[T], origin: str) -> T:
     value = entry.get(key)
     if not isinstance(value, kind) or isinstance(value, bool):
         wanted = "a whole number" if kind is int else "a text"
-        raise Refused(f"{place}: {key} must be {wanted}, not {json.dumps(value)[:40]}.")
+        raise Refused(f"{origin}: {key} must be {wanted}, not {json.dumps(value)[:40]}.")
     return value
 
 
 def _ids(path: Path, images: list[Any]) -> set[int]:
     ids: set[int] = set()
-    for place, entry in _entries(path, "images", images):
-        number = _get(entry, "id", int, place)
+    for origin, entry in _entries(path, "images", images):
+        number = _get(entry, "id", int, origin)
         if number in ids:
-            raise Refused(f"{place}: another image has the id {number} too; give each its own.")
+            raise Refused(f"{origin}: another image has the id {number} too; give each its own.")
         ids.add(number)
     return ids
 
@@ -87,25 +87,25 @@ def _by_image(
 ) -> dict[int, list[tuple[str, Box | None]]]:
     """Gather the threats of each image, with their boxes where they have one."""
     found: dict[int, list[tuple[str, Box | None]]] = {}
-    for place, entry in _entries(path, "annotations", annotations):
-        image, category = (_get(entry, key, int, place) for key in ("image_id", "category_id"))
+    for origin, entry in _entries(path, "annotations", annotations):
+        image, category = (_get(entry, key, int, origin) for key in ("image_id", "category_id"))
         if image not in ids:
             raise Refused(
-                f"{place}: there is no image of the id {image}; add it or leave out the annotation."
+                f"{origin}: there is no image of the id {image}; add it or leave out the annotation."
             )
         if category not in threats:
-            raise Refused(f"{place}: there is no category of the id {category}; add it to the categories.")
-        box = _numbers(entry["bbox"], place) if entry.get("bbox") is not None else None
+            raise Refused(f"{origin}: there is no category of the id {category}; add it to the categories.")
+        box = _numbers(entry["bbox"], origin) if entry.get("bbox") is not None else None
         if threat := threats[category]:
             found.setdefault(image, []).append((threat, Box(threat, *box) if box else None))
     return found
 
 
-def _numbers(values: Any, place: str) -> tuple[float, float, float, float]:
+def _numbers(values: Any, origin: str) -> tuple[float, float, float, float]:
     numbers = values if isinstance(values, list) else []
     plain = [float(v) for v in numbers if isinstance(v, int | float) and abs(v) < LARGEST]
     if len(numbers) != 4 or len(plain) != 4 or min(plain[2:]) <= 0:
-        raise Refused(f"{place}: bbox must be x, y, width and height, the last two above 0.")
+        raise Refused(f"{origin}: bbox must be x, y, width and height, the last two above 0.")
     return plain[0], plain[1], plain[2], plain[3]
 
 

@@ -1,4 +1,4 @@
-"""From any form that can be read to SIXray's CSV or COCO's JSON."""
+"""From any format that can be read to SIXray's CSV or COCO's JSON."""
 
 import csv
 import io
@@ -23,30 +23,34 @@ class Converted:
 
     images: int
     positives: int
-    boxes: int  # written; a CSV has no place for them
-    dropped: tuple[str, ...]  # what OUT's form has no place for: boxes, groups, splits
+    boxes: int  # written; a CSV cannot hold any
+    dropped: tuple[str, ...]  # what OUT's format cannot hold: boxes, groups, splits
 
 
 def convert(
-    source: Path, out: Path, form: str = "auto", class_map: Path | None = None, images: Path | None = None
+    source: Path,
+    out: Path,
+    form: str = "auto",
+    class_map: Path | None = None,
+    image_folder: Path | None = None,
 ) -> Converted:
-    """Write the labels of `source` to OUT, a .csv in SIXray's form or a .json in COCO's.
+    """Write the labels of `source` to `out`, a .csv in SIXray's format or a .json in COCO's.
 
-    With `images`, each name becomes the path of its image below that folder, and the JSON tells its width
-    and height. Raises Refused for what cannot be read or joined, and where OUT is there already.
+    With `image_folder`, names become paths of images below that folder, and the JSON holds their sizes.
+    Raises Refused for what cannot be read or joined, and where `out` exists already.
     """
     if out.suffix.lower() not in (".csv", ".json"):
         raise Refused(
-            f"{out} ends neither in .csv (SIXray's form) nor in .json (COCO's); name one that does."
+            f"{out} ends neither in .csv (SIXray's format) nor in .json (COCO's); name a file that does."
         )
     if out.exists():
-        raise Refused(f"{out} is there already; remove it or name another file.")
+        raise Refused(f"{out} exists already; remove it or name another file.")
     labels = read_labels(source, form, class_map)
     paths = None
-    if images is not None:
-        found = find_images(images)
-        paths = [found[k] for k in join(labels, [str(path) for path in found])]
-        labels = replace(labels, names=tuple(path.relative_to(images).as_posix() for path in paths))
+    if image_folder is not None:
+        on_disk = find_images(image_folder)
+        paths = [on_disk[k] for k in join(labels, [str(path) for path in on_disk])]
+        labels = replace(labels, names=tuple(path.relative_to(image_folder).as_posix() for path in paths))
     as_csv = out.suffix.lower() == ".csv"
     write_whole(out, write_sixray(labels) if as_csv else write_coco(labels, _sizes(paths)))
     boxes = sum(map(len, labels.boxes))

@@ -23,7 +23,7 @@ from ..row import ImageFault, Row
 from ..sources import MAX_FILE_SIZE
 from ..sources.storage import Folder
 from ..system.machine import usable_cores
-from ..system.progress import Progress, silent
+from ..system.progress import ProgressCallback, silent
 
 COARSE_BITS, FINE_BITS = 10, 68  # at most so far apart: of 64 in the dHash, of 256 in the pHash
 SIZE = 256  # pixels a side that images are decoded to
@@ -53,7 +53,7 @@ class Prints:
         return np.array([k for k in np.unique(self.pictures()) if k not in self.faults], np.intp)
 
 
-def fingerprints(paths: Sequence[Path], progress: Progress = silent) -> Prints:
+def fingerprints(paths: Sequence[Path], progress: ProgressCallback = silent) -> Prints:
     """Decode every image as a scan does, and hash it; one that cannot be decoded is a fault, not an error."""
     decoder = Decoder(SIZE, DecodeLimits())
     rows: list[Row] = []
@@ -151,7 +151,7 @@ def groups_of(prints: Prints) -> NDArray[np.intp]:
     return group
 
 
-def duplicate_groups(paths: Sequence[Path], progress: Progress = silent) -> NDArray[np.intp]:
+def duplicate_groups(paths: Sequence[Path], progress: ProgressCallback = silent) -> NDArray[np.intp]:
     """Return a number for each image, [n]: the same for images that are duplicates or near-duplicates.
 
     A split that keeps each group whole leaks no bag from one part to another. An image that cannot be

@@ -37,12 +37,12 @@ def _line(content: bytes, at: int) -> int:
     return content.count(b"\n", 0, at) + 1
 
 
-def corners(values: list[str], place: str) -> tuple[float, float, float, float]:
+def corners(values: list[str], origin: str) -> tuple[float, float, float, float]:
     """Turn x min, y min, x max, y max into x, y, width, height; raises Refused where they are no box."""
     try:
         x0, y0, x1, y1 = map(float, values)
     except ValueError as error:
-        raise Refused(f"{place}: {' '.join(values)!r} are not four numbers.") from error
+        raise Refused(f"{origin}: {' '.join(values)!r} are not four numbers.") from error
     if not all(map(math.isfinite, (x0, y0, x1, y1))) or x1 <= x0 or y1 <= y0:
-        raise Refused(f"{place}: the box {' '.join(values)} has no area; x max and y max come last.")
+        raise Refused(f"{origin}: the box {' '.join(values)} has no area; x max and y max come last.")
     return x0, y0, x1 - x0, y1 - y0

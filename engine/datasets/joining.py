@@ -69,7 +69,7 @@ def join(labels: Labels, uris: Sequence[str]) -> NDArray[np.intp]:
         first = min(int(k) for k in (*missing, *ambiguous, *found.repeated))
         raise Refused(
             f"Of {len(labels.names)} names, {', '.join(counts)}; the first is {labels.names[first]!r} "
-            f"({labels.places[first]}): {_remedy(found, first, labels, uris)}."
+            f"({labels.origins[first]}): {_remedy(found, first, labels, uris)}."
         )
     return found.position
 
@@ -82,7 +82,7 @@ def _remedy(found: Matches, first: int, labels: Labels, uris: Sequence[str]) -> 
         some = [uri for uri in uris if _fits(name, _split_uri(uri))][:2]
         return f"write it with its folders, for it fits {' and '.join(some)}"
     before = int(np.flatnonzero(found.position == found.position[first])[0])
-    return f"leave one out, for {labels.names[before]!r} ({labels.places[before]}) is the same image"
+    return f"leave one out, for {labels.names[before]!r} ({labels.origins[before]}) is the same image"
 
 
 def match(labels: Labels, uris: Sequence[str]) -> Matches:

@@ -31,7 +31,7 @@ class Labels:
 
     names: tuple[str, ...]  # as written: perhaps with folders, perhaps without an extension
     labels: NDArray[np.bool_]  # [n, 5] in the order of THREATS; a benign image has none
-    places: tuple[str, ...]  # where each stands, 'labels.csv, line 12', for errors
+    origins: tuple[str, ...]  # where each label stands, 'labels.csv, line 12', for errors
     groups: tuple[str, ...]  # bag or other group of each image, '' where none is known
     splits: tuple[str, ...]  # one of SPLITS, '' where none is known
     boxes: tuple[tuple[Box, ...], ...]  # of each image; one with labels may lack them
@@ -46,7 +46,7 @@ class Labels:
         return Labels(
             tuple(self.names[i] for i in index),
             self.labels[list(index)],
-            tuple(self.places[i] for i in index),
+            tuple(self.origins[i] for i in index),
             tuple(self.groups[i] for i in index),
             tuple(self.splits[i] for i in index),
             tuple(self.boxes[i] for i in index),
@@ -56,7 +56,7 @@ class Labels:
 class _Entry(NamedTuple):
     name: str
     threats: tuple[bool, ...]
-    place: str
+    origin: str
     group: str
     split: str
     boxes: tuple[Box, ...]
@@ -72,7 +72,7 @@ class Gathered:
         self,
         name: str,
         threats: Collection[str],
-        place: str,
+        origin: str,
         group: str = "",
         split: str = "",
         boxes: Sequence[Box] = (),
@@ -80,11 +80,11 @@ class Gathered:
         """Take one image that holds these threats; raises Refused for a name or split that cannot be."""
         name = name.strip()
         if not name:
-            raise Refused(f"{place}: the image has no name; give the name of its file.")
+            raise Refused(f"{origin}: the image has no name; give the name of its file.")
         if split and split not in SPLITS:
-            raise Refused(f"{place}: the split {split!r} is unknown; write {', '.join(SPLITS)} or nothing.")
+            raise Refused(f"{origin}: the split {split!r} is unknown; write {', '.join(SPLITS)} or nothing.")
         flags = tuple(threat in threats for threat in THREATS)
-        self._entries.append(_Entry(name, flags, place, group, split, tuple(boxes)))
+        self._entries.append(_Entry(name, flags, origin, group, split, tuple(boxes)))
 
     def labels(self, path: Path) -> Labels:
         """Return what was gathered from `path`; raises Refused for no image or a name listed twice."""
@@ -95,7 +95,7 @@ class Gathered:
         return Labels(
             tuple(entry.name for entry in entries),
             np.array([entry.threats for entry in entries], dtype=np.bool_),
-            tuple(entry.place for entry in entries),
+            tuple(entry.origin for entry in entries),
             tuple(entry.group for entry in entries),
             tuple(entry.split for entry in entries),
             tuple(entry.boxes for entry in entries),
@@ -107,6 +107,6 @@ class Gathered:
         if twice:
             also = f", as are {len(twice) - 1} other names" if len(twice) > 1 else ""
             raise Refused(
-                f"{twice[0].place}: {twice[0].name!r} is listed twice{also}; it stands first in "
-                f"{first[twice[0].name].place}; list each image once."
+                f"{twice[0].origin}: {twice[0].name!r} is listed twice{also}; it stands first in "
+                f"{first[twice[0].name].origin}; list each image once."
             )

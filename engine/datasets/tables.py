@@ -24,10 +24,10 @@ def read_sixray(path: Path) -> Labels:
         raise Refused(f"{path}, line 1: {','.join(SIXRAY_HEADER)} is expected as the first line.")
     gathered = Gathered()
     for number, line in lines:
-        place = f"{path}, line {number}"
+        origin = f"{path}, line {number}"
         if len(line) != len(SIXRAY_HEADER):
-            raise Refused(f"{place}: a name and five labels are expected, not {len(line)} values.")
-        gathered.add(line[0], _threats(line[1:], _SIXRAY, place), place)
+            raise Refused(f"{origin}: a name and five labels are expected, not {len(line)} values.")
+        gathered.add(line[0], _threats(line[1:], _SIXRAY, origin), origin)
     return gathered.labels(path)
 
 
@@ -41,41 +41,41 @@ def read_table(path: Path) -> Labels:
     columns = [column.strip().lower() for column in header]
     name, threats, split, group = _positions(str(path) if is_parquet else f"{path}, line 1", columns)
     gathered = Gathered()
-    for place, row in rows:
+    for origin, row in rows:
         if len(row) != len(columns):
-            raise Refused(f"{place}: {len(columns)} values are expected, not {len(row)}.")
+            raise Refused(f"{origin}: {len(columns)} values are expected, not {len(row)}.")
         gathered.add(
             row[name],
-            _threats([row[k] for k in threats], _TABLE, place),
-            place,
+            _threats([row[k] for k in threats], _TABLE, origin),
+            origin,
             group="" if group is None else row[group].strip(),
             split="" if split is None else row[split].strip(),
         )
     return gathered.labels(path)
 
 
-def _positions(place: str, columns: list[str]) -> tuple[int, list[int], int | None, int | None]:
+def _positions(origin: str, columns: list[str]) -> tuple[int, list[int], int | None, int | None]:
     """Find the columns of the name, the threats, the split and the group."""
     if twice := sorted(
         {c for c in columns if columns.count(c) > 1 and c in (*_NAMES, *THREATS, "split", "group")}
     ):
-        raise Refused(f"{place}: the column {twice[0]} stands twice; keep one.")
+        raise Refused(f"{origin}: the column {twice[0]} stands twice; keep one.")
     name = next((column for column in _NAMES if column in columns), None)
     lacking = [threat for threat in THREATS if threat not in columns]
     if name is None or lacking:
         missing = ", ".join([*(() if name else ("path (or name)",)), *lacking])
-        raise Refused(f"{place}: a table of labels needs the columns {missing}, which are missing.")
+        raise Refused(f"{origin}: a table of labels needs the columns {missing}, which are missing.")
     split, group = (columns.index(c) if c in columns else None for c in ("split", "group"))
     return columns.index(name), [columns.index(threat) for threat in THREATS], split, group
 
 
-def _threats(values: list[str], meanings: dict[str, bool], place: str) -> list[str]:
+def _threats(values: list[str], meanings: dict[str, bool], origin: str) -> list[str]:
     """Name the threats whose value says that they are there."""
     found = []
     for threat, value in zip(THREATS, values, strict=True):
         present = meanings.get(value.strip().lower())
         if present is None:
-            raise Refused(f"{place}: the label {value!r} of {threat} is none of {', '.join(meanings)}.")
+            raise Refused(f"{origin}: the label {value!r} of {threat} is none of {', '.join(meanings)}.")
         if present:
             found.append(threat)
     return found

@@ -1,8 +1,9 @@
 """How good a model is on labelled images: from a scan's results file to figures, tables and pictures.
 
-The whole flow is `evaluate`; `figures` gives the same figures of arrays, for training and benchmarks.
+The whole flow is `evaluate`; `figures` computes the same figures from arrays, for training and benchmarks.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,31 +12,33 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import confusion_matrix, precision_recall_curve
 
+from ..bundle import Bundle
 from ..datasets import Labels
 from ..errors import Refused
 from ..row import THREATS
-from .bootstrap import Bags, Figure, Figures
-from .figures import Scored, average_precisions, detection, figures
+from ..system.durable import write_whole
+from .bootstrap import Bootstrap, Figure, Figures
+from .figures import Predictions, average_precisions, detection, figures
 from .measures import Flags, Floats
 from .notes import notes
-from .report import Evaluation
+from .report import Evaluation, as_markdown
 from .rows import (
     Results,
     decision_scores,
+    images_in_list,
     labelled,
     matching_bundle,
-    named,
     read_results,
     stored_points,
 )
 
 __all__ = [
-    "Bags",
+    "Bootstrap",
     "EvaluateSettings",
     "Evaluation",
     "Figure",
     "Figures",
-    "Scored",
+    "Predictions",
     "average_precisions",
     "detection",
     "evaluate",
@@ -47,19 +50,28 @@ __all__ = [
 class EvaluateSettings:
     """What is judged, by which labels."""
 
-    results: Path  # of a finished scan
-    labels: Path  # a label file or folder; where it names splits, its test images are taken
-    form: str = "auto"  # of the labels
-    class_map: Path | None = None  # of the labels
-    model: Path | None = None  # the bundle of the scan: its operating points, and its other decisions
-    validation: Path | None = None  # results of the same model that set the class thresholds
-    validation_labels: Path | None = None  # None: the validation images of `labels`
-    ignore: Path | None = None  # names whose labels are in doubt, one a line
-    out: Path | None = None  # a folder for metrics.json, table.md and pictures
+    results: Path
+    """Results of a finished scan."""
+    labels: Path
+    """A label file or folder; where it names splits, its test images are judged."""
+    form: str = "auto"
+    """Label format; `auto` detects it."""
+    class_map: Path | None = None
+    """TOML file that maps other class names to the five threats."""
+    model: Path | None = None
+    """The bundle of the scan, for its operating points and its other decisions."""
+    validation: Path | None = None
+    """Results of the same model that set the class thresholds."""
+    validation_labels: Path | None = None
+    """Labels of `validation`; None takes the validation images of `labels`."""
+    ignore: Path | None = None
+    """A list of names whose labels are in doubt, one a line."""
+    out: Path | None = None
+    """A folder for metrics.json, table.md and pictures."""
 
 
 def evaluate(settings: EvaluateSettings) -> Evaluation:
-    """Judge the rows of a scan by labels; with `out`, write what was found there.
+    """Judge the rows of a scan by labels; with `out`, also write figures, table and pictures there.
 
     Raises Refused where results, labels and model do not fit each other.
     """
@@ -67,7 +79,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     results = read_results(settings.results)
     bundle = matching_bundle(settings.model, results) if settings.model else None
     rows, labels = labelled(results, settings.labels, "test", settings.form, settings.class_map)
-    scored = Scored(
+    predictions = Predictions(
         labels=labels.labels,
         probabilities=rows.probabilities,
         scores=decision_scores(rows, bundle),
@@ -76,20 +88,30 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
         class_thresholds=_class_thresholds(settings, rows),
     )
     stored = stored_points(results, bundle)
-    ignored = named(rows, settings.ignore) if settings.ignore else None
+    ignored = images_in_list(rows, settings.ignore) if settings.ignore else None
     evaluation = Evaluation(
-        about=_about(settings, scored, results),
+        about=_about(settings, predictions, results),
         counts=_counts(results, rows, labels, ignored),
-        confusion=_confusion(scored),
-        figures=figures(scored, Bags.named(labels.groups), stored),
-        without_ignored=_without(scored, labels, stored, ignored),
+        confusion=_confusion(predictions),
+        figures=figures(predictions, Bootstrap.by_group(labels.groups), stored),
+        without_ignored=_without(predictions, labels, stored, ignored),
         notes=notes(results, rows, labels, stored),
     )
     if settings.out:
-        from .writing import write
-
-        write(settings.out, evaluation, scored, rows, bundle)
+        _write(settings.out, evaluation, predictions, rows, bundle)
     return evaluation
+
+
+def _write(
+    folder: Path, evaluation: Evaluation, predictions: Predictions, rows: Results, bundle: Bundle | None
+) -> None:
+    """Write metrics.json, table.md and pictures into a folder that exists; raises OSError."""
+    from .pictures import draw
+
+    document = json.dumps(evaluation.to_json(), indent=2, allow_nan=False)
+    write_whole(folder / "metrics.json", document.encode())
+    write_whole(folder / "table.md", f"{as_markdown(evaluation)}\n".encode())
+    draw(folder, predictions, rows.losses, bundle)
 
 
 def _check_folder(out: Path | None) -> None:
@@ -98,11 +120,11 @@ def _check_folder(out: Path | None) -> None:
         if out:
             out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Refused(f"--out {out} cannot be made a folder: {error.strerror}; name another") from None
+        raise Refused(f"the folder --out {out} cannot be made: {error.strerror}; name another") from None
 
 
 def _class_thresholds(settings: EvaluateSettings, rows: Results) -> Floats:
-    """Give the class thresholds [5]: the scan's own, or those with the best F1 on validation images.
+    """Return the class thresholds [5]: the scan's own, or those with the best F1 on validation images.
 
     A class that no validation image holds keeps the scan's.
     """
@@ -110,7 +132,7 @@ def _class_thresholds(settings: EvaluateSettings, rows: Results) -> Floats:
     thresholds = stored.astype(np.float64)  # what the scan compared with, to the last bit
     if settings.validation is None:
         if settings.validation_labels:
-            raise Refused("--validation-labels speaks of a second scan: give its results with --validation")
+            raise Refused("--validation-labels needs a second scan: give its results with --validation")
         return thresholds
     validation = read_results(settings.validation)
     if validation.footer["bundle_hash"] != rows.footer["bundle_hash"]:
@@ -127,22 +149,22 @@ def _class_thresholds(settings: EvaluateSettings, rows: Results) -> Floats:
 
 
 def _best_threshold(positive: Flags, probabilities: Floats) -> float:
-    """Give the threshold of the highest F1 on images of which at least one is positive."""
+    """Return the threshold of the highest F1 on images of which at least one is positive."""
     precision, recall, thresholds = precision_recall_curve(positive, np.nan_to_num(probabilities, nan=-1.0))
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     return max(0.0, float(thresholds[np.argmax(f1[:-1])]))
 
 
 def _without(
-    scored: Scored, labels: Labels, stored: Mapping[str, Any], ignored: Flags | None
+    predictions: Predictions, labels: Labels, stored: Mapping[str, Any], ignored: Flags | None
 ) -> Figures | None:
     if ignored is None:
         return None
     groups = [group for group, out in zip(labels.groups, ignored, strict=True) if not out]
-    return figures(scored.take(~ignored), Bags.named(groups), stored)
+    return figures(predictions.take(~ignored), Bootstrap.by_group(groups), stored)
 
 
-def _about(settings: EvaluateSettings, scored: Scored, results: Results) -> dict[str, Any]:
+def _about(settings: EvaluateSettings, predictions: Predictions, results: Results) -> dict[str, Any]:
     footer = results.footer
     names = ("bundle", "bundle_hash", "demo", "backend", "precision")
     return {
@@ -150,7 +172,7 @@ def _about(settings: EvaluateSettings, scored: Scored, results: Results) -> dict
         "labels": str(settings.labels),
         **{name: footer[name] for name in names},
         **{name: footer["operating_point"][name] for name in ("decision", "pfa", "threshold")},
-        "class_thresholds": scored.class_thresholds.tolist(),
+        "class_thresholds": predictions.class_thresholds.tolist(),
         "class_thresholds_from": str(settings.validation) if settings.validation else "the scan",
     }
 
@@ -164,7 +186,7 @@ def _counts(results: Results, rows: Results, labels: Labels, ignored: Flags | No
         "images": len(rows.uris),
         "positive": int(labels.positive.sum()),
         "benign": int((~labels.positive).sum()),
-        "bags": len(np.unique(Bags.named(labels.groups).of)),
+        "bags": len(np.unique(Bootstrap.by_group(labels.groups).group)),
         **{threat: int(count) for threat, count in zip(THREATS, labels.labels.sum(axis=0), strict=True)},
         "failed": rows.failed(),
         "failed_positive": int((lost & labels.positive).sum()),
@@ -172,6 +194,8 @@ def _counts(results: Results, rows: Results, labels: Labels, ignored: Flags | No
     }
 
 
-def _confusion(scored: Scored) -> dict[str, int]:
-    (quiet, false), (missed, detected) = confusion_matrix(scored.positive, scored.alarm, labels=[False, True])
+def _confusion(predictions: Predictions) -> dict[str, int]:
+    (quiet, false), (missed, detected) = confusion_matrix(
+        predictions.positive, predictions.alarm, labels=[False, True]
+    )
     return {"detected": int(detected), "missed": int(missed), "false_alarms": int(false), "quiet": int(quiet)}

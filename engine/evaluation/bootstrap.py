@@ -1,4 +1,4 @@
-"""Intervals by drawing bags again, with replacement, as many as there are of each kind, threat or benign."""
+"""Bootstrap intervals: bags are drawn with replacement, those with a threat and benign ones apart."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..training.phases.phase3 import wilson
+from ..model.calibration import wilson_interval
 from .measures import Flags, Floats, Measure, Share
 
 RESAMPLES = 500
@@ -27,64 +27,64 @@ Figures = dict[str, Figure]
 
 
 @dataclass(frozen=True, eq=False)
-class Bags:
-    """Which images belong together, and how often to draw; the same seed gives the same intervals."""
+class Bootstrap:
+    """Which images are drawn together, and how often; the same seed gives the same intervals."""
 
-    of: NDArray[np.intp]  # [n] the bag of each image, 0 to the number of bags - 1
+    group: NDArray[np.intp]  # [n] the bag of each image, 0 to the number of bags - 1
     resamples: int = RESAMPLES
     seed: int = 0
 
     @classmethod
-    def named(cls, groups: Sequence[str]) -> "Bags":
-        """Make them from the bag's name of each image; an image without one is a bag of its own."""
+    def by_group(cls, groups: Sequence[str]) -> "Bootstrap":
+        """Group images by the name of their bag; an image without one is a bag of its own."""
         names = [f"bag {group}" if group else f"image {i}" for i, group in enumerate(groups)]
         return cls(np.unique(names, return_inverse=True)[1])
 
     def weights(self, positive: Flags) -> Iterator[Floats]:
         """Yield how often each image is drawn, [b, n], `resamples` draws in all.
 
-        A bag is drawn whole. Bags with a positive image and bags without are drawn apart, so that no
+        A bag is drawn whole. Bootstrap with a positive image and bags without are drawn apart, so that no
         resample lacks one kind and their shares stay.
         """
-        count = int(self.of.max()) + 1
-        suspicious = np.bincount(self.of, positive, count) > 0
+        count = int(self.group.max()) + 1
+        suspicious = np.bincount(self.group, positive, count) > 0
         # a generator for each kind: what is drawn does not depend on how many are drawn at once
         kinds = [
             (np.flatnonzero(suspicious == kind), np.random.default_rng((self.seed, 5, kind)))
             for kind in (0, 1)
         ]
-        at_once = max(1, AT_ONCE // len(self.of))
+        at_once = max(1, AT_ONCE // len(self.group))
         for start in range(0, self.resamples, at_once):
             times = np.zeros((min(at_once, self.resamples - start), count))
             for kind, random in kinds:
                 if len(kind):
                     times[:, kind] = _draws(random, len(times), len(kind))
-            yield times[:, self.of]
+            yield times[:, self.group]
 
 
 def _draws(random: np.random.Generator, rows: int, count: int) -> NDArray[np.intp]:
-    """Draw `count` of `count` with replacement, `rows` times; how often each came, [rows, count]."""
+    """Draw `count` of `count` with replacement, `rows` times; returns the number of draws, [rows, count]."""
     drawn = random.integers(0, count, (rows, count)) + count * np.arange(rows)[:, None]
     return np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)
 
 
 def with_intervals(
-    measures: Mapping[str, Measure], means: Mapping[str, Sequence[str]], positive: Flags, bags: Bags
+    measures: Mapping[str, Measure], means: Mapping[str, Sequence[str]], positive: Flags, bootstrap: Bootstrap
 ) -> Figures:
-    """Give each measure, and each mean of measures named in `means`, with its interval.
+    """Return every measure, and every mean of the measures that `means` names, with its interval.
 
     A mean leaves out what is not defined. `positive` [n] tells the kinds that are drawn apart.
     """
     values = {name: measure.value() for name, measure in measures.items()}
     defined = {name: measures[name] for name, value in values.items() if not np.isnan(value)}
     drawn: dict[str, list[Floats]] = {name: [] for name in defined}
-    for weights in bags.weights(positive):
+    for weights in bootstrap.weights(positive):
         for name, measure in defined.items():
             drawn[name].append(measure.weighted(weights))
     samples = {name: np.concatenate(parts) for name, parts in drawn.items()}
     figures = dict.fromkeys([*means, *measures], Figure(None, None, None))
     figures |= {
-        name: _figure(measure, values[name], samples[name], bags) for name, measure in defined.items()
+        name: _figure(measure, values[name], samples[name], bootstrap) for name, measure in defined.items()
     }
     for name, parts in means.items():
         if held := [part for part in parts if part in defined]:
@@ -93,10 +93,10 @@ def with_intervals(
     return figures
 
 
-def _figure(measure: Measure, value: float, sample: Floats, bags: Bags) -> Figure:
+def _figure(measure: Measure, value: float, sample: Floats, bootstrap: Bootstrap) -> Figure:
     if isinstance(measure, Share) and value in (0, 1):  # no resample says anything else
-        among = len(np.unique(bags.of[measure.among]))
-        return Figure(value, *wilson(round(value * among), among))
+        among = len(np.unique(bootstrap.group[measure.among]))
+        return Figure(value, *wilson_interval(round(value * among), among))
     return _bounded(value, sample)
 
 
@@ -106,7 +106,7 @@ def _bounded(value: float, sample: Floats) -> Figure:
 
 
 def _mean(samples: Floats) -> Floats:
-    """Mean [b] over measures of samples [k, b]: over those that are defined in it."""
+    """Return the mean [b] over the measures of samples [k, b] that are defined in it."""
     held = ~np.isnan(samples)
     count = held.sum(axis=0)
     return np.where(held, samples, 0).sum(axis=0) / np.where(count, count, np.nan)

@@ -1,4 +1,4 @@
-"""All figures of a model on labelled images, by name: what is asked of a detector, in one place."""
+"""All figures of a model on labelled images, by name."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -6,9 +6,9 @@ from typing import Protocol
 
 import numpy as np
 
+from ..model.calibration import threshold_at
 from ..row import THREATS
-from ..training.phases.phase3 import threshold_at
-from .bootstrap import Bags, Figure, Figures, with_intervals
+from .bootstrap import Bootstrap, Figure, Figures, with_intervals
 from .measures import (
     AGREEMENTS,
     Agreement,
@@ -42,8 +42,8 @@ class Threshold(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Scored:
-    """What a model says of labelled images; an image that could not be scored is NaN throughout.
+class Predictions:
+    """Labelled images with a model's scores; an image that could not be scored is NaN throughout.
 
     Such an image is no alarm and ranks behind all others: a threat in it is missed.
     """
@@ -70,7 +70,7 @@ class Scored:
         """Tell which classes are at or above their thresholds, alarm or not, [n, 5]."""
         return self.probabilities >= self.class_thresholds
 
-    def take(self, index: Flags) -> "Scored":
+    def take(self, index: Flags) -> "Predictions":
         """Return these images alone."""
         scores = {name: score[index] for name, score in self.scores.items()}
         return replace(
@@ -78,8 +78,10 @@ class Scored:
         )
 
 
-def figures(scored: Scored, bags: Bags, stored: Mapping[str, Sequence[Threshold]]) -> Figures:
-    """Give every figure with its interval; `stored` are the operating points of each decision.
+def figures(
+    predictions: Predictions, bootstrap: Bootstrap, stored: Mapping[str, Sequence[Threshold]]
+) -> Figures:
+    """Return every figure with its interval; `stored` are the operating points of each decision.
 
     Names: `map`, `ap.gun`, `map_1_9`, `ap_1_9.gun` for 9 negatives to a positive; `micro_f1`, `macro_f1`,
     `f1.gun` by the class thresholds, with `_gated` where a class counts in an alarm only; `pd`, `pfa` of the
@@ -87,37 +89,37 @@ def figures(scored: Scored, bags: Bags, stored: Mapping[str, Sequence[Threshold]
     here, `pd_at_test_pfa_05` at a threshold set on these very images, all also as `gbad.auroc` for each
     decision; `map_gated` by the alarm, `map_gated_pfa_05` by a gate set on these images.
     """
-    measures = _rankings(scored) | _gates(scored) | _agreements(scored) | _alarms(scored)
-    for name, scores in scored.scores.items():
-        of_decision = _decision_measures(scored.positive, scores, stored.get(name, ()))
+    measures = _rankings(predictions) | _gates(predictions) | _agreements(predictions) | _alarms(predictions)
+    for name, scores in predictions.scores.items():
+        of_decision = _decision_measures(predictions.positive, scores, stored.get(name, ()))
         measures |= {f"{name}.{key}": measure for key, measure in of_decision.items()}
     families = {
         name.removesuffix(".gun") for name in measures if name.startswith("ap") and name.endswith(".gun")
     }
     means = {f"m{family}": [f"{family}.{threat}" for threat in THREATS] for family in sorted(families)}
-    found = _prevalences(scored) | with_intervals(measures, means, scored.positive, bags)
-    own = f"{scored.decision}."
-    return found | {name.removeprefix(own): found[name] for name in measures if name.startswith(own)}
+    by_name = _prevalences(predictions) | with_intervals(measures, means, predictions.positive, bootstrap)
+    own = f"{predictions.decision}."
+    return by_name | {name.removeprefix(own): by_name[name] for name in measures if name.startswith(own)}
 
 
-def average_precisions(labels: Flags, probabilities: Floats, bags: Bags | None = None) -> Figures:
-    """Give `map` and `ap.gun` to `ap.scissors` of labels [n, 5] and probabilities [n, 5], with intervals."""
+def average_precisions(labels: Flags, probabilities: Floats, bootstrap: Bootstrap | None = None) -> Figures:
+    """Return `map` and `ap.gun` to `ap.scissors` of labels and probabilities [n, 5], with intervals."""
     rankings = {
         f"ap.{name}": Ranking(labels[:, k], ranked(probabilities[:, k])) for k, name in enumerate(THREATS)
     }
     measures = {name: AveragePrecision(ranking) for name, ranking in rankings.items()}
-    bags = bags or Bags.named([""] * len(labels))
-    return with_intervals(measures, {"map": list(measures)}, np.any(labels, axis=1), bags)
+    bootstrap = bootstrap or Bootstrap.by_group([""] * len(labels))
+    return with_intervals(measures, {"map": list(measures)}, np.any(labels, axis=1), bootstrap)
 
 
 def detection(
-    positive: Flags, scores: Floats, pfas: Sequence[float] = PFAS, bags: Bags | None = None
+    positive: Flags, scores: Floats, pfas: Sequence[float] = PFAS, bootstrap: Bootstrap | None = None
 ) -> Figures:
-    """Give `auroc`, `anomaly_ap` and `pd_at_test_pfa_05` and so on of scores [n], with intervals."""
+    """Return `auroc`, `anomaly_ap` and `pd_at_test_pfa_05` and so on of scores [n], with intervals."""
     ranking = Ranking(positive, ranked(scores))
     measures: dict[str, Measure] = {"auroc": Auroc(ranking), "anomaly_ap": AveragePrecision(ranking)}
     measures |= {f"pd_at_test_pfa_{percent(pfa)}": DetectionAt(ranking, pfa) for pfa in pfas}
-    return with_intervals(measures, {}, positive, bags or Bags.named([""] * len(positive)))
+    return with_intervals(measures, {}, positive, bootstrap or Bootstrap.by_group([""] * len(positive)))
 
 
 def percent(share: float) -> str:
@@ -137,44 +139,47 @@ def gated(alarm: Flags, probability: Floats) -> Floats:
     return np.unique(ranked(probability), return_inverse=True)[1] + alarm * float(len(alarm))
 
 
-def _prevalences(scored: Scored) -> Figures:
-    """Give the shares of the images that are positive; they are as they are, without an interval."""
-    shares = {f"prevalence.{name}": scored.labels[:, k].mean() for k, name in enumerate(THREATS)}
-    shares = {"prevalence": scored.positive.mean(), **shares}
+def _prevalences(predictions: Predictions) -> Figures:
+    """Return the shares of the images that are positive; they are as they are, without an interval."""
+    shares = {f"prevalence.{name}": predictions.labels[:, k].mean() for k, name in enumerate(THREATS)}
+    shares = {"prevalence": predictions.positive.mean(), **shares}
     return {name: Figure(float(share), None, None) for name, share in shares.items()}
 
 
-def _rankings(scored: Scored) -> dict[str, Measure]:
+def _rankings(predictions: Predictions) -> dict[str, Measure]:
     """Measure AP by class, as the images are and at other prevalences."""
     measures: dict[str, Measure] = {}
     for k, name in enumerate(THREATS):
-        ranking = Ranking(scored.labels[:, k], ranked(scored.probabilities[:, k]))
+        ranking = Ranking(predictions.labels[:, k], ranked(predictions.probabilities[:, k]))
         measures[f"ap.{name}"] = AveragePrecision(ranking)
         measures |= {f"ap_1_{odds}.{name}": AveragePrecision(ranking, odds) for odds in ODDS}
     return measures
 
 
-def _gates(scored: Scored) -> dict[str, Measure]:
+def _gates(predictions: Predictions) -> dict[str, Measure]:
     """Measure AP with the ranking gated: by the alarm, and by gates over a range of false alarms."""
-    scores = ranked(scored.scores[scored.decision])
-    benign = scores[~scored.positive]
-    gates = {"gated": scored.alarm}
+    scores = ranked(predictions.scores[predictions.decision])
+    benign = scores[~predictions.positive]
+    gates = {"gated": predictions.alarm}
     if len(benign):
         gates |= {f"gated_pfa_{percent(pfa)}": scores >= threshold_at(benign, pfa) for pfa in GATE_PFAS}
     return {
         f"ap_{gate}.{name}": AveragePrecision(
-            Ranking(scored.labels[:, k], gated(alarm, scored.probabilities[:, k]))
+            Ranking(predictions.labels[:, k], gated(alarm, predictions.probabilities[:, k]))
         )
         for gate, alarm in gates.items()
         for k, name in enumerate(THREATS)
     }
 
 
-def _agreements(scored: Scored) -> dict[str, Measure]:
+def _agreements(predictions: Predictions) -> dict[str, Measure]:
     """Measure precision, recall and F1 at the class thresholds; macro over the classes that occur."""
-    labels, measures = scored.labels, dict[str, Measure]()
+    labels, measures = predictions.labels, dict[str, Measure]()
     occurring = np.flatnonzero(labels.any(axis=0))
-    for suffix, predicted in (("", scored.predicted), ("_gated", scored.predicted & scored.alarm[:, None])):
+    for suffix, predicted in (
+        ("", predictions.predicted),
+        ("_gated", predictions.predicted & predictions.alarm[:, None]),
+    ):
         for figure in AGREEMENTS:
             measures[f"micro_{figure}{suffix}"] = Agreement(labels, predicted, figure)
             macro = Agreement(labels[:, occurring], predicted[:, occurring], figure, "macro")
@@ -186,12 +191,14 @@ def _agreements(scored: Scored) -> dict[str, Measure]:
     return measures
 
 
-def _alarms(scored: Scored) -> dict[str, Measure]:
+def _alarms(predictions: Predictions) -> dict[str, Measure]:
     """Measure what the alarm of these results catches, by class too, and what it costs."""
-    by_class = {f"pd.{name}": Share(scored.alarm, scored.labels[:, k]) for k, name in enumerate(THREATS)}
+    by_class = {
+        f"pd.{name}": Share(predictions.alarm, predictions.labels[:, k]) for k, name in enumerate(THREATS)
+    }
     return {
-        "pd": Share(scored.alarm, scored.positive),
-        "pfa": Share(scored.alarm, ~scored.positive),
+        "pd": Share(predictions.alarm, predictions.positive),
+        "pfa": Share(predictions.alarm, ~predictions.positive),
         **by_class,
     }
 

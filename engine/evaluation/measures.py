@@ -29,11 +29,11 @@ class Measure(Protocol):
     """A figure of labelled and scored images; NaN where it is not defined."""
 
     def value(self) -> float:
-        """Give the figure of the images as they are."""
+        """Return the figure of the images as they are."""
         ...
 
     def weighted(self, weights: Floats) -> Floats:
-        """Give the figure [b] under each of the weightings [b, n] of the images."""
+        """Return the figure [b] under each of the weightings [b, n] of the images."""
         ...
 
 
@@ -92,7 +92,7 @@ class AveragePrecision:
     odds: float | None = None
 
     def value(self) -> float:
-        """Give it by scikit-learn; NaN without images of both kinds."""
+        """Compute it by scikit-learn; NaN without images of both kinds."""
         positive = self.ranking.positive
         if not self.ranking.has_both:
             return np.nan
@@ -102,12 +102,12 @@ class AveragePrecision:
         return float(average_precision_score(positive, self.ranking.scores, sample_weight=weights))
 
     def weighted(self, weights: Floats) -> Floats:
-        """Give it [b] for weights [b, n]."""
+        """Compute it [b] for weights [b, n]."""
         positives, negatives = self.ranking.counts(weights)
         scale = 1.0 if self.odds is None else self.odds * _share(positives[:, -1:], negatives[:, -1:])
-        found = np.diff(positives, axis=1, prepend=0)
+        step = np.diff(positives, axis=1, prepend=0)
         return _share(
-            (found * _share(positives, positives + scale * negatives, empty=0)).sum(1), positives[:, -1]
+            (step * _share(positives, positives + scale * negatives, empty=0)).sum(1), positives[:, -1]
         )
 
 
@@ -118,13 +118,13 @@ class Auroc:
     ranking: Ranking
 
     def value(self) -> float:
-        """Give it by scikit-learn; NaN without images of both kinds."""
+        """Compute it by scikit-learn; NaN without images of both kinds."""
         if not self.ranking.has_both:
             return np.nan
         return float(roc_auc_score(self.ranking.positive, self.ranking.scores))
 
     def weighted(self, weights: Floats) -> Floats:
-        """Give it [b] for weights [b, n], by trapezoids."""
+        """Compute it [b] for weights [b, n], by trapezoids."""
         positives, negatives = self.ranking.counts(weights)
         step = np.diff(negatives, axis=1, prepend=0)
         before = np.concatenate([np.zeros_like(positives[:, :1]), positives[:, :-1]], axis=1)
@@ -140,14 +140,14 @@ class DetectionAt:
     pfa: float
 
     def value(self) -> float:
-        """Give it by scikit-learn; NaN without images of both kinds."""
+        """Compute it by scikit-learn; NaN without images of both kinds."""
         if not self.ranking.has_both:
             return np.nan
         false, true, _ = roc_curve(self.ranking.positive, self.ranking.scores, drop_intermediate=False)
         return float(true[false <= self.pfa + SLACK].max())
 
     def weighted(self, weights: Floats) -> Floats:
-        """Give it [b] for weights [b, n], the threshold set anew for each."""
+        """Compute it [b] for weights [b, n], the threshold set anew for each."""
         positives, negatives = self.ranking.counts(weights)
         allowed = negatives <= (self.pfa + SLACK) * negatives[:, -1:]
         return _share(np.where(allowed, positives, 0).max(axis=1), positives[:, -1])
@@ -161,11 +161,11 @@ class Share:
     among: Flags  # [n]
 
     def value(self) -> float:
-        """Give it; NaN where there is no image of the kind."""
+        """Compute it; NaN where there is no image of the kind."""
         return float(self.having[self.among].mean()) if self.among.any() else np.nan
 
     def weighted(self, weights: Floats) -> Floats:
-        """Give it [b] for weights [b, n]."""
+        """Compute it [b] for weights [b, n]."""
         return _share(weights @ (self.having & self.among), weights @ self.among)
 
 
@@ -179,7 +179,7 @@ class Agreement:
     average: str = "micro"  # micro: over all k n decisions; macro: the mean over the k classes
 
     def value(self) -> float:
-        """Give it by scikit-learn; NaN where no image has a label."""
+        """Compute it by scikit-learn; NaN where no image has a label."""
         if not self.labels.any():
             return np.nan
         options: dict[str, Any] = {"average": self.average, "zero_division": 0}
@@ -189,7 +189,7 @@ class Agreement:
         return float(AGREEMENTS[self.figure](labels, predicted, **options))
 
     def weighted(self, weights: Floats) -> Floats:
-        """Give it [b] for weights [b, n]."""
+        """Compute it [b] for weights [b, n]."""
         sums = [weights @ flags for flags in (self.labels & self.predicted, self.predicted, self.labels)]
         if self.average == "micro":
             sums = [each.sum(axis=1, keepdims=True) for each in sums]

@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 from ..bundle import Bundle, operating_point
 from ..model.decision import SMALLEST_LOSS, Decision
 from ..row import THREATS
-from .figures import Scored, ranked
+from .figures import Predictions, ranked
 from .measures import Flags, Floats
 
 BENIGN, THREAT, LINE = (
@@ -30,17 +30,19 @@ FEWEST = 5  # images in a bin that is drawn
 GRID = 200  # points a side of the plane of losses
 
 
-def draw(folder: Path, scored: Scored, losses: tuple[Floats, Floats], bundle: Bundle | None) -> None:
+def draw(
+    folder: Path, predictions: Predictions, losses: tuple[Floats, Floats], bundle: Bundle | None
+) -> None:
     """Draw what the images allow into a folder, as PNG; raises OSError."""
-    has_threat, has_benign = scored.positive.any(), (~scored.positive).any()
+    has_threat, has_benign = predictions.positive.any(), (~predictions.positive).any()
     if has_threat:
-        _save(folder / "precision_recall.png", lambda axes: _precision_recall(axes, scored))
-        _save(folder / "reliability.png", lambda axes: _reliability(axes, scored))
+        _save(folder / "precision_recall.png", lambda axes: _precision_recall(axes, predictions))
+        _save(folder / "reliability.png", lambda axes: _reliability(axes, predictions))
     if has_threat and has_benign:
-        _save(folder / "roc.png", lambda axes: _roc(axes, scored))
+        _save(folder / "roc.png", lambda axes: _roc(axes, predictions))
     if not np.isnan(losses[0]).all():
-        _save(folder / "scores.png", lambda axes: _scores(axes, scored))
-        _save(folder / "losses.png", lambda axes: _plane(axes, scored, losses, bundle))
+        _save(folder / "scores.png", lambda axes: _scores(axes, predictions))
+        _save(folder / "losses.png", lambda axes: _plane(axes, predictions, losses, bundle))
 
 
 def _save(path: Path, paint: Callable[[Axes], None]) -> None:
@@ -53,9 +55,9 @@ def _save(path: Path, paint: Callable[[Axes], None]) -> None:
     figure.savefig(path, dpi=DPI)
 
 
-def _precision_recall(axes: Axes, scored: Scored) -> None:
+def _precision_recall(axes: Axes, predictions: Predictions) -> None:
     for k, (name, color) in enumerate(CLASSES.items()):
-        labels, scores = scored.labels[:, k], ranked(scored.probabilities[:, k])
+        labels, scores = predictions.labels[:, k], ranked(predictions.probabilities[:, k])
         if not labels.any():
             continue
         precision, recall, _ = precision_recall_curve(labels, scores)
@@ -69,17 +71,17 @@ def _precision_recall(axes: Axes, scored: Scored) -> None:
     axes.legend(fontsize="small")
 
 
-def _roc(axes: Axes, scored: Scored) -> None:
-    smallest = 0.5 / (~scored.positive).sum()  # half a false alarm, where there is none
-    for name, scores in scored.scores.items():
-        false, true, _ = roc_curve(scored.positive, ranked(scores), drop_intermediate=False)
-        area = 100 * roc_auc_score(scored.positive, ranked(scores))
+def _roc(axes: Axes, predictions: Predictions) -> None:
+    smallest = 0.5 / (~predictions.positive).sum()  # half a false alarm, where there is none
+    for name, scores in predictions.scores.items():
+        false, true, _ = roc_curve(predictions.positive, ranked(scores), drop_intermediate=False)
+        area = 100 * roc_auc_score(predictions.positive, ranked(scores))
         color, line = DECISIONS[name]
         label = f"{name}: AUROC {area:.1f} %"
         axes.step(np.maximum(false, smallest), true, line, where="post", color=color, label=label)
     chance = np.geomspace(smallest, 1, 100)
     axes.plot(chance, chance, color=LINE, linestyle=":", linewidth=1, label="by chance")
-    pfa, pd = (scored.alarm[kind].mean() for kind in (~scored.positive, scored.positive))
+    pfa, pd = (predictions.alarm[kind].mean() for kind in (~predictions.positive, predictions.positive))
     at = f"the alarm: PD {100 * pd:.1f} % at PFA {100 * pfa:.1f} %"
     axes.plot(max(pfa, smallest), pd, "o", color=LINE, label=at, zorder=5)
     _name(axes, "Detection against false alarms", "PFA (logarithmic)", "PD")
@@ -89,11 +91,14 @@ def _roc(axes: Axes, scored: Scored) -> None:
     axes.legend(fontsize="small", loc="upper left")
 
 
-def _scores(axes: Axes, scored: Scored) -> None:
-    scores = scored.scores[scored.decision]
+def _scores(axes: Axes, predictions: Predictions) -> None:
+    scores = predictions.scores[predictions.decision]
     seen = scores[~np.isnan(scores)]
     bins = np.histogram_bin_edges(seen, bins=int(np.clip(np.sqrt(len(seen)), 10, 60)))
-    for name, color, kind in (("benign", BENIGN, ~scored.positive), ("threat", THREAT, scored.positive)):
+    for name, color, kind in (
+        ("benign", BENIGN, ~predictions.positive),
+        ("threat", THREAT, predictions.positive),
+    ):
         values = scores[kind & ~np.isnan(scores)]
         if len(values):
             weights = np.full(len(values), 1 / len(values))
@@ -107,22 +112,31 @@ def _scores(axes: Axes, scored: Scored) -> None:
                 color=color,
                 label=label,
             )
-    axes.axvline(scored.threshold, color=LINE, linestyle="--", label=f"alarm from {scored.threshold:.3g} on")
-    _name(axes, f"Scores of the decision '{scored.decision}'", "anomaly score", "share of the kind's images")
+    axes.axvline(
+        predictions.threshold, color=LINE, linestyle="--", label=f"alarm from {predictions.threshold:.3g} on"
+    )
+    _name(
+        axes,
+        f"Scores of the decision '{predictions.decision}'",
+        "anomaly score",
+        "share of the kind's images",
+    )
     _percent(axes.yaxis)
     axes.legend(fontsize="small")
 
 
-def _plane(axes: Axes, scored: Scored, losses: tuple[Floats, Floats], bundle: Bundle | None) -> None:
+def _plane(
+    axes: Axes, predictions: Predictions, losses: tuple[Floats, Floats], bundle: Bundle | None
+) -> None:
     x, y = (np.maximum(loss, SMALLEST_LOSS) for loss in losses)
     order = np.random.default_rng(0).permutation(len(x))  # neither kind lies on top
-    colors = np.where(scored.positive, THREAT, BENIGN)[order]
+    colors = np.where(predictions.positive, THREAT, BENIGN)[order]
     axes.scatter(x[order], y[order], s=9, c=colors, alpha=0.5, linewidths=0)
     for name, color in (("benign", BENIGN), ("threat", THREAT)):
         axes.scatter([], [], s=20, c=color, label=name)
     axes.set(xscale="log", yscale="log")
     if bundle is not None and "gbad" in bundle.manifest.decisions:
-        threshold = _gbad_threshold(scored, bundle)
+        threshold = _gbad_threshold(predictions, bundle)
         _boundary(axes, Decision.from_tensors("gbad", bundle.tensors()), threshold)
         axes.plot([], [], color=LINE, linestyle="--", label=f"'gbad' alarms from {threshold:.3g} on: above")
     _name(
@@ -134,10 +148,10 @@ def _plane(axes: Axes, scored: Scored, losses: tuple[Floats, Floats], bundle: Bu
     axes.legend(fontsize="small", loc="lower right")
 
 
-def _gbad_threshold(scored: Scored, bundle: Bundle) -> float:
+def _gbad_threshold(predictions: Predictions, bundle: Bundle) -> float:
     """Take the alarm's own threshold where `gbad` raises it, else that of the default operating point."""
-    own = scored.decision == "gbad"
-    return scored.threshold if own else operating_point(bundle, "fp32", "gbad").threshold
+    own = predictions.decision == "gbad"
+    return predictions.threshold if own else operating_point(bundle, "fp32", "gbad").threshold
 
 
 def _boundary(axes: Axes, decision: Decision, threshold: float) -> None:
@@ -150,10 +164,10 @@ def _boundary(axes: Axes, decision: Decision, threshold: float) -> None:
     axes.set(xlim=limits[0], ylim=limits[1])
 
 
-def _reliability(axes: Axes, scored: Scored) -> None:
-    seen = ~np.isnan(scored.probabilities[:, 0])
+def _reliability(axes: Axes, predictions: Predictions) -> None:
+    seen = ~np.isnan(predictions.probabilities[:, 0])
     for k, (name, color) in enumerate(CLASSES.items()):
-        labels, p = scored.labels[seen, k], scored.probabilities[seen, k]
+        labels, p = predictions.labels[seen, k], predictions.probabilities[seen, k]
         if labels.any():
             predicted, actual = _filled_bins(labels, p)
             axes.plot(predicted, actual, "o-", markersize=4, color=color, label=name)

@@ -46,12 +46,12 @@ class Results:
 
     @property
     def probabilities(self) -> Floats:
-        """Give the ungated class probabilities [n, 5]."""
+        """Return the ungated class probabilities [n, 5]."""
         return self.numbers[:, : len(THREATS)]
 
     @property
     def losses(self) -> tuple[Floats, Floats]:
-        """Give reconstruction_loss [n] and feature_matching_loss [n]."""
+        """Return reconstruction_loss [n] and feature_matching_loss [n]."""
         return self.numbers[:, 5], self.numbers[:, 6]
 
     def failed(self) -> dict[str, int]:
@@ -83,13 +83,15 @@ def _not_results(path: Path) -> str:
         if path.name and staging_of(path).exists():
             return f"{path} is not finished: run its scan again to the end, then evaluate it"
         return f"{path} does not exist: give the file or folder that a scan has written"
-    return f"{path} is no results of a scan: give the file or folder that `gbad-batch scan --out` has written"
+    return (
+        f"{path} does not hold results of a scan: give the file or folder that `gbad-batch scan --out` wrote"
+    )
 
 
 def labelled(
     results: Results, path: Path, split: str, form: str = "auto", class_map: Path | None = None
 ) -> tuple[Results, Labels]:
-    """Give the rows of the images that a label file names, and the labels, both in its order.
+    """Return the rows of the images that a label file names, and the labels, both in its order.
 
     Where the file names splits, only the images of `split` are taken. Raises Refused for labels that cannot
     be read, that name no image of the split, or that have no row.
@@ -106,7 +108,7 @@ def labelled(
 
 
 def decision_scores(results: Results, bundle: Bundle | None) -> dict[str, Floats]:
-    """Give the scores [n] of the scan's own decision as stored, and with a bundle those of its others.
+    """Return the scores [n] of the scan's own decision as stored, and with a bundle those of its others.
 
     They are computed from the stored losses and probabilities, whose logarithms of odds are the logits.
     """
@@ -133,7 +135,7 @@ def matching_bundle(path: Path, results: Results) -> Bundle:
 
 
 def stored_points(results: Results, bundle: Bundle | None) -> dict[str, tuple[StoredPoint, ...]]:
-    """Give the operating points of each decision: the bundle's, or else the one that the results name."""
+    """Return the operating points of each decision: the bundle's, or else the one that the results name."""
     point = results.footer["operating_point"]
     if bundle is not None:
         return dict(bundle.manifest.operating_points[point["precision"]])
@@ -143,8 +145,8 @@ def stored_points(results: Results, bundle: Bundle | None) -> dict[str, tuple[St
     return {point["decision"]: (StoredPoint(**{name: point[name] for name in fields}),)}
 
 
-def named(results: Results, path: Path) -> Flags:
-    """Tell which images [n] a list of names speaks of, one a line, each found as a label's name would be.
+def images_in_list(results: Results, path: Path) -> Flags:
+    """Tell which images [n] are in a list of names, one a line, matched as the names of labels are.
 
     Raises Refused where the list cannot be read, names none or all of the images, or several with one name.
     """
@@ -158,8 +160,8 @@ def named(results: Results, path: Path) -> Flags:
         raise Refused(f"{path}: {name!r} fits several images: write it with its folders")
     if not (position >= 0).any():
         raise Refused(f"{path} names none of the {len(results.uris)} images: is it a list for another set?")
-    found = np.zeros(len(results.uris), dtype=np.bool_)
-    found[position[position >= 0]] = True
-    if found.all():
-        raise Refused(f"{path} names all {len(found)} images: nothing would be left to judge")
-    return found
+    listed = np.zeros(len(results.uris), dtype=np.bool_)
+    listed[position[position >= 0]] = True
+    if listed.all():
+        raise Refused(f"{path} names all {len(listed)} images: leave out those to judge")
+    return listed

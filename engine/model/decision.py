@@ -147,3 +147,8 @@ def _weighted(u: Scores, weights: Scores) -> Scores:
         # zero times an infinite loss would be NaN
         total += weight * u[:, j] if weight else 0.0
     return total
+
+
+def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the probabilities [n, 5] float32 of logits [n, 5], in float64 so that none overflows."""
+    return (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ...export import engine_for
 from ..bundle import DEMO_SENTENCE, Bundle, StoredPoint, default_bundle_path, operating_point
 from ..errors import Refused, Stopped
-from ..model.decision import Decision, on_device
+from ..model.decision import Decision, on_device, sigmoid
 from ..row import ImageFault, Row, threat_names
 from ..runtime import OUTPUTS, WITH_STREAMS, EngineFailed, Outputs, Runner, open_engine
 from ..settings import ScanSettings
@@ -245,7 +245,3 @@ def resolved_settings(settings: ScanSettings, setup: Setup, device: str) -> Scan
     """Give a further worker the settings that the first one came to, on its own device."""
     return replace(settings, device=device, engine=setup.backend, precision=setup.precision)
 
-
-def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Probabilities [n, 5] float32 of logits [n, 5]; in float64, where no such exponential overflows."""
-    return (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)

@@ -1,10 +1,10 @@
-"""How training tells where it stands."""
+"""How long work reports where it stands."""
 
 from collections.abc import Callable, Mapping
 
 # phase, steps done, steps in all, figures by name
-Progress = Callable[[str, int, int, Mapping[str, float]], None]
+ProgressCallback = Callable[[str, int, int, Mapping[str, float]], None]
 
 
 def silent(phase: str, done: int, total: int, figures: Mapping[str, float]) -> None:
-    """Tell nobody."""
+    """Report nothing."""

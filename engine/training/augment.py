@@ -11,17 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .data import Index
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """How far an image is moved at random in training."""
-
-    flip: float = 0.5  # probability
-    rotation: float = 10.0  # degrees, either way
-    shift: float = 0.05  # of the side, either way
-    scale: float = 0.10  # of the size, either way
-    shear: float = 5.0  # degrees, either way
+from .settings import Augmentation
 
 
 @dataclass(frozen=True)

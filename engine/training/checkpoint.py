@@ -1,4 +1,4 @@
-"""The run folder of a training: what is finished, what is half done, and the figures on the way."""
+"""The run folder of a training: finished phases, checkpoints of an unfinished one, and figures."""
 
 import io
 import json
@@ -17,7 +17,7 @@ CONFIG, METRICS = "config.json", "metrics.jsonl"
 
 
 class RunFolder:
-    """Checkpoints by name, each replaced at once, and one line of figures for each epoch or interval.
+    """Checkpoints by name, replaced atomically, and one line of figures for each epoch or interval.
 
     Checkpoints are torch files read with `weights_only`: they hold data, never code.
     """
@@ -27,10 +27,10 @@ class RunFolder:
         self._config = ""
 
     def open(self, config: Mapping[str, Any], may_change: Collection[str] = ()) -> set[str]:
-        """Make the folder, or go on with one of the same training; raises Refused where it is another's.
+        """Make the folder, or reopen that of the same training; raises Refused for another training's.
 
-        Keys of the configuration in `may_change` are free to differ; returns those of them that do: what
-        they govern must be done again.
+        Keys of the configuration in `may_change` are free to differ; returns those of them that do, since
+        what they govern must be done again.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         config = json.loads(json.dumps(config))
@@ -41,18 +41,20 @@ class RunFolder:
             different = {key for key in config if config[key] != earlier.get(key)}
             if not different <= set(may_change):
                 raise Refused(
-                    f"the run folder {self.path} is that of another training (it differs in "
+                    f"the run folder {self.path} belongs to another training (it differs in "
                     f"{', '.join(sorted(different))}): name another with --run, or remove it"
                 )
         elif any(self.path.iterdir()):
-            raise Refused(f"the run folder {self.path} is no run of this program: name a new one with --run")
+            raise Refused(
+                f"the folder {self.path} is not a run folder of a training: name a new one with --run"
+            )
         self._config = json.dumps(config, indent=1, sort_keys=True)
         if not file.exists():
-            self.settle()
+            self.accept_configuration()
         return different
 
-    def settle(self) -> None:
-        """Take the configuration for that of the folder, once what it changes was dropped."""
+    def accept_configuration(self) -> None:
+        """Store the configuration, once everything that a change of it makes stale is dropped."""
         write_whole(self.path / CONFIG, self._config.encode())
 
     def save(self, name: str, state: State) -> None:
@@ -62,24 +64,24 @@ class RunFolder:
         write_whole(self._file(name), buffer.getvalue())
 
     def load(self, name: str) -> State | None:
-        """Give the checkpoint of this name, None where there is none."""
+        """Return the checkpoint of this name, None where there is none."""
         file = self._file(name)
         return torch.load(file, map_location="cpu", weights_only=True) if file.exists() else None
 
     def drop(self, *names: str) -> None:
-        """Forget checkpoints."""
+        """Remove checkpoints."""
         for name in names:
             remove(self._file(name))
 
     def record(self, phase: str, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Replace the figures of a phase in metrics.jsonl, and tell TensorBoard the new ones."""
+        """Replace the figures of a phase in metrics.jsonl, and write the new ones for TensorBoard."""
         known = self.figures()
         others = [line for line in known if line["phase"] != phase]
-        told = [*others, *({"phase": phase, **line} for line in lines)]
-        write_whole(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in told).encode())
-        self._tell_tensorboard(phase, lines[len(known) - len(others) :])
+        written = [*others, *({"phase": phase, **line} for line in lines)]
+        write_whole(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in written).encode())
+        self._write_events(phase, lines[len(known) - len(others) :])
 
-    def _tell_tensorboard(self, phase: str, lines: Sequence[Mapping[str, Any]]) -> None:
+    def _write_events(self, phase: str, lines: Sequence[Mapping[str, Any]]) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
 
         with SummaryWriter(str(self.path / "tensorboard")) as events:

@@ -57,7 +57,7 @@ def draw_bigan(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     _save(figure, folder / "bigan.png")
 
 
-def draw_samples(folder: Path, chosen: Labelled, found: NDArray[np.float32], size: int) -> None:
+def draw_samples(folder: Path, chosen: Labelled, predicted: NDArray[np.float32], size: int) -> None:
     """Draw images with their true labels and the classes predicted at p >= 0.5."""
     columns = 4
     rows = -(-len(chosen.paths) // columns)
@@ -65,7 +65,7 @@ def draw_samples(folder: Path, chosen: Labelled, found: NDArray[np.float32], siz
     for axes in panels.ravel():
         axes.axis("off")
     for axes, image, truth, p in zip(
-        panels.ravel(), decoded(chosen.paths, size), chosen.labels, found, strict=False
+        panels.ravel(), decoded(chosen.paths, size), chosen.labels, predicted, strict=False
     ):
         if image is None:
             continue

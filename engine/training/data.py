@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..datasets import Box, find_images, join, read_labels
 from ..errors import Refused
 from ..row import THREATS
+from .settings import Shares
 
 Index = NDArray[np.intp]
 
@@ -23,7 +24,7 @@ class Labelled:
     paths: tuple[Path, ...]
     labels: NDArray[np.bool_]  # [n, 5] in the order of THREATS; a benign image has none
     groups: tuple[str, ...]  # bag of each image; '' where none is known
-    splits: tuple[str, ...]  # where its owner wants each image; '' where he does not say
+    splits: tuple[str, ...]  # the split that the labels name; '' where they name none
     boxes: tuple[tuple[Box, ...], ...] = ()  # of each image's threats; empty where the labels have none
 
     @property
@@ -41,7 +42,7 @@ class Labelled:
             tuple(self.boxes[i] for i in index) if self.boxes else (),
         )
 
-    def joined(self, more: "Labelled") -> "Labelled":
+    def concatenated(self, more: "Labelled") -> "Labelled":
         """Return these images and, after them, more."""
         return Labelled(
             self.paths + more.paths,
@@ -52,13 +53,13 @@ class Labelled:
         )
 
     def digest(self, folder: Path) -> str:
-        """Name this data set: SHA-256 of paths as seen from a folder, labels and splits."""
+        """Identify this data set by the SHA-256 of paths as seen from a folder, labels and splits."""
         paths = [os.path.relpath(path, folder) for path in self.paths]
         lines = zip(paths, self.labels.tolist(), self.groups, self.splits, strict=True)
         return hashlib.sha256("\n".join(str(line) for line in lines).encode()).hexdigest()
 
     def boxes_digest(self) -> str:
-        """Name the boxes: SHA-256."""
+        """Identify the boxes by their SHA-256."""
         return hashlib.sha256(repr(self.boxes).encode()).hexdigest()
 
 
@@ -72,22 +73,15 @@ class Splits:
     test: Index  # gives the card's figures
 
 
-@dataclass(frozen=True)
-class Shares:
-    """How much of a data set goes into each split; the rest is for training."""
-
-    validation: float = 0.10  # of images
-    calibration: float = 0.20  # of benign images
-    test: float = 0.15  # of images
-
-
-def load_labelled(labels: Path, images: Path, form: str = "auto", class_map: Path | None = None) -> Labelled:
-    """Read labels in any form and find their images below a folder; raises Refused with what is wrong."""
-    found = read_labels(labels, form, class_map)
-    paths = find_images(images)
-    position = join(found, [str(path) for path in paths])
-    boxes = found.boxes if any(found.boxes) else ()
-    return Labelled(tuple(paths[i] for i in position), found.labels, found.groups, found.splits, boxes)
+def load_labelled(
+    labels: Path, image_folder: Path, form: str = "auto", class_map: Path | None = None
+) -> Labelled:
+    """Read labels in any format and find their images below a folder; raises Refused with what is wrong."""
+    read = read_labels(labels, form, class_map)
+    paths = find_images(image_folder)
+    position = join(read, [str(path) for path in paths])
+    boxes = read.boxes if any(read.boxes) else ()
+    return Labelled(tuple(paths[i] for i in position), read.labels, read.groups, read.splits, boxes)
 
 
 def split(labelled: Labelled, alike: Index, shares: Shares, seed: int) -> Splits:
@@ -146,7 +140,7 @@ def _check(labelled: Labelled, parts: Splits) -> None:
             if wanted and not (present and len(positive)):
                 raise Refused(
                     f"of {len(labelled.paths)} images too few are {kind}: the {name} split gets none; add "
-                    "images, or name each one's split in a column `split` of the labels"
+                    "images, or name the splits in a column `split` of the labels"
                 )
 
 

@@ -12,7 +12,7 @@ from ..errors import Refused, Stopped
 from ..model.gbad import GBAD
 from ..row import THREATS
 from ..system.durable import write_whole
-from ..system.progress import Progress
+from ..system.progress import ProgressCallback
 from .pixels import decoded
 
 AT_ONCE = 32  # images; a batch is the same in every run, so that its features are
@@ -48,18 +48,18 @@ class Features:
         """Tell which images could be decoded, [n]: the features of the others are NaN."""
         return np.isfinite(self.x[:, 0])
 
-    def extract(self, model: GBAD, paths: Sequence[Path], progress: Progress) -> None:
+    def extract(self, model: GBAD, paths: Sequence[Path], progress: ProgressCallback) -> None:
         """Fill what is missing; the network must be in evaluation mode.
 
         Raises Stopped where more than one image in a hundred cannot be decoded.
         """
         start = self.done
         for number, (index, pixels) in enumerate(_batches(paths, start, model.architecture.input_size), 1):
-            found = [k for k, image in zip(index, pixels, strict=True) if image is not None]
+            readable = [k for k, image in zip(index, pixels, strict=True) if image is not None]
             self.x[index] = self.logits[index] = np.nan
-            if found:
+            if readable:
                 images = np.stack([image for image in pixels if image is not None])
-                self.x[found], self.logits[found] = _features(model, images)
+                self.x[readable], self.logits[readable] = _features(model, images)
             if number % FLUSHED_EVERY == 0:
                 self._note(int(index[-1]) + 1)
             progress("features", int(index[-1]) + 1, self._n, {})
@@ -68,7 +68,7 @@ class Features:
         if unread > (1 - LEAST_READABLE) * self._n:
             raise Stopped(
                 f"{unread} of {self._n} images cannot be decoded, and training needs 99 in a hundred: "
-                "gbad-batch data check names them"
+                "`gbad-batch data check` names them"
             )
 
     def _note(self, done: int) -> None:
@@ -88,13 +88,13 @@ def open_features(folder: Path, images: int, length: int) -> Features:
 @torch.no_grad()
 def _features(model: GBAD, pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
     device = model.pixel_mean.device
-    return [each.cpu().numpy() for each in model.features(torch.from_numpy(pixels).to(device))]
+    return [output.cpu().numpy() for output in model.features(torch.from_numpy(pixels).to(device))]
 
 
 def _batches(
     paths: Sequence[Path], start: int, size: int
 ) -> Iterator[tuple[NDArray[np.intp], list[NDArray[np.uint8] | None]]]:
-    """Positions and pixels, a batch at a time, from image `start` on."""
+    """Yield positions and pixels, a batch at a time, from image `start` on."""
     images = decoded(paths[start:], size)
     for first in range(start, len(paths), AT_ONCE):
         index = np.arange(first, min(first + AT_ONCE, len(paths)))

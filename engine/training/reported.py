@@ -1,18 +1,37 @@
 """Phase I as the report has it: the backbone with its final layer changed, and no feature pyramid."""
 
+from dataclasses import replace
+from typing import Any
+
 from torch import Tensor, nn
 
-from .augment import Augmentation
-from .phases.phase1 import Phase1Settings, Stage
+from ..errors import Refused
+from ..system.progress import ProgressCallback, silent
+from .run import TrainingRun, load_imagenet
+from .settings import Phase1Settings, Stage, TrainSettings
 
 # 15 epochs at 256 pixels; the report names no optimizer, rate or batch size: those are the project's
-REPORTED = Phase1Settings(
-    stages=(Stage(256, 15),), weight_decay=0.0, patience=15, augmentation=Augmentation(), average_decay=0.0
-)
+REPORTED = Phase1Settings(stages=(Stage(256, 15),), weight_decay=0.0, patience=15, average_decay=0.0)
+
+
+def train_as_reported(settings: TrainSettings, progress: ProgressCallback = silent) -> list[dict[str, Any]]:
+    """Run phase I as the report has it; returns the figures of each epoch. It gives no bundle.
+
+    Raises Refused for settings with a bundle to start from, whose network is another.
+    """
+    if settings.start is not None:
+        raise Refused("--report-exact trains another network than bundles hold: leave out --start")
+    settings = replace(settings, phase1=REPORTED, phases=(1,))
+    run = TrainingRun(settings, progress)
+    run.prepare()
+    network = ReportedNetwork(settings.architecture.backbone)
+    load_imagenet(network.body, settings)
+    network.to(settings.device)
+    return run.trainer().train(network)
 
 
 class ReportedNetwork(nn.Module):
-    """Normalized images [N, 3, S, S] to the pooled features of the backbone and the logits [N, 5]."""
+    """Map normalized images [N, 3, S, S] to the pooled features of the backbone and the logits [N, 5]."""
 
     def __init__(self, backbone: str, classes: int = 5):
         super().__init__()

@@ -1,60 +1,226 @@
-"""What a training is asked to do, and how the command line says it."""
+"""What a training is asked to do: the settings of all phases, and how the command line writes them.
+
+Nothing here loads torch; the command line takes its defaults from these classes.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import Refused
 from ..model.architecture import Architecture
-from .data import Shares
-from .phases.phase1 import Phase1Settings, Stage
-from .phases.phase2 import Phase2Settings
-from .phases.phase3 import Phase3Settings
 
 PHASES = (1, 2, 3)
-HUB = Path("hub")  # in place of a file: the weights that timm fetches
+HUB = Path("hub")  # in place of a weights file: the weights that timm downloads
+SMALLEST_SIDE = 32  # pixels; the last map of a backbone is 32 times smaller than its image
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How much of a data set goes into each split; the rest is for training."""
+
+    validation: float = 0.10
+    """Share of all images."""
+    calibration: float = 0.20
+    """Share of benign images."""
+    test: float = 0.15
+    """Share of all images."""
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far an image is moved at random in training."""
+
+    flip: float = 0.5
+    """Probability of a left-right flip."""
+    rotation: float = 10.0
+    """Degrees, either way."""
+    shift: float = 0.05
+    """Share of the side, either way."""
+    scale: float = 0.10
+    """Share of the size, either way."""
+    shear: float = 5.0
+    """Degrees, either way."""
+
+
+class Stage(NamedTuple):
+    """Some epochs of phase I at one image size."""
+
+    size: int
+    """Pixels a side."""
+    epochs: int
+    """Epochs at this size."""
+    window: float = 1.0
+    """Share of each side that is seen; below 1, only the part around a boxed threat."""
+
+    def __str__(self) -> str:
+        """Write the stage as `--stages` takes it."""
+        return f"{self.size}:{self.epochs}" + (f":{self.window:g}" if self.window < 1 else "")
+
+
+@dataclass(frozen=True)
+class Phase1Settings:
+    """How the network is trained, by AdamW on binary cross-entropy."""
+
+    stages: tuple[Stage, ...] = (Stage(128, 10), Stage(256, 5))
+    """Image sizes, growing, and the epochs at each."""
+    batch_size: int = 32
+    """Images."""
+    learning_rate: float = 2e-3
+    """At its peak."""
+    weight_decay: float = 0.05
+    """Of the weights of layers; biases and norms are not decayed."""
+    warm_up: float = 0.05
+    """Share of all steps in which the learning rate rises."""
+    clip_norm: float = 5.0
+    """Largest norm of the gradient."""
+    average_decay: float = 0.998
+    """Of the moving average of the weights, whose figures are observed and which ships."""
+    localization: float = 0.0
+    """Weight of the loss of where threats lie, which needs their boxes; 0 leaves it out."""
+    patience: int = 3
+    """Epochs of the last stage without a better validation mAP before training ends."""
+    watched: int = 1024
+    """Images of training, and as many of validation, on which figures are taken."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    """How images are moved at random."""
+
+    @property
+    def by_epoch(self) -> list[Stage]:
+        """Return the stage of each epoch."""
+        return [stage for stage in self.stages for _ in range(stage.epochs)]
+
+    @property
+    def needs_boxes(self) -> bool:
+        """Tell whether boxes are learned from, by windows or by localization."""
+        return self.localization > 0 or any(stage.window < 1 for stage in self.stages)
+
+
+@dataclass(frozen=True)
+class Phase2Settings:
+    """How the BiGAN is trained, by Adam."""
+
+    steps: int = 4000
+    """Steps of one batch."""
+    batch_size: int = 64
+    """Feature vectors."""
+    rate_discriminator: float = 1e-4
+    """Learning rate of D at the first step; all rates fall to zero by a cosine."""
+    rate_generator: float = 1e-3
+    """Learning rate of E and G at the first step."""
+    reconstruction: float = 10.0
+    """Weight of mean |s - G(E(s))| in the loss of E and G."""
+    real_label: float = 0.9
+    """Target of D for real pairs, smoothed."""
+    adversarial: float = 1.0
+    """Weight of the adversarial term; 0 trains E and G as a plain autoencoder."""
+    average_decay: float = 0.995
+    """Of the moving average of E and G."""
+    watched: int = 500
+    """Last steps that the check for a collapse looks at."""
+    enough: int = 5000
+    """Benign images below which a collapse is only warned of."""
+
+
+@dataclass(frozen=True)
+class Phase3Settings:
+    """How decisions are fitted and operating points set."""
+
+    costs: tuple[float, ...] = (0.1, 1.0, 10.0)
+    """Values of C that are tried."""
+    gammas: tuple[float, ...] = (0.1, 0.3, 1.0)
+    """Values of gamma that are tried for an RBF kernel, beside a linear one."""
+    search_benign: int = 5000
+    """Benign images of the sample that the search runs on."""
+    search_positive: int = 1000
+    """Positive images of that sample."""
+    largest_pfa: float = 0.05
+    """False-alarm rate up to which the ROCs of candidates are compared."""
+    pfas: tuple[float, ...] = (0.01, 0.02, 0.05, 0.10)
+    """False-alarm rates of the operating points."""
+    support_events: int = 100
+    """Benign images above a threshold from which on it is well known."""
+    heldout: bool = False
+    """Fit the SVM of `gbad` on images that no phase has seen, instead of training images as in the report."""
+
+
+@dataclass(frozen=True)
+class QuantizeSettings:
+    """How a network is quantized to INT8."""
+
+    image_count: int = 300
+    """Images whose activations give the ranges of the maps."""
+    seed: int = 0
+    """Of the draw of these images, where there are more."""
+    overflow_fix: str = "enable"
+    """Whether weights are held to 7 bits, as `export.to_int8.quantize` explains."""
 
 
 @dataclass(frozen=True)
 class TrainSettings:
     """What is trained, on what, and where the bundle goes."""
 
-    labels: Path  # in any form that `read_labels` knows
-    images: Path  # the folder below which its images lie
-    out: Path  # the bundle's folder, new
-    run: Path  # the run's own folder: checkpoints, features, figures
-    form: str = "auto"  # of the labels
-    class_map: Path | None = None  # other names of classes
-    name: str = "gbad"  # of the bundle
+    labels: Path
+    """A label file or folder in any form that `read_labels` reads."""
+    image_folder: Path
+    """The folder that holds the images, at any depth."""
+    out: Path
+    """The bundle's folder, new."""
+    run: Path
+    """The run folder: checkpoints, features, figures."""
+    form: str = "auto"
+    """Label format; `auto` detects it."""
+    class_map: Path | None = None
+    """TOML file that maps other class names to the five threats."""
+    name: str = "gbad"
+    """Name of the bundle."""
     seed: int = 0
-    threads: int = 0  # of torch; 0 takes the cores that may be used; another number changes last bits
-    device: str = "cpu"  # of torch
-    data: str = "images of its owner"  # what it was trained on, for the card
-    demo: bool = False  # those images are synthetic
+    """Of everything random."""
+    threads: int = 0
+    """Threads of torch; 0 takes all usable cores. Another number changes the last bits of the weights."""
+    device: str = "cpu"
+    """Device of torch: `cpu` or `cuda:N`."""
+    data: str = "images of its owner"
+    """What the model was trained on, for its card."""
+    demo: bool = False
+    """Whether those images are synthetic."""
     shares: Shares = field(default_factory=Shares)
+    """How images are dealt into splits."""
     phases: tuple[int, ...] = PHASES
-    gate_images: int = 256  # synthetic images that every engine is compared on
-    int8_images: int = 300  # training images that INT8's ranges are found on; 0: the bundle gets no INT8 form
-    backbone_weights: Path | None = None  # ImageNet weights of the backbone; HUB: those that timm fetches
-    projected: int = 0  # training images to make by projecting threats into benign ones
-    projected_from: Path | None = None  # grey pictures of threats, or SYNTH; None: the boxes of the labels
-    start: Path | None = None  # a bundle whose backbone and pyramid phase I starts from
+    """Which phases run."""
+    gate_image_count: int = 256
+    """Synthetic images in the bundle that every engine is compared on."""
+    int8_image_count: int = QuantizeSettings.image_count
+    """Training images that INT8 is quantized on; 0 leaves the INT8 form out."""
+    backbone_weights: Path | None = None
+    """File of ImageNet weights of the backbone; HUB downloads timm's."""
+    projected: int = 0
+    """Training images to make by projecting threats into benign ones."""
+    projected_from: Path | None = None
+    """Grey pictures of threats, or SYNTH; None cuts threats out of the labels' boxes."""
+    start: Path | None = None
+    """A bundle whose backbone and pyramid phase I starts from."""
     architecture: Architecture = field(default_factory=Architecture)
+    """Sizes of the networks."""
     phase1: Phase1Settings = field(default_factory=Phase1Settings)
+    """Settings of phase I."""
     phase2: Phase2Settings = field(default_factory=Phase2Settings)
+    """Settings of phase II."""
     phase3: Phase3Settings = field(default_factory=Phase3Settings)
+    """Settings of phase III."""
 
 
 def train_settings(dataset: Path, **given: Any) -> TrainSettings:
-    """Make the settings of `gbad-batch train`; raises Refused for values that cannot be."""
+    """Make the settings of `gbad-batch train` from its options; raises Refused for values it cannot use."""
     folder = dataset if dataset.is_dir() else dataset.parent
-    phases = tuple(sorted(set(given["phases"])))
     synthetic = (folder / "synth.json").exists()
     if given["project_from"] is not None and not given["project"]:
-        raise Refused("--project-from says what to project: say into how many images by --project N")
+        raise Refused(
+            "--project-from names threats to project: add --project N, the number of images to make"
+        )
     return TrainSettings(
         labels=given["labels"] or dataset,
-        images=folder,
+        image_folder=folder,
         out=given["out"],
         run=given["run"],
         form=given["form"],
@@ -64,43 +230,46 @@ def train_settings(dataset: Path, **given: Any) -> TrainSettings:
         threads=given["threads"],
         device=_device(given["device"]),
         demo=synthetic,
-        data="synthetic X-ray images of `gbad-batch synth`" if synthetic else "images of its owner",
-        phases=phases or PHASES,
+        data="synthetic X-ray images of `gbad-batch synth`" if synthetic else TrainSettings.data,
+        phases=tuple(sorted(set(given["phases"]))) or PHASES,
         backbone_weights=given["weights"],
         start=given["start"],
         projected=given["project"],
         projected_from=given["project_from"],
         architecture=Architecture(backbone=given["backbone"], input_size=given["image_size"]),
         phase1=Phase1Settings(
-            stages=_stages(given["stages"]),
+            stages=parse_stages(given["stages"]),
             batch_size=given["batch_size"],
-            optimizer=given["optimizer"],
             learning_rate=given["learning_rate"],
-            balance_classes=given["pos_weight"],
-            places=given["places"],
-            mixed=given["mixed"],
+            localization=given["places"],
         ),
         phase2=Phase2Settings(steps=given["bigan_steps"]),
         phase3=Phase3Settings(heldout=given["phase3"] == "heldout"),
     )
 
 
-def _stages(text: str) -> tuple[Stage, ...]:
+def parse_stages(text: str) -> tuple[Stage, ...]:
     """Read 128:10:0.5,256:5 as ten epochs at 128 pixels, of half of each side, and five at 256."""
     try:
-        fields = [each.split(":") for each in text.split(",")]
-        stages = tuple(Stage(int(size), int(epochs), *map(float, window)) for size, epochs, *window in fields)
+        parts = [stage.split(":") for stage in text.split(",")]
+        stages = tuple(Stage(int(size), int(epochs), *map(float, window)) for size, epochs, *window in parts)
     except (TypeError, ValueError):
         raise Refused(f"--stages {text!r} is not SIZE:EPOCHS[:WINDOW],... such as 128:10,256:5") from None
-    if any(size < 32 or epochs < 1 or not 0 < window <= 1 for size, epochs, window in stages):
+    if any(size < SMALLEST_SIDE or epochs < 1 or not 0 < window <= 1 for size, epochs, window in stages):
         raise Refused(
-            f"--stages {text!r}: sizes are 32 pixels or more, epochs 1 or more, windows above 0 and at most 1"
+            f"--stages {text!r} is out of range: sizes are {SMALLEST_SIDE} pixels or more, epochs 1 or more, "
+            "windows above 0 and at most 1"
         )
     return stages
 
 
+def format_stages(stages: tuple[Stage, ...]) -> str:
+    """Write stages as `--stages` takes them."""
+    return ",".join(map(str, stages))
+
+
 def _device(name: str) -> str:
-    """Resolve auto, and refuse a GPU that is not there."""
+    """Resolve auto; raises Refused for a GPU that torch does not find."""
     import torch
 
     if name == "auto":
@@ -108,7 +277,7 @@ def _device(name: str) -> str:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise Refused(f"--device {name!r} is unknown: auto, cpu or cuda[:N]") from None
+        raise Refused(f"--device {name!r} is unknown: give auto, cpu or cuda[:N]") from None
     if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
-        raise Refused(f"--device {name} cannot be used here: torch finds no such device; --device cpu can")
+        raise Refused(f"--device {name} cannot be used here, torch finds no such device: give --device cpu")
     return f"cuda:{device.index or 0}" if device.type == "cuda" else "cpu"

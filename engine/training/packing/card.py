@@ -29,7 +29,7 @@ Set on {benign} benign images of the calibration split, decision '{default}'.
 
 ## Phases
 
-Phase I: {epochs} at {sizes} pixels, batch {batch}, {optimizer}{places}, from {begun}; weights are those of
+Phase I: {epochs} at {sizes} pixels, batch {batch}, AdamW{localization}, from {begun}; weights are those of
 the best epoch on validation. Phase II: {steps} steps; over the last, D told {d_real:.2f} of (s, E(s)) and
 {d_fake:.2f} of (G(z), z) right, the standard deviation of G(z) was {std_g:.2f} times that of s, of E(s)
 {std_e:.2f}. Phase III: the SVM of `gbad` is {kernel}; its AUROC is {seen:.3f} on training images and
@@ -37,7 +37,7 @@ the best epoch on validation. Phase II: {steps} steps; over the last, D told {d_
 
 ## Limits
 
-What it finds is what it was trained on: nothing is claimed for other threats, other scanners' looks or
+It detects what it was trained on: nothing is claimed for other threats, other scanners' looks or
 another share of positives than those above. A false-alarm rate holds for bags like those of calibration.
 {warnings}"""
 
@@ -50,7 +50,7 @@ def card(
     points: Mapping[str, Sequence[Mapping[str, Any]]],
     default: str,
 ) -> str:
-    """Write the card in Markdown: what the model saw, how it did on what it never saw, what is not known."""
+    """Write the card in Markdown: what the model was trained on, how it does on other images, its limits."""
     settings = provenance["settings"]["phase1"]
     judged = provenance["validation"]["gbad"]
     return TEXT.format(
@@ -66,8 +66,7 @@ def card(
         epochs=f"{len(provenance['epochs'])} epochs",
         sizes=", ".join(_seen(*stage) for stage in settings["stages"]),
         batch=settings["batch_size"],
-        optimizer=settings["optimizer"],
-        places=", with a loss of where threats lie" if settings["places"] else "",
+        localization=", with a loss of where threats lie" if settings["localization"] else "",
         begun=_begun(provenance["begun"]),
         steps=provenance["settings"]["phase2"]["steps"],
         **{key: provenance["bigan"][key] for key in ("d_real", "d_fake", "std_g", "std_e")},
@@ -82,7 +81,7 @@ INT8 = "\n## INT8\n"
 
 
 def with_int8(card: str, provenance: Mapping[str, Any], points: Sequence[Mapping[str, Any]] | None) -> str:
-    """Add to a card what is known of the bundle's INT8 form, in place of what it said of an earlier one."""
+    """Add a section on the bundle's INT8 form to a card, in place of the section on an earlier one."""
     return card.partition(INT8)[0] + INT8 + _int8(provenance, points)
 
 
@@ -120,7 +119,7 @@ def _begun(begun: Mapping[str, Any]) -> str:
 
 
 def _projected(images: int) -> str:
-    """Say how many training images are made."""
+    """Say how many training images projection made."""
     made = "of the train split are benign ones into which threats were projected"
     return f"\n{images} images {made}.\n" if images else ""
 

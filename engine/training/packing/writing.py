@@ -14,10 +14,12 @@ from ....export.to_onnx import export_graphs
 from ...bundle import pack_gate, write_bundle
 from ...decode import DecodeLimits, Decoder
 from ...errors import Stopped
+from ...model.calibration import benign_quantiles
 from ...model.decision import Decision
 from ...model.gbad import GBAD
 from ...row import THREATS, Row
-from ..phases.phase3 import Losses, Phase3Settings, benign_quantiles, operating_points
+from ..phases.phase3 import Losses, operating_points
+from ..settings import Phase3Settings
 from .card import card
 
 # an engine whose losses or scores differ by more is refused
@@ -54,7 +56,7 @@ def pack(
     weights = save(arrays)
     stored = load(weights)
     if not all(np.array_equal(stored[key], array) for key, array in arrays.items()):
-        raise Stopped("the weights do not come back from their file as they were trained: nothing is written")
+        raise Stopped("the weights read back differ from those written, so no bundle is written: train again")
     # graphs and gate come from the very bytes that ship
     model = GBAD.from_arrays(outcome.model.architecture, stored, **content["preprocessing"])
     network, bigan = export_graphs(model)
@@ -98,9 +100,9 @@ def gate_archive(model: GBAD, gate: Sequence[bytes]) -> bytes:
     """Return gate.tar: the gate images, and what the model says of them in FP32."""
     decoder = Decoder(model.architecture.input_size, DecodeLimits())
     pixels = [decoder(Row(uri="gate"), blob) for blob in gate]
-    whole = [each for each in pixels if each is not None]
-    assert len(whole) == len(gate)
-    batches = [model(torch.from_numpy(np.stack(whole[i : i + 16]))) for i in range(0, len(whole), 16)]
+    images = [image for image in pixels if image is not None]
+    assert len(images) == len(gate)
+    batches = [model(torch.from_numpy(np.stack(images[i : i + 16]))) for i in range(0, len(images), 16)]
     _, logits, reconstruction, matching = (torch.cat(part).numpy() for part in zip(*batches, strict=True))
     return pack_gate(gate, reconstruction, matching, logits)
 

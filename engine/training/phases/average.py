@@ -1,28 +1,13 @@
-"""Exponential moving averages of weights, and seeds that make a run repeat."""
+"""Moving averages of weights, as phases I and II keep and ship them."""
 
-import copy
-from typing import Any
-
-import torch
+from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 
-class Average:
-    """A copy of a module whose weights follow it slowly; early steps count more."""
+def moving_average(module: nn.Module, decay: float) -> ModelEmaV3:
+    """Return an exponential moving average of a module's weights and buffers, whose early steps count more.
 
-    def __init__(self, module: nn.Module, decay: float):
-        self.module = copy.deepcopy(module).eval().requires_grad_(False)
-        self.decay = decay
-        self.steps = 0
-
-    @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
-        """Move by one step towards the module as it is now."""
-        self.steps += 1
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        source: dict[str, Any] = module.state_dict()
-        for key, mean in self.module.state_dict().items():
-            if mean.is_floating_point():
-                mean.lerp_(source[key], 1 - decay)
-            else:
-                mean.copy_(source[key])
+    The decay of step k (from 1 on) rises as 1 - 9 / (8 + k) up to `decay`; pass k to `update`, for a resumed
+    training must give the same bits.
+    """
+    return ModelEmaV3(module, decay, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)

@@ -30,10 +30,10 @@ class Observed:
     validation_map: float  # mean over classes of average precision; NaN without positives
 
     def line(self) -> dict[str, float | None]:
-        """Return the figures by name, those that there are none of as None."""
+        """Return the figures by name, undefined ones as None."""
         both = {"training": self.training, "validation": self.validation}
-        found = {f"{where}_{key}": value for where, values in both.items() for key, value in values.items()}
-        return {key: round(value, 5) if np.isfinite(value) else None for key, value in found.items()}
+        figures = {f"{kind}_{key}": value for kind, values in both.items() for key, value in values.items()}
+        return {key: round(value, 5) if np.isfinite(value) else None for key, value in figures.items()}
 
 
 def observe(network: nn.Module, model: GBAD, samples: Sequence[Sample]) -> Observed:
@@ -49,7 +49,7 @@ def observe(network: nn.Module, model: GBAD, samples: Sequence[Sample]) -> Obser
 
 @torch.no_grad()
 def probabilities(network: nn.Module, model: GBAD, paths: Sequence[Path], size: int) -> NDArray[np.float32]:
-    """Sigmoids [n, 5] of images decoded as a scan decodes them; NaN for those that cannot be."""
+    """Return sigmoids [n, 5] of images decoded as a scan decodes them; NaN for those that cannot be."""
     device = next(network.parameters()).device
     out = np.full((len(paths), 5), np.nan, np.float32)
     for index, pixels in _batches(paths, size):
@@ -58,14 +58,14 @@ def probabilities(network: nn.Module, model: GBAD, paths: Sequence[Path], size: 
     return out
 
 
-def class_figures(labels: NDArray[np.bool_], found: NDArray[np.float32]) -> dict[str, float]:
-    """Micro and macro precision, recall and F1 at p >= 0.5, and mAP over the classes with positives."""
-    seen = np.isfinite(found).all(axis=1)
-    labels, found = labels[seen], found[seen]
+def class_figures(labels: NDArray[np.bool_], predicted: NDArray[np.float32]) -> dict[str, float]:
+    """Return micro and macro precision, recall and F1 at p >= 0.5, and mAP over classes with positives."""
+    readable = np.isfinite(predicted).all(axis=1)
+    labels, predicted = labels[readable], predicted[readable]
     figures: dict[str, float] = {}
     for average in AVERAGES:
         precision, recall, f1, _ = precision_recall_fscore_support(
-            labels, found >= 0.5, average=average, zero_division=cast("str", 0.0)
+            labels, predicted >= 0.5, average=average, zero_division=cast("str", 0.0)
         )
         figures |= {
             f"precision_{average}": float(precision),
@@ -73,7 +73,7 @@ def class_figures(labels: NDArray[np.bool_], found: NDArray[np.float32]) -> dict
             f"f1_{average}": float(f1),
         }
     present = np.flatnonzero(labels.any(axis=0))
-    aps = [average_precision_score(labels[:, k], found[:, k]) for k in present]
+    aps = [average_precision_score(labels[:, k], predicted[:, k]) for k in present]
     return figures | {"map": float(np.mean(aps)) if aps else float("nan")}
 
 

@@ -1,10 +1,17 @@
-"""Phase I: backbone, FPN and FC1..FC5 by binary cross-entropy on as many benign images as positives."""
+"""Phase I: backbone, FPN and FC1..FC5 by binary cross-entropy on as many benign images as positives.
+
+While it trains, batch norms stand before FC1..FC4. What all images have in common can leave a rectified unit
+on pooled maps at zero for all of them, and such a unit never learns again: without norms 1,012 of 1,024 were
+dead after 28 epochs, and the BiGAN collapsed on the rest; with them (Ioffe and Szegedy, ICML 2015) 1,014 or
+more lived after each of `leave_one_out`'s trainings. They are linear once training is over, and are folded
+away.
+"""
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,63 +20,24 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...model.backbone import channels
+from ...model.dense import Dense
 from ...model.gbad import GBAD
 from ...model.network import Network
-from ...row import THREATS
-from ...system.progress import Progress
-from ..augment import Augmentation, ImageSettings, draw, training_images
+from ...system.progress import ProgressCallback
+from ..augment import ImageSettings, training_images
 from ..checkpoint import RunFolder, State
 from ..data import Index, Labelled, batches
-from .average import Average
+from ..settings import Phase1Settings, Stage
+from .average import moving_average
+from .localization import CellTargets, LocalizationHead, batch_targets, localization_loss
 from .observe import Observed, observe
-from .places import IGNORED, Places, cell_targets, moved_boxes, place_loss
 from .windows import BoxedThreats
 
 NAME = "phase1"
 CHECKPOINT_EVERY_S = 120.0  # when a checkpoint is written changes no weight
-SMOOTHING = 0.02  # of losses that are shown: the share of a new step
-NOTED = ("epoch", "step", "smooth", "smooth_places", "best_map", "lines")  # of Classifier, in checkpoints
-
-
-Cells = Callable[[int], NDArray[np.float32]]  # n: targets [N, 5, n, n] of a batch
-
-
-class Stage(NamedTuple):
-    """Some epochs at one size."""
-
-    size: int  # pixels a side
-    epochs: int
-    window: float = 1.0  # share of the image's sides that is seen: below 1, the part around a boxed threat
-
-
-@dataclass(frozen=True)
-class Phase1Settings:
-    """How the network is trained."""
-
-    stages: tuple[Stage, ...] = (Stage(128, 10), Stage(256, 5))
-    batch_size: int = 32  # images
-    optimizer: str = "adamw"  # or sgd, with a momentum of 0.9
-    learning_rate: float = 2e-3  # at its peak
-    weight_decay: float = 0.05
-    warm_up: float = 0.05  # share of all steps
-    clip_norm: float = 5.0  # of the gradient
-    average_decay: float = 0.998
-    balance_classes: bool = False  # pos_weight: each class's absences by its presences
-    mixed: bool = False  # bfloat16 where that is safe
-    places: float = 0.0  # weight of the loss of where threats lie, which needs their boxes; 0: none
-    patience: int = 3  # epochs of the last stage without a better validation mAP before it ends
-    watched: int = 1024  # images of training and of validation that figures are taken on, each
-    augmentation: Augmentation = field(default_factory=Augmentation)
-
-    @property
-    def by_epoch(self) -> list[Stage]:
-        """Return the stage of each epoch."""
-        return [stage for stage in self.stages for _ in range(stage.epochs)]
-
-    @property
-    def needs_boxes(self) -> bool:
-        """Tell whether windows or places are learned from."""
-        return self.places > 0 or any(each.window < 1 for each in self.by_epoch)
+SMOOTHING = 0.02  # of displayed losses: the share of a new step
+# attributes of Classifier that a checkpoint holds as they are
+PLAIN_STATE = ("epoch", "step", "steps", "smooth", "smooth_localization", "best_map", "lines")
 
 
 @dataclass(frozen=True)
@@ -82,59 +50,63 @@ class Phase1Data:
 
 
 class Classifier:
-    """A network in training: its optimizer, its average, and where it stands."""
+    """A network in training: its optimizer, its moving average, and how far it is."""
 
-    def __init__(self, network: nn.Module, settings: Phase1Settings, positive_weight: Tensor | None):
+    def __init__(self, network: nn.Module, settings: Phase1Settings):
         self.network = network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.settings = settings
-        self.positive_weight = positive_weight
-        self.average = Average(self.network, settings.average_decay)
-        self.places = _places(network) if settings.places else None
-        self.optimizer = _optimizer([network, *([self.places] if self.places else [])], settings)
-        self.epoch = self.step = 0  # epochs done, and steps of this one
+        self.average = moving_average(self.network, settings.average_decay)
+        self.localization = _localization_head(network) if settings.localization else None
+        self.optimizer = _optimizer([network, *([self.localization] if self.localization else [])], settings)
+        self.epoch = self.step = 0  # finished epochs, and steps of the current one
+        self.steps = 0  # of all epochs
         self.smooth = math.log(2)
-        self.smooth_places: float | None = None  # until the first step
+        self.smooth_localization: float | None = None  # until the first step
         self.best: State | None = None  # averaged weights of the best epoch
         self.best_map = -1.0
         self.lines: list[dict[str, Any]] = []  # figures of each epoch
 
-    def learn(self, images: Tensor, labels: Tensor, rate: float, cells: Cells | None = None) -> float:
+    def learn(self, images: Tensor, labels: Tensor, rate: float, targets: CellTargets | None = None) -> float:
         """Take one step on images [N, 3, S, S] and labels [N, 5]; returns the loss, smoothed over steps.
 
-        `cells` gives the targets [N, 5, n, n] of the image's n x n cells, where places are learned too; the
-        loss that is returned is that of the labels alone.
+        `targets` are those of the images' cells, needed where localization is learned too; the loss that is
+        returned is that of the labels alone.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * rate
-        found: list[Tensor] = []
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.settings.mixed):
-            if self.places is None:
-                logits = self.network(images)[1]
-            else:
-                maps = self.network.backbone(images)  # type: ignore[operator]
-                logits, found = self.network.heads(maps)[1], self.places(maps)  # type: ignore[operator]
-        loss = total = classification_loss(logits.float(), labels, self.positive_weight)
-        if cells is not None:
-            wanted = [torch.from_numpy(cells(each.shape[-1])).to(images.device) for each in found]
-            of_places = place_loss([each.float() for each in found], wanted)
-            total = loss + self.settings.places * of_places
-            value, before = of_places.item(), self.smooth_places
-            self.smooth_places = value if before is None else before + (value - before) * SMOOTHING
+        if self.localization is None:
+            loss = total = classification_loss(self.network(images)[1], labels)
+        else:
+            assert targets is not None
+            maps = self.network.backbone(images)  # type: ignore[operator]
+            loss = classification_loss(self.network.heads(maps)[1], labels)  # type: ignore[operator]
+            total = loss + self.settings.localization * self._localize(maps, targets)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_norm)
         self.optimizer.step()
-        self.average.update(self.network)
-        self.step += 1
+        self.step, self.steps = self.step + 1, self.steps + 1
+        self.average.update(self.network, self.steps)
         self.smooth += (loss.item() - self.smooth) * SMOOTHING
         return self.smooth
 
+    def _localize(self, maps: Sequence[Tensor], targets: CellTargets) -> Tensor:
+        """Return the loss of where threats lie, and note it."""
+        assert self.localization is not None
+        logits = self.localization(maps)
+        wanted = [torch.from_numpy(targets(level.shape[-1])).to(level.device) for level in logits]
+        loss = localization_loss(logits, wanted)
+        value, before = loss.item(), self.smooth_localization
+        self.smooth_localization = value if before is None else before + (value - before) * SMOOTHING
+        return loss
+
     def end_epoch(self, observed: Observed, seconds: float, images: int) -> None:
-        """Note what the average does on the watched images; the best of the last stage is kept."""
+        """Record what the average does on the watched images; keep the best of the last stage."""
         stages = self.settings.by_epoch
         stage = stages[self.epoch]
         line = {"epoch": self.epoch + 1, "size": stage.size, "window": stage.window, "loss": self.smooth}
-        line |= {} if self.smooth_places is None else {"places_loss": self.smooth_places}
+        if self.smooth_localization is not None:
+            line["localization_loss"] = self.smooth_localization
         speed = {"seconds": round(seconds, 1), "images_per_second": round(images / seconds, 1)}
         self.lines.append({**line, **speed, **observed.line()})
         # on a few validation images with no positive of a class there is no mAP: the last epoch is then best
@@ -152,108 +124,118 @@ class Classifier:
         return self.epoch >= len(stages) or len(last) - 1 - best >= self.settings.patience
 
     def state(self) -> State:
-        """Return all that a later process needs to go on as if nothing had happened."""
+        """Return all that a later process needs to continue as if nothing had happened."""
         return {
             "network": self.network.state_dict(),
             "average": self.average.module.state_dict(),
-            "average_steps": self.average.steps,
-            "places": None if self.places is None else self.places.state_dict(),
+            "localization": None if self.localization is None else self.localization.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),  # of networks that drop paths or units
             "best": self.best,
-            **{name: getattr(self, name) for name in NOTED},
+            **{name: getattr(self, name) for name in PLAIN_STATE},
         }
 
     def restore(self, state: State) -> None:
-        """Go on from a state."""
+        """Continue from a state."""
         self.network.load_state_dict(state["network"])
         self.average.module.load_state_dict(state["average"])
-        self.average.steps = state["average_steps"]
-        if self.places is not None:
-            self.places.load_state_dict(state["places"])
+        if self.localization is not None:
+            self.localization.load_state_dict(state["localization"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
         self.best = state["best"]
-        for name in NOTED:
+        for name in PLAIN_STATE:
             setattr(self, name, state[name])
 
 
-def train_network(
-    model: GBAD,
-    network: nn.Module,
-    data: Phase1Data,
-    settings: Phase1Settings,
-    seed: int,
-    run: RunFolder,
-    progress: Progress,
-) -> list[dict[str, Any]]:
-    """Train `network` in place, going on from the run's checkpoint; returns the figures of each epoch.
+@dataclass(frozen=True)
+class Trainer:
+    """Trains a network for phase I and continues from the checkpoint in its run folder."""
 
-    `network` maps normalized images to (features, logits); the model gives the constants of normalization.
-    """
-    stages = settings.by_epoch
-    boxed = BoxedThreats(data.labelled, data.train) if settings.needs_boxes else None
-    classifier = Classifier(network, settings, _positive_weight(data, settings))
-    if (state := run.load(NAME)) is not None:
-        classifier.restore(state)
-    device = next(network.parameters()).device
-    watch = _Watch(data, settings, seed)
-    while not classifier.done:
-        epoch, stage = classifier.epoch, stages[classifier.epoch]
-        plan = epoch_batches(data, settings, seed, epoch)
+    model: GBAD  # gives the constants of normalization
+    data: Phase1Data
+    settings: Phase1Settings
+    seed: int
+    folder: RunFolder
+    progress: ProgressCallback
+
+    def train(self, network: nn.Module) -> list[dict[str, Any]]:
+        """Train in place a network of normalized images to (features, logits); returns figures by epoch."""
+        settings, data = self.settings, self.data
+        boxed = BoxedThreats(data.labelled, data.train) if settings.needs_boxes else None
+        classifier = Classifier(network, settings)
+        if (state := self.folder.load(NAME)) is not None:
+            classifier.restore(state)
+        watch = _Watch(data, settings, self.seed)
+        while not classifier.done:
+            stage = settings.by_epoch[classifier.epoch]
+            started = time.monotonic()
+            images = self._epoch(classifier, stage, boxed)
+            # whole images, at the scale at which the windows were seen
+            samples = watch.samples(round(stage.size / stage.window))
+            observed = observe(classifier.average.module, self.model, samples)
+            classifier.end_epoch(observed, time.monotonic() - started, images)
+            self.folder.save(NAME, classifier.state())
+            self.folder.record(NAME, classifier.lines)
+        assert classifier.best is not None
+        network.load_state_dict(classifier.best)
+        network.eval()
+        return classifier.lines
+
+    def _epoch(self, classifier: Classifier, stage: Stage, boxed: BoxedThreats | None) -> int:
+        """Take the steps that an epoch still lacks; returns the number of images seen."""
+        epoch, first = classifier.epoch, classifier.step
+        plan = epoch_batches(self.data, self.settings, self.seed, epoch)
+        started = saved = time.monotonic()
+        for index, images, labels, targets in self._batches(classifier, stage, boxed, plan):
+            rate = _rate(epoch, classifier.step, len(plan), self.settings)
+            loss = classifier.learn(images, labels, rate, targets)
+            now = time.monotonic()
+            speed = (classifier.step - first) * len(index) / (now - started)
+            figures = {"loss": loss, "mAP": classifier.best_map, "pixels": stage.size, "img/s": speed}
+            total = len(self.settings.by_epoch) * len(plan)
+            self.progress("phase I", epoch * len(plan) + classifier.step, total, figures)
+            if now - saved > CHECKPOINT_EVERY_S:
+                self.folder.save(NAME, classifier.state())
+                saved = now
+        return (len(plan) - first) * self.settings.batch_size
+
+    def _batches(
+        self, classifier: Classifier, stage: Stage, boxed: BoxedThreats | None, plan: Sequence[Index]
+    ) -> Iterator[tuple[Index, Tensor, Tensor, CellTargets | None]]:
+        """Yield positions, images, labels and cell targets of the batches that an epoch still lacks."""
+        data, epoch = self.data, classifier.epoch
         parts, labels = None, data.labelled.labels
         if boxed is not None and stage.window < 1:
-            parts, labels = boxed.draw(np.concatenate(plan), stage.window, (seed, 7, epoch))
-        images = _images(model, stage, settings, seed, device)
-        begun = saved = time.monotonic()
-        first = classifier.step
-        for index, batch in training_images(data.labelled.paths, plan[first:], epoch, images, parts):
-            rate = _rate(epoch, classifier.step, len(plan), settings)
-            cells = _placed(boxed, index, epoch, images, parts) if boxed and settings.places else None
-            loss = classifier.learn(batch, torch.from_numpy(labels[index]).to(device), rate, cells)
-            now = time.monotonic()
-            speed = (classifier.step - first) * len(index) / (now - begun)
-            figures = {"loss": loss, "mAP": classifier.best_map, "pixels": stage.size, "img/s": speed}
-            progress("phase I", epoch * len(plan) + classifier.step, len(stages) * len(plan), figures)
-            if now - saved > CHECKPOINT_EVERY_S:
-                run.save(NAME, classifier.state())
-                saved = now
-        trained = (len(plan) - first) * settings.batch_size
-        # whole images, at the scale at which the windows were seen
-        observed = observe(classifier.average.module, model, watch.at(round(stage.size / stage.window)))
-        classifier.end_epoch(observed, time.monotonic() - begun, trained)
-        run.save(NAME, classifier.state())
-        run.record(NAME, classifier.lines)
-    assert classifier.best is not None
-    network.load_state_dict(classifier.best)
-    network.eval()
-    return classifier.lines
+            parts, labels = boxed.draw(np.concatenate(plan), stage.window, (self.seed, 7, epoch))
+        device = next(classifier.network.parameters()).device
+        settings = self._image_settings(stage, device)
+        remaining = plan[classifier.step :]
+        for index, images in training_images(data.labelled.paths, remaining, epoch, settings, parts):
+            targets = None
+            if boxed is not None and classifier.localization is not None:
+                targets = batch_targets(boxed, index, epoch, settings, parts)
+            yield index, images, torch.from_numpy(labels[index]).to(device), targets
+
+    def _image_settings(self, stage: Stage, device: torch.device) -> ImageSettings:
+        return ImageSettings(
+            size=stage.size,
+            mean=tuple(self.model.pixel_mean.tolist()),
+            std=tuple(self.model.pixel_std.tolist()),
+            augmentation=self.settings.augmentation,
+            seed=self.seed,
+            device=str(device),
+            threads=torch.get_num_threads(),
+        )
 
 
-def _images(
-    model: GBAD, stage: Stage, settings: Phase1Settings, seed: int, device: torch.device
-) -> ImageSettings:
-    return ImageSettings(
-        size=stage.size,
-        mean=tuple(model.pixel_mean.tolist()),
-        std=tuple(model.pixel_std.tolist()),
-        augmentation=settings.augmentation,
-        seed=seed,
-        device=str(device),
-        threads=torch.get_num_threads(),
-    )
-
-
-def classification_loss(logits: Tensor, labels: Tensor, positive_weight: Tensor | None = None) -> Tensor:
-    """L(p, y) = -(w y log p + (1 - y) log(1 - p)), averaged over classes and images; p are sigmoids.
-
-    The report has no weights w: `positive_weight` [5] is a departure that must be asked for.
-    """
-    return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), pos_weight=positive_weight)
+def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return L(p, y) = -(y log p + (1 - y) log(1 - p)), averaged over classes and images; p are sigmoids."""
+    return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
 
 
 def epoch_batches(data: Phase1Data, settings: Phase1Settings, seed: int, epoch: int) -> list[Index]:
-    """Positions of each batch of an epoch: every positive, and as many benign images drawn anew."""
+    """Return positions of each batch of an epoch: every positive, and as many benign images drawn anew."""
     random = np.random.default_rng((seed, 2, epoch))
     positive = data.labelled.positive[data.train]
     threats, benign = data.train[positive], data.train[~positive]
@@ -263,68 +245,58 @@ def epoch_batches(data: Phase1Data, settings: Phase1Settings, seed: int, epoch: 
 
 
 class _Watch:
-    """The images that figures are taken on: a sample of training images, and of validation images."""
+    """The images that figures are taken on: a sample of training images, and one of validation images."""
 
     def __init__(self, data: Phase1Data, settings: Phase1Settings, seed: int):
         random = np.random.default_rng((seed, 4))
         self._labelled = data.labelled
-        ideal = np.concatenate(epoch_batches(data, settings, seed, 0))
+        training = np.concatenate(epoch_batches(data, settings, seed, 0))
         self._samples = [
-            np.sort(random.permutation(each)[: settings.watched]) for each in (ideal, data.validation)
+            np.sort(random.permutation(index)[: settings.watched]) for index in (training, data.validation)
         ]
 
-    def at(self, size: int) -> list[tuple[Sequence[Any], NDArray[np.bool_], int]]:
-        """Paths, labels and image size of both samples."""
+    def samples(self, size: int) -> list[tuple[Sequence[Any], NDArray[np.bool_], int]]:
+        """Return paths, labels and image size of both samples."""
         taken = [self._labelled.take(index) for index in self._samples]
-        return [(each.paths, each.labels, size) for each in taken]
+        return [(sample.paths, sample.labels, size) for sample in taken]
 
 
-def _positive_weight(data: Phase1Data, settings: Phase1Settings) -> Tensor | None:
-    """Absences by presences of each class [5], in a set of as many benign images as positives."""
-    if not settings.balance_classes:
-        return None
-    labels = data.labelled.labels[data.train]
-    present = np.maximum(labels.sum(axis=0), 1)
-    return torch.from_numpy((2 * labels.any(axis=1).sum() - present) / present).float()
+def put_norms(network: Network) -> None:
+    """Put a batch norm before each of FC1..FC4."""
+    for level, fc in enumerate(network.fc):
+        network.fc[level] = nn.Sequential(nn.BatchNorm2d(cast("Dense", fc).in_channels), fc)
 
 
-def _places(network: nn.Module) -> Places:
-    assert isinstance(network, Network)  # the report's own, which has no maps to share, never asks for them
-    return Places(channels(network.backbone)).to(next(network.parameters()).device)
+@torch.no_grad()
+def fold_norms(network: Network) -> None:
+    """Fold the batch norms into FC1..FC4; what the network computes in evaluation stays the same."""
+    for level, both in enumerate(network.fc):
+        norm, fc = cast("tuple[nn.BatchNorm2d, Dense]", tuple(cast("nn.Sequential", both)))
+        mean, variance = cast("torch.Tensor", norm.running_mean), cast("torch.Tensor", norm.running_var)
+        scale = norm.weight / (variance + norm.eps).sqrt()  # [inputs]
+        weight = fc.weight.flatten(1)  # [outputs, inputs]
+        assert fc.bias is not None
+        fc.bias += weight @ (norm.bias - mean * scale)
+        fc.weight *= scale[:, None, None]
+        network.fc[level] = fc
 
 
-def _placed(
-    boxed: BoxedThreats, index: Index, epoch: int, images: ImageSettings, parts: NDArray[np.float32] | None
-) -> Cells:
-    """Say what the cells of a batch hold, as its images were cut and moved."""
-    placed = []
-    for k in index.tolist():
-        of = boxed.of(k, None if parts is None else parts[k])
-        if of is not None:
-            assert images.augmentation is not None
-            drawn = draw(images.augmentation, images.size, (images.seed, epoch, k))
-            of = moved_boxes(of[0] * images.size, drawn, images.size), of[1]
-        placed.append(of)
-
-    def targets(cells: int) -> NDArray[np.float32]:
-        unknown = np.full((len(THREATS), cells, cells), IGNORED, np.float32)
-        return np.stack(
-            [unknown if of is None else cell_targets(of[0], of[1], images.size, cells) for of in placed]
-        )
-
-    return targets
+def _localization_head(network: nn.Module) -> LocalizationHead:
+    assert isinstance(network, Network)  # the report's own, which has no maps to share, never learns it
+    return LocalizationHead(channels(network.backbone)).to(next(network.parameters()).device)
 
 
 def _optimizer(modules: Sequence[nn.Module], settings: Phase1Settings) -> torch.optim.Optimizer:
     """Decay weights of layers, not biases and norms."""
-    parameters = [each for module in modules for each in module.parameters()]
+    parameters = [parameter for module in modules for parameter in module.parameters()]
     decayed = {
-        "params": [each for each in parameters if each.ndim > 1],
+        "params": [parameter for parameter in parameters if parameter.ndim > 1],
         "weight_decay": settings.weight_decay,
     }
-    others = {"params": [each for each in parameters if each.ndim <= 1], "weight_decay": 0.0}
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD([decayed, others], lr=settings.learning_rate, momentum=0.9, nesterov=True)
+    others = {
+        "params": [parameter for parameter in parameters if parameter.ndim <= 1],
+        "weight_decay": 0.0,
+    }
     return torch.optim.AdamW([decayed, others], lr=settings.learning_rate)
 
 
@@ -333,7 +305,7 @@ def _copied(module: nn.Module) -> State:
 
 
 def _rate(epoch: int, step: int, steps: int, settings: Phase1Settings) -> float:
-    """Learning rate as a share of its peak at `step` of the `steps` of an epoch.
+    """Return the learning rate as a share of its peak at `step` of the `steps` of an epoch.
 
     Linear warm-up, then a cosine down to a hundredth over the pixels to be seen, not over steps: small images
     come first and are many, and the last size would else have nothing left to learn with.

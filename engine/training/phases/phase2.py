@@ -3,7 +3,6 @@
 import copy
 import math
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,29 +14,14 @@ from torch.nn.utils import parametrizations, parametrize
 
 from ...errors import Stopped
 from ...model.bigan import STD_FLOOR, BiGAN, Discriminator
-from ...system.progress import Progress
+from ...system.progress import ProgressCallback
 from ..checkpoint import RunFolder, State
-from .average import Average
+from ..settings import Phase2Settings
+from .average import moving_average
 
 NAME = "phase2"
 CHECKPOINT_EVERY_S = 60.0
 RECORDED_EVERY = 100  # steps a line of figures sums up
-
-
-@dataclass(frozen=True)
-class Phase2Settings:
-    """How the BiGAN is trained; METHOD says what was tried."""
-
-    steps: int = 4000
-    batch_size: int = 64  # features
-    rate_discriminator: float = 1e-4  # Adam's learning rate at the first step; all fall to zero by a cosine
-    rate_generator: float = 1e-3  # of E and G
-    reconstruction: float = 10.0  # weight of mean |s - G(E(s))| in the loss of E and G
-    real_label: float = 0.9  # smoothed
-    adversarial: float = 1.0  # weight of the adversarial term; 0 trains E and G as a plain autoencoder
-    average_decay: float = 0.995  # of E and G
-    watched: int = 500  # last steps that the collapse check looks at
-    enough: int = 5000  # benign images below which a collapse is a warning only
 
 
 def train_bigan(
@@ -45,30 +29,30 @@ def train_bigan(
     x: NDArray[np.float32],
     settings: Phase2Settings,
     seed: int,
-    progress: Progress,
-    run: RunFolder | None = None,
+    progress: ProgressCallback,
+    folder: RunFolder | None = None,
 ) -> dict[str, float]:
     """Train in place on features x [n, 1024] of benign images; returns figures of the last steps.
 
-    With a run folder it goes on from the checkpoint there, and ends as it would have without a break.
+    With a run folder, training continues from its checkpoint and ends as it would have without a break.
     """
     set_standardization(bigan, x)
     s = bigan.standardize(torch.from_numpy(x))[:, :, None, None]
-    players = _Players(bigan, settings, seed)
-    if run is not None and (state := run.load(NAME)) is not None:
-        players.restore(state)
+    adversaries = _Adversaries(bigan, settings, seed)
+    if folder is not None and (state := folder.load(NAME)) is not None:
+        adversaries.restore(state)
     saved = time.monotonic()
-    while len(players.figures) < settings.steps:
-        players.step(*players.draw(s))
-        progress("phase II", len(players.figures), settings.steps, players.figures[-1])
-        if run is not None and time.monotonic() - saved > CHECKPOINT_EVERY_S:
-            run.save(NAME, players.state())
+    while len(adversaries.figures) < settings.steps:
+        adversaries.step(*adversaries.draw(s))
+        progress("phase II", len(adversaries.figures), settings.steps, adversaries.figures[-1])
+        if folder is not None and time.monotonic() - saved > CHECKPOINT_EVERY_S:
+            folder.save(NAME, adversaries.state())
             saved = time.monotonic()
-    if run is not None:
-        run.save(NAME, players.state())
-        run.record(NAME, _summed(players.figures))
-    players.finish()
-    return _mean(players.figures[-settings.watched :])
+    if folder is not None:
+        folder.save(NAME, adversaries.state())
+        folder.record(NAME, _summed(adversaries.figures))
+    adversaries.finish()
+    return _mean(adversaries.figures[-settings.watched :])
 
 
 def _mean(figures: list[dict[str, float]]) -> dict[str, float]:
@@ -76,7 +60,7 @@ def _mean(figures: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _summed(figures: list[dict[str, float]]) -> list[dict[str, Any]]:
-    """One line for every so many steps."""
+    """Return a line of means for every RECORDED_EVERY steps."""
     starts = range(0, len(figures), RECORDED_EVERY)
     parts = [figures[start : start + RECORDED_EVERY] for start in starts]
     return [{"step": start + len(part), **_mean(part)} for start, part in zip(starts, parts, strict=True)]
@@ -91,8 +75,8 @@ def set_standardization(bigan: BiGAN, x: NDArray[np.float32]) -> None:
     bigan.std.copy_(torch.from_numpy(np.maximum(std, STD_FLOOR * scale)))
 
 
-class _Players:
-    """E, G and D with their optimizers."""
+class _Adversaries:
+    """E, G and D in training, with their optimizers."""
 
     def __init__(self, bigan: BiGAN, settings: Phase2Settings, seed: int):
         self.bigan, self.settings = bigan, settings
@@ -101,11 +85,11 @@ class _Players:
         self.discriminator = copy.deepcopy(bigan.discriminator)
         for layer in self.discriminator.children():
             parametrizations.spectral_norm(layer)
-        self.makers = nn.ModuleDict({"encoder": bigan.encoder, "generator": bigan.generator}).train()
-        self.average = Average(self.makers, settings.average_decay)
+        self.mappings = nn.ModuleDict({"encoder": bigan.encoder, "generator": bigan.generator}).train()
+        self.average = moving_average(self.mappings, settings.average_decay)
         betas = (0.5, 0.9)
         self.adam_d = torch.optim.Adam(self.discriminator.parameters(), settings.rate_discriminator, betas)
-        self.adam_eg = torch.optim.Adam(self.makers.parameters(), settings.rate_generator, betas)
+        self.adam_eg = torch.optim.Adam(self.mappings.parameters(), settings.rate_generator, betas)
 
     def draw(self, s: Tensor) -> tuple[Tensor, Tensor]:
         """Draw a batch of features from s [n, 1024, 1, 1], and as many z from N(0, I)."""
@@ -124,11 +108,10 @@ class _Players:
         self.discriminator.requires_grad_(False)
         loss = adversarial_loss(self.discriminator(s, encoded), self.discriminator(generated, z))
         reconstruction = (s - self.bigan.generator(encoded)).abs().mean()
-        _descend(
-            self.adam_eg, self.settings.adversarial * loss + self.settings.reconstruction * reconstruction
-        )
+        weighted = self.settings.adversarial * loss + self.settings.reconstruction * reconstruction
+        _descend(self.adam_eg, weighted)
         self.discriminator.requires_grad_(True)
-        self.average.update(self.makers)
+        self.average.update(self.mappings, len(self.figures) + 1)
         self.figures.append(
             {
                 "reconstruction": reconstruction.item(),
@@ -147,22 +130,20 @@ class _Players:
             optimizer.param_groups[0]["lr"] = rate * share
 
     def state(self) -> State:
-        """Return all that a later process needs to go on as if nothing had happened."""
-        modules = {name: each.state_dict() for name, each in self._stateful().items()}
-        steps, draws = self.average.steps, self.generator.get_state()
-        return {**modules, "average_steps": steps, "generator_state": draws, "figures": self.figures}
+        """Return all that a later process needs to continue as if nothing had happened."""
+        modules = {name: module.state_dict() for name, module in self._stateful().items()}
+        return {**modules, "generator_state": self.generator.get_state(), "figures": self.figures}
 
     def restore(self, state: State) -> None:
-        """Go on from a state."""
-        for name, each in self._stateful().items():
-            each.load_state_dict(state[name])
-        self.average.steps = state["average_steps"]
+        """Continue from a state."""
+        for name, module in self._stateful().items():
+            module.load_state_dict(state[name])
         self.generator.set_state(state["generator_state"])
         self.figures = state["figures"]
 
     def _stateful(self) -> dict[str, Any]:
         return {
-            "makers": self.makers,
+            "mappings": self.mappings,
             "discriminator": self.discriminator,
             "average": self.average.module,
             "adam_d": self.adam_d,
@@ -171,7 +152,7 @@ class _Players:
 
     def finish(self) -> None:
         """Leave the averaged E and G and the plain weights of D in the BiGAN."""
-        self.makers.load_state_dict(self.average.module.state_dict())
+        self.mappings.load_state_dict(self.average.module.state_dict())
         self.discriminator.eval()
         for layer in self.discriminator.children():
             parametrize.remove_parametrizations(layer, "weight")
@@ -181,14 +162,14 @@ class _Players:
 
 
 def discriminator_loss(real: Tensor, fake: Tensor, real_label: float) -> Tensor:
-    """Binary cross-entropy of D's logits on (s, E(s)), labelled real, and on (G(z), z)."""
+    """Return the binary cross-entropy of D's logits on (s, E(s)), labelled real, and on (G(z), z)."""
     return F.binary_cross_entropy_with_logits(
         real, torch.full_like(real, real_label)
     ) + F.binary_cross_entropy_with_logits(fake, torch.zeros_like(fake))
 
 
 def adversarial_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Non-saturating loss of E and G: each wants its pair taken for the other kind."""
+    """Return the non-saturating loss of E and G, which want their pairs taken for the other kind."""
     return F.softplus(real).mean() + F.softplus(-fake).mean()
 
 
@@ -210,12 +191,12 @@ def check_collapse(
         f"the std of E(x) is {figures['std_e']:.2f}": not 0.3 <= figures["std_e"] <= 3,
         f"the reconstruction loss has an AUROC of {auroc:.2f} on validation": not auroc >= 0.5,
     }
-    found = "; ".join(sign for sign, shown in signs.items() if shown)
-    if not found:
+    shown = "; ".join(sign for sign, present in signs.items() if present)
+    if not shown:
         return None
     if benign >= settings.enough:
-        raise Stopped(f"The BiGAN collapsed in phase II: {found}.")
-    return f"The BiGAN looks collapsed ({found}), with {benign} benign images of {settings.enough} advised."
+        raise Stopped(f"The BiGAN collapsed in phase II: {shown}.")
+    return f"The BiGAN looks collapsed ({shown}), with {benign} benign images of {settings.enough} advised."
 
 
 def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
@@ -225,5 +206,5 @@ def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
 
 
 def _spread(values: Tensor) -> Tensor:
-    """Root mean square over dimensions of the standard deviation over the batch; 0 is one point for all."""
+    """Return the root mean square over dimensions of the standard deviation over the batch; 0: one point."""
     return values.detach().flatten(1).var(dim=0).mean().sqrt()

@@ -1,31 +1,21 @@
-"""Phase III: the decision on an image's losses, and the operating points that belong to it."""
+"""Phase III: the decisions on an image's losses and class scores, by support vector machines."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from ...model.bigan import BiGAN
+from ...model.calibration import CalibratedPoint, calibrate, threshold_at, wilson_interval
 from ...model.decision import INPUTS, Decision, Scores, inputs
-from ...system.progress import Progress
+from ...system.progress import ProgressCallback
+from ..settings import Phase3Settings
 from .svm import Fitter, fit_by_sklearn
 
-Z = 1.959964  # two-sided 95 %
-
-
-@dataclass(frozen=True)
-class Phase3Settings:
-    """How decisions are found and thresholds set."""
-
-    costs: tuple[float, ...] = (0.1, 1.0, 10.0)  # C
-    gammas: tuple[float, ...] = (0.1, 0.3, 1.0)
-    search_benign: int = 5000  # images of the sample that is searched on
-    search_positive: int = 1000
-    largest_pfa: float = 0.05  # the ROC is compared up to here
-    pfas: tuple[float, ...] = (0.01, 0.02, 0.05, 0.10)  # operating points
-    support_events: int = 100  # benign images over a threshold that make it well known
-    heldout: bool = False  # fit the SVM of `gbad` on images that no phase has seen, not as the report does
+AT_ONCE = 1024  # images
 
 
 @dataclass(frozen=True)
@@ -60,15 +50,12 @@ class Losses:
         return decision.score(self.reconstruction, self.feature_matching, self.logits)
 
 
-@dataclass(frozen=True)
-class Point:
-    """An operating point: what is an alarm, and at which price."""
-
-    pfa: float  # asked for
-    threshold: float  # on the score; an image at or above it is an alarm
-    class_thresholds: tuple[float, ...]  # on p_*, each passed by this share of benign images
-    interval: tuple[float, float]  # 95 % (Wilson) of the false-alarm rate at this threshold
-    supported: bool  # enough benign images lie above it
+@torch.no_grad()
+def losses_of(bigan: BiGAN, x: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return reconstruction_loss [n] and feature_matching_loss [n] of features x [n, d]."""
+    parts = [bigan(torch.from_numpy(x[start : start + AT_ONCE])) for start in range(0, len(x), AT_ONCE)]
+    reconstruction, matching = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
+    return reconstruction, matching
 
 
 def fit_decisions(
@@ -76,7 +63,7 @@ def fit_decisions(
     validation: Losses,
     settings: Phase3Settings,
     seed: int,
-    progress: Progress,
+    progress: ProgressCallback,
     fitter: Fitter = fit_by_sklearn,
 ) -> dict[str, Decision]:
     """Fit the three decisions of a bundle.
@@ -201,12 +188,12 @@ def is_monotone(decision: Decision, points: int = 41, reach: float = 40.0) -> bo
 
 
 def partial_auroc(scores: Scores, positive: NDArray[np.bool_], largest_pfa: float) -> float:
-    """Area under the ROC up to a false-alarm rate, standardized so that chance is 0.5 (McClish 1989)."""
+    """Return the area under the ROC up to a false-alarm rate; chance gives 0.5 (McClish 1989)."""
     return float(roc_auc_score(positive, scores, max_fpr=largest_pfa))
 
 
 def auroc(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float:
-    """Area under the ROC."""
+    """Return the area under the ROC."""
     return float(roc_auc_score(positive, scores))
 
 
@@ -218,59 +205,19 @@ def choose_default(decisions: dict[str, Decision], validation: Losses, pfa: floa
     }
     best = max(detected, key=lambda name: detected[name])
     positives = int(validation.positive.sum())
-    low, _ = wilson(round(detected[best] * positives), positives)
+    low, _ = wilson_interval(round(detected[best] * positives), positives)
     return "gbad" if detected["gbad"] >= low else best
 
 
 def _detection(scores: Scores, positive: NDArray[np.bool_], pfa: float) -> float:
-    """Share of positives at or above the threshold of a false-alarm rate."""
+    """Return the share of positives at or above the threshold of a false-alarm rate."""
     return float((scores[positive] >= threshold_at(scores[~positive], pfa)).mean())
 
 
-def operating_points(decision: Decision, benign: Losses, settings: Phase3Settings) -> list[Point]:
-    """Set thresholds on the benign images of the calibration split."""
+def operating_points(decision: Decision, benign: Losses, settings: Phase3Settings) -> list[CalibratedPoint]:
+    """Set a decision's operating points on the benign images of the calibration split."""
     scores = benign.scores(decision)
-    probabilities = benign.probabilities
-    points = []
-    for pfa in settings.pfas:
-        threshold = threshold_at(scores, pfa)
-        points.append(
-            Point(
-                pfa=pfa,
-                threshold=threshold,
-                class_thresholds=tuple(threshold_at(column, pfa) for column in probabilities.T),
-                interval=wilson(int((scores >= threshold).sum()), len(scores)),
-                supported=len(scores) * pfa >= settings.support_events,
-            )
-        )
-    return points
-
-
-def threshold_at(benign: NDArray[np.floating], pfa: float) -> float:
-    """Return the lowest threshold that at most a share `pfa` of benign scores reaches."""
-    descending = np.sort(benign)[::-1]
-    allowed = int(len(descending) * pfa + 1e-9)
-    # half way to the last score allowed, but where scores tie: then just above the tie
-    bound = descending[allowed]
-    above = descending[descending > bound]
-    return float((above[-1] + bound) / 2) if len(above) else float(np.nextafter(bound, np.inf))
-
-
-def benign_quantiles(scores: Scores) -> tuple[list[float], list[float]]:
-    """Return probabilities and the benign scores at them, denser where false alarms are rare."""
-    tail = 1 - np.geomspace(max(1e-4, 1 / len(scores)), 0.2, 100)
-    probabilities = np.unique(np.concatenate([np.linspace(0, 1, 101), tail]))
-    return probabilities.tolist(), np.quantile(scores, probabilities).tolist()
-
-
-def wilson(events: int, trials: int) -> tuple[float, float]:
-    """Return the 95 % interval of a rate seen as `events` of `trials` (Wilson 1927)."""
-    if not trials:
-        return 0.0, 1.0
-    rate, square = events / trials, Z * Z / trials
-    centre = (rate + square / 2) / (1 + square)
-    half = Z * np.sqrt(rate * (1 - rate) / trials + square / (4 * trials)) / (1 + square)
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+    return calibrate(scores, benign.probabilities, settings.pfas, settings.support_events)
 
 
 def _sample(

@@ -24,7 +24,7 @@ CACHE = 500  # MB of kernel values kept while fitting
 
 
 @dataclass(frozen=True)
-class Machine:
+class FittedSvm:
     """A fitted machine as arrays."""
 
     support: Scores  # [m, d] support vectors
@@ -38,7 +38,7 @@ class Machine:
 
 
 # standardized inputs [n, d], positives [n], C, and gamma of an RBF kernel or None for a linear one
-Fitter = Callable[[Scores, NDArray[np.bool_], float, float | None], Machine]
+Fitter = Callable[[Scores, NDArray[np.bool_], float, float | None], FittedSvm]
 
 
 def choose_fitter(device: str) -> tuple[str, Fitter]:
@@ -71,7 +71,7 @@ def cuml_unusable() -> str | None:
         return f"cuPy finds no GPU ({error!s:.100})"
 
 
-def fit_by_sklearn(u: Scores, positive: NDArray[np.bool_], cost: float, gamma: float | None) -> Machine:
+def fit_by_sklearn(u: Scores, positive: NDArray[np.bool_], cost: float, gamma: float | None) -> FittedSvm:
     """Fit a class-weighted machine on the CPU."""
     machine = sklearn.svm.SVC(
         C=cost,
@@ -85,7 +85,7 @@ def fit_by_sklearn(u: Scores, positive: NDArray[np.bool_], cost: float, gamma: f
 
 def fit_by_cuml(
     u: Scores, positive: NDArray[np.bool_], cost: float, gamma: float | None, device: int = 0
-) -> Machine:
+) -> FittedSvm:
     """Fit the same machine on a GPU, in float64 as on the CPU."""
     import cuml.svm
     import cupy
@@ -110,8 +110,8 @@ class _Fitted(Protocol):
     intercept_: Any  # [1]
 
 
-def _arrays(machine: _Fitted) -> Machine:
-    return Machine(
+def _arrays(machine: _Fitted) -> FittedSvm:
+    return FittedSvm(
         support=np.ascontiguousarray(machine.support_vectors_, np.float64),
         coefficients=np.array(machine.dual_coef_[0], np.float64),
         intercept=np.array(machine.intercept_, np.float64),

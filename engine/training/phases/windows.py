@@ -17,8 +17,8 @@ from ..data import Index, Labelled
 
 LEAST_SEEN = 0.5  # share of a box inside a window, from which on its threat is in the label
 NO_BOXES = (
-    "windows in --stages and the weight of --places need boxes around the threats, and the labels of the "
-    "training images hold none: name labels with boxes by --labels, add threats by --project, or do without"
+    "windows in --stages and --places need boxes around the threats, and the labels of the training images "
+    "hold none: give labels with boxes by --labels, add threats by --project, or leave both options out"
 )
 MARGIN = 1.1  # of a box that is larger than the window: the window grows
 
@@ -52,7 +52,7 @@ class BoxedThreats:
             raise Refused(NO_BOXES)
 
     def of(self, k: int, part: NDArray[np.float32] | None) -> tuple[NDArray[np.float64], Index] | None:
-        """Boxes [m, 4] as shares of a part (left, top, width, height) of image `k`, and classes [m].
+        """Return boxes [m, 4] as shares of a part (left, top, width, height) of image `k`, and classes [m].
 
         None where the image holds threats that have no boxes.
         """
@@ -84,9 +84,9 @@ class BoxedThreats:
             if own:
                 labels[k] = False
                 seen = overlap(boxes, part) >= LEAST_SEEN
-                labels[k, [each for each, inside in zip(self._classes[k], seen, strict=True) if inside]] = (
-                    True
-                )
+                labels[
+                    k, [threat for threat, inside in zip(self._classes[k], seen, strict=True) if inside]
+                ] = True
         return Windows(parts, labels)
 
 
@@ -100,7 +100,7 @@ def _around(box: NDArray[np.float64], share: float, random: np.random.Generator)
 
 
 def overlap(boxes: NDArray[np.float64], part: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Share of each box [m, 4] that lies inside a part [4]: [m]."""
+    """Return the share of each box [m, 4] that lies inside a part [4]: [m]."""
     inside = np.minimum(boxes[:, 2:], part[2:]) - np.maximum(boxes[:, :2], part[:2])
     areas = np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(axis=1), 1e-12)
     return np.maximum(inside, 0).prod(axis=1) / areas

@@ -145,7 +145,7 @@ def resized(transmission: Transmission, scale: float) -> Transmission:
     return np.clip(np.stack(stretched, axis=2), 0, 1)
 
 
-def place(threat: Threat, bag: Bag, random: np.random.Generator) -> tuple[int, int] | None:
+def find_position(threat: Threat, bag: Bag, random: np.random.Generator) -> tuple[int, int] | None:
     """Draw row and column of a threat's upper left corner so that it lies in the bag; None finds no place."""
     rows, columns = np.nonzero(bag.mask)
     height, width = threat.outline.shape

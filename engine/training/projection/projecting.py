@@ -18,9 +18,9 @@ from ...synth import air_of
 from ...synth.picture import SHARES
 from ...system.durable import write_whole
 from ...system.machine import usable_cores
-from ...system.progress import Progress
+from ...system.progress import ProgressCallback
 from ..data import Labelled
-from .physics import AREAS, Pixels, bags_of, place, project, varied
+from .physics import AREAS, Pixels, bags_of, find_position, project, varied
 from .threats import Threats
 
 FOLDER = "projected"  # in the run folder
@@ -29,7 +29,7 @@ MANY = (0.64, 0.28, 0.08)  # share of images with one, two and three threats
 
 
 def project_threats(
-    folder: Path, benign: Labelled, threats: Threats, count: int, seed: int, progress: Progress
+    folder: Path, benign: Labelled, threats: Threats, count: int, seed: int, progress: ProgressCallback
 ) -> Labelled:
     """Write `count` pictures into a folder, each a benign image with threats in it; what is there stays.
 
@@ -104,7 +104,7 @@ def projected(picture: Pixels, threats: Threats, random: np.random.Generator) ->
         bag = bags[random.integers(len(bags))]
         threat = threats.draw(name, air, random)
         sized = None if threat is None else varied(threat, bag, AREAS[name], random)
-        at = None if sized is None else place(sized, bag, random)
+        at = None if sized is None else find_position(sized, bag, random)
         if sized is not None and at is not None:
             picture = project(picture, sized, at)
             boxes.append(sized.box(at))

@@ -6,7 +6,7 @@ cells' logits are thrown away after training; what a bundle holds is the network
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -15,44 +15,47 @@ from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 from ...row import THREATS
-from ..augment import Draw
-from .windows import LEAST_SEEN, overlap
+from ..augment import Draw, ImageSettings, draw
+from ..data import Index
+from .windows import LEAST_SEEN, BoxedThreats, overlap
 
 MAPS = 2  # the last of the backbone's maps
 PRIOR = 0.01  # share of cells that hold a threat, before anything is learned
 CORE = 0.5  # of a box's sides: the cells inside hold its threat, those of the rest may or may not
 IGNORED = -1.0
 
+CellTargets = Callable[[int], NDArray[np.float32]]  # n: the targets [N, 5, n, n] of a batch
 
-class Places(nn.Module):
+
+class LocalizationHead(nn.Module):
     """Backbone maps C2..C5 to one logit for each class and cell of the last two; a 1x1 convolution each."""
 
     def __init__(self, channels: Sequence[int]):
         super().__init__()
-        self.layers = nn.ModuleList([nn.Conv2d(each, len(THREATS), 1) for each in channels[-MAPS:]])
+        self.layers = nn.ModuleList([nn.Conv2d(inputs, len(THREATS), 1) for inputs in channels[-MAPS:]])
         for layer in self.layers:
             nn.init.normal_(layer.weight, std=0.01)  # type: ignore[arg-type]
             nn.init.constant_(layer.bias, math.log(PRIOR / (1 - PRIOR)))  # type: ignore[arg-type]
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Return [N, 5, S/16, S/16] and [N, 5, S/32, S/32] for the usual backbones."""
-        return [layer(each) for layer, each in zip(self.layers, maps[-MAPS:], strict=True)]
+        return [layer(level) for layer, level in zip(self.layers, maps[-MAPS:], strict=True)]
 
 
-def place_loss(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-    """Focal loss (Lin et al., ICCV 2017: alpha 0.25, gamma 2) by the number of cells that hold a threat.
+def localization_loss(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """Return the focal loss (Lin et al., ICCV 2017: alpha 0.25, gamma 2), a mean over maps.
 
-    `targets`: 1, 0 or IGNORED for each logit. The mean over maps.
+    It is divided by the number of cells that hold a threat. `targets`: 1, 0 or IGNORED for each logit.
     """
     losses = []
-    for found, wanted in zip(logits, targets, strict=True):
-        loss = sigmoid_focal_loss(found, wanted.clamp(min=0.0))
+    for level, wanted in zip(logits, targets, strict=True):
+        loss = sigmoid_focal_loss(level, wanted.clamp(min=0.0))
         losses.append((loss * (wanted != IGNORED)).sum() / (wanted == 1).sum().clamp(min=1))
     return torch.stack(losses).mean()
 
 
 def moved_boxes(boxes: NDArray[np.float64], drawn: Draw, size: int) -> NDArray[np.float64]:
-    """Where boxes [m, 4] (left, top, right, bottom in pixels) come to lie as augmentation moves an image."""
+    """Return boxes [m, 4] (left, top, right, bottom in pixels) as augmentation moves their image."""
     inverse = np.linalg.inv(drawn.affine[:, :2].astype(np.float64))
     corners = boxes[:, [[0, 1], [2, 1], [0, 3], [2, 3]]]  # [m, 4, 2]
     corners = (corners - drawn.affine[:, 2]) @ inverse.T
@@ -64,7 +67,7 @@ def moved_boxes(boxes: NDArray[np.float64], drawn: Draw, size: int) -> NDArray[n
 def cell_targets(
     boxes: NDArray[np.float64], classes: NDArray[np.intp], size: int, cells: int
 ) -> NDArray[np.float32]:
-    """Targets [5, cells, cells] of an image of `size` pixels a side with boxes [m, 4] in pixels.
+    """Return targets [5, cells, cells] of an image of `size` pixels a side with boxes [m, 4] in pixels.
 
     1 in the core of a box, and at least in the cell of its centre; IGNORED in the rest of the box, and in all
     of one that lies outside the picture by half or more.
@@ -82,8 +85,33 @@ def cell_targets(
 
 
 def _cells(low: NDArray[np.float64], high: NDArray[np.float64], pitch: float) -> tuple[slice, slice]:
-    """Rows and columns of the cells whose centres lie in a rectangle, or of that which holds its middle."""
+    """Return rows and columns of the cells whose centres lie in a rectangle, or of the cell at its middle."""
     first, last = np.ceil(low / pitch - 0.5).astype(int), np.floor(high / pitch - 0.5).astype(int)
     middle = ((low + high) / 2 // pitch).astype(int)
     first, last = np.where(first > last, middle, first), np.where(first > last, middle, last)
     return slice(max(first[1], 0), last[1] + 1), slice(max(first[0], 0), last[0] + 1)
+
+
+def batch_targets(
+    boxed: BoxedThreats, index: Index, epoch: int, images: ImageSettings, parts: NDArray[np.float32] | None
+) -> CellTargets:
+    """Return what gives the targets of a batch's cells, as its images were cut out and augmented."""
+    moved = []
+    for k in index.tolist():
+        held = boxed.of(k, None if parts is None else parts[k])
+        if held is not None:
+            assert images.augmentation is not None
+            drawn = draw(images.augmentation, images.size, (images.seed, epoch, k))
+            held = moved_boxes(held[0] * images.size, drawn, images.size), held[1]
+        moved.append(held)
+
+    def targets(cells: int) -> NDArray[np.float32]:
+        unknown = np.full((len(THREATS), cells, cells), IGNORED, np.float32)
+        return np.stack(
+            [
+                unknown if held is None else cell_targets(held[0], held[1], images.size, cells)
+                for held in moved
+            ]
+        )
+
+    return targets

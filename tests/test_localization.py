@@ -10,10 +10,17 @@ from PIL import Image, ImageDraw
 
 from gbad_batch.engine.datasets import Box
 from gbad_batch.engine.row import THREATS
-from gbad_batch.engine.training.augment import Augmentation, Draw, ImageSettings, draw, training_images
+from gbad_batch.engine.training.augment import Draw, ImageSettings, draw, training_images
 from gbad_batch.engine.training.data import Labelled
-from gbad_batch.engine.training.phases.places import IGNORED, Places, cell_targets, moved_boxes, place_loss
+from gbad_batch.engine.training.phases.localization import (
+    IGNORED,
+    LocalizationHead,
+    cell_targets,
+    localization_loss,
+    moved_boxes,
+)
 from gbad_batch.engine.training.phases.windows import BoxedThreats
+from gbad_batch.engine.training.settings import Augmentation
 
 SIZE, CELLS = 128, 16
 GUN, WRENCH = THREATS.index("gun"), THREATS.index("wrench")
@@ -88,16 +95,18 @@ def test_the_loss_is_the_focal_loss_of_its_paper_over_the_cells_with_a_threat():
     positive = -0.25 * (1 - p) ** 2 * np.log(p)
     negative = -0.75 * p**2 * np.log(1 - p)
     wanted = (positive[targets == 1].sum() + negative[targets == 0].sum()) / (targets == 1).sum()
-    got = place_loss([torch.from_numpy(logits)], [torch.from_numpy(targets)])
+    got = localization_loss([torch.from_numpy(logits)], [torch.from_numpy(targets)])
     assert got.item() == pytest.approx(wanted, rel=1e-5)
     nothing = np.zeros_like(targets)
-    twice = place_loss([torch.from_numpy(logits)] * 2, [torch.from_numpy(targets), torch.from_numpy(nothing)])
+    twice = localization_loss(
+        [torch.from_numpy(logits)] * 2, [torch.from_numpy(targets), torch.from_numpy(nothing)]
+    )
     assert twice.item() == pytest.approx((wanted + (-0.75 * p**2 * np.log(1 - p)).sum()) / 2, rel=1e-5)
 
 
 def test_cells_see_nothing_before_they_learn():
-    places = Places([8, 16, 24, 32])
+    head = LocalizationHead([8, 16, 24, 32])
     maps = [torch.rand(2, each, 64 // n, 64 // n) for each, n in ((8, 4), (16, 8), (24, 16), (32, 32))]
-    found = places(maps)
+    found = head(maps)
     assert [tuple(each.shape) for each in found] == [(2, 5, 4, 4), (2, 5, 2, 2)]
     assert all(each.sigmoid().max().item() < 0.03 for each in found)

@@ -1,0 +1,272 @@
+"""From labelled images to a bundle: the three phases in order, each continued where a kill left it."""
+
+import logging
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..bundle import Bundle, check_vacant, write_bundle
+from ..errors import MissingExtra, Refused, Stopped
+from ..model.backbone import fetch_backbone_weights, load_backbone_weights
+from ..model.gbad import GBAD, round_to_half
+from ..synth import gate_images
+from ..system.durable import remove
+from ..system.machine import usable_cores
+from ..system.progress import ProgressCallback, silent
+from .checkpoint import RunFolder
+from .curves import draw_bigan, draw_epochs, draw_samples
+from .data import counts
+from .features import Features, open_features
+from .packing.provenance import figures_on_test, separation, starting_point
+from .packing.quantizing import quantize_bundle, sample
+from .packing.writing import Outcome, pack
+from .phases import phase1, phase2
+from .phases.observe import probabilities
+from .phases.phase1 import Phase1Data, Trainer, fold_norms, put_norms
+from .phases.phase2 import check_collapse, train_bigan
+from .phases.phase3 import Losses, auroc, choose_default, fit_decisions, losses_of
+from .phases.svm import choose_fitter
+from .preparation import Prepared, plain, prepare
+from .settings import HUB, QuantizeSettings, TrainSettings
+
+log = logging.getLogger(__name__)
+
+FP32 = "fp32"  # in the run folder: the bundle before it has its INT8 form
+GATE_SEED = 1 << 32  # its pictures are in no training set
+DRAWN_SAMPLES = 16  # validation images in samples.png
+
+
+def train(settings: TrainSettings, progress: ProgressCallback = silent) -> Path | None:
+    """Run the phases that the settings name and write the bundle; returns its folder, None without phase III.
+
+    A run folder that holds finished or half-finished phases is continued; a phase that is named alone, with
+    other settings than before, is done again. The same settings, images and threads on the same CPU give the
+    same bytes of weights. Raises Refused for a data set that cannot be used, and Stopped where the BiGAN
+    collapses.
+    """
+    run = TrainingRun(settings, progress)
+    run.prepare()
+    if 1 in settings.phases:
+        run.phase_one()
+    if settings.phases == (1,):
+        return None
+    run.extract_features()
+    if 2 in settings.phases:
+        run.phase_two()
+    if 3 not in settings.phases:
+        return None
+    outcome = run.phase_three()
+    return run.pack(outcome)
+
+
+class TrainingRun:
+    """One training: its images, its model, and the run folder that remembers how far it is."""
+
+    prepared: Prepared  # by prepare()
+    features: Features  # by extract_features()
+
+    def __init__(self, settings: TrainSettings, progress: ProgressCallback):
+        """Raise Refused where the bundle's folder is taken."""
+        if 3 in settings.phases:
+            check_vacant(settings.out)
+        self.settings, self.progress = settings, progress
+        self.started = time.time()
+        self.threads = settings.threads or usable_cores()
+        torch.set_num_threads(self.threads)
+        torch.manual_seed(settings.seed)
+        self.model = GBAD(settings.architecture)
+        self.folder = RunFolder(settings.run)
+
+    def prepare(self) -> None:
+        """Look at all images, deal them into splits, and project threats: the long step before phase I."""
+        self.prepared = prepare(self.settings, self.threads, self.folder, self.progress)
+
+    def phase_one(self) -> None:
+        """Train the network, or keep a finished one; its float16 weights are what ships."""
+        if self.folder.load("network") is not None:
+            return
+        settings, network = self.settings, self.model.network
+        self._initialize()
+        torch.manual_seed(settings.seed + 1)
+        put_norms(network)
+        network.to(settings.device)
+        lines = self.trainer().train(network)
+        network.to("cpu")
+        fold_norms(network)
+        round_to_half(network)
+        self.folder.save("network", {"state": network.state_dict()})
+        self.folder.drop(phase1.NAME)
+        draw_epochs(self.folder.path / "plots", lines)
+        self._draw_samples()
+
+    def trainer(self) -> Trainer:
+        """Return what trains a network of phase I on this run's images."""
+        splits, settings = self.prepared.splits, self.settings
+        data = Phase1Data(self.prepared.labelled, splits.train, splits.validation)
+        return Trainer(self.model, data, settings.phase1, settings.seed, self.folder, self.progress)
+
+    def extract_features(self) -> None:
+        """Run the finished network once on every image, and store its outputs; raises Refused without one."""
+        self._load_network()
+        paths = self.prepared.labelled.paths
+        self.features = open_features(self.folder.path, len(paths), self.settings.architecture.features)
+        self.model.to(self.settings.device)
+        self.features.extract(self.model, paths, self.progress)
+        self.model.to("cpu")
+
+    def phase_two(self) -> None:
+        """Train the BiGAN on features of benign training images, or keep a finished one."""
+        if self.folder.load("bigan") is not None:
+            return
+        settings, bigan = self.settings, self.model.bigan
+        torch.manual_seed(settings.seed + 2)
+        x = self.features.x[self.prepared.benign]
+        figures = train_bigan(bigan, x, settings.phase2, settings.seed, self.progress, self.folder)
+        round_to_half(bigan)
+        self.folder.save("bigan", {"state": bigan.state_dict(), "figures": figures})
+        self.folder.drop(phase2.NAME)
+        draw_bigan(self.folder.path / "plots", self.folder.figures())
+
+    def phase_three(self) -> Outcome:
+        """Fit the decisions, choose the default one, and judge the model on the test split."""
+        settings, splits = self.settings, self.prepared.splits
+        collapse_figures = self._load_bigan()
+        losses = Losses(
+            *losses_of(self.model.bigan, self.features.x),
+            self.features.logits,
+            self.prepared.labelled.labels,
+        )
+        validation = losses.take(splits.validation)
+        value = auroc(validation.reconstruction, validation.positive)
+        warning = check_collapse(collapse_figures, value, len(self.prepared.benign), settings.phase2)
+        library, fitter = choose_fitter(settings.device)
+        decisions = fit_decisions(
+            losses.take(splits.train), validation, settings.phase3, settings.seed, self.progress, fitter
+        )
+        default = choose_default(decisions, validation)
+        outcome = Outcome(self.model, decisions, default, losses.take(splits.calibration))
+        outcome.provenance = self._provenance(losses, outcome) | {
+            "bigan": dict(collapse_figures),
+            "warnings": [*self.prepared.warnings, *([warning] if warning else [])],
+            "svm": library,
+            "seconds": round(time.time() - self.started),
+            "settings": plain(asdict(settings)),
+        }
+        return outcome
+
+    def pack(self, outcome: Outcome) -> Path:
+        """Write the bundle, with an INT8 form where it can have one; returns its folder."""
+        settings = self.settings
+        seed, size = GATE_SEED + settings.seed, settings.architecture.input_size
+        gate = gate_images(settings.gate_image_count, seed, size)
+        fp32 = self.folder.path / FP32
+        remove(fp32)
+        pack(fp32, settings.name, settings.demo, outcome, settings.phase3, settings.data, gate)
+        self._write_with_int8(Bundle.read(fp32))
+        remove(fp32)
+        return settings.out
+
+    def _write_with_int8(self, bundle: Bundle) -> None:
+        """Write the bundle with an INT8 form; without one, and a warning, where quantizing fails."""
+        settings, prepared = self.settings, self.prepared
+        calibration = [prepared.labelled.paths[i] for i in prepared.splits.calibration]
+        chosen = QuantizeSettings(image_count=settings.int8_image_count, seed=settings.seed)
+        try:
+            if settings.int8_image_count:
+                images = self._int8_images()
+                quantize_bundle(bundle, images, calibration, settings.out, chosen, self.progress)
+                return
+        except (MissingExtra, Stopped) as error:
+            log.warning("the bundle has no INT8 form: %s", error)
+        write_bundle(settings.out, bundle.manifest.document(), bundle.files)
+
+    def _int8_images(self) -> list[Path]:
+        """Draw the training images that INT8 is quantized on, as many with threats as without."""
+        labelled, train = self.prepared.labelled, self.prepared.splits.train
+        half = self.settings.int8_image_count // 2
+        positive = labelled.positive[train]
+        return [
+            path
+            for index in (train[positive], train[~positive])
+            for path in sample([labelled.paths[i] for i in index], half, self.settings.seed)
+        ]
+
+    def _initialize(self) -> None:
+        """Give the network the weights that phase I starts from."""
+        settings, network = self.settings, self.model.network
+        if settings.start is None:
+            load_imagenet(network.backbone, settings)
+            return
+        bundle = Bundle.read(settings.start)
+        if bundle.manifest.architecture != settings.architecture:
+            raise Refused(
+                f"{settings.start} is of another architecture ({bundle.manifest.architecture.backbone}): "
+                "start from a bundle of the same one"
+            )
+        form = bundle.manifest.preprocessing
+        other = GBAD.from_arrays(settings.architecture, bundle.tensors(), form.mean, form.std)
+        network.backbone.load_state_dict(other.network.backbone.state_dict())
+        network.fpn.load_state_dict(other.network.fpn.state_dict())
+
+    def _load_network(self) -> None:
+        finished = self.folder.load("network")
+        if finished is None:
+            raise Refused(f"{self.folder.path} holds no finished phase I: run it first, with --phase 1")
+        self.model.network.load_state_dict(finished["state"])
+        # as training left it: features have the same bits whether or not this process trained the network
+        self.model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model.eval()
+
+    def _load_bigan(self) -> dict[str, float]:
+        """Load the finished BiGAN; returns the figures of its last steps."""
+        finished = self.folder.load("bigan")
+        if finished is None:
+            raise Refused(f"{self.folder.path} holds no finished phase II: run it first, with --phase 2")
+        self.model.bigan.load_state_dict(finished["state"])
+        return finished["figures"]
+
+    def _provenance(self, losses: Losses, outcome: Outcome) -> dict[str, Any]:
+        """Gather counts of the splits, figures of phase I, and how the decisions do on each split."""
+        settings, prepared = self.settings, self.prepared
+        labelled, splits, decisions = prepared.labelled, prepared.splits, outcome.decisions
+        held = {name: index for name, index in vars(splits).items() if len(index)}
+        return {
+            "epochs": [line for line in self.folder.figures() if line["phase"] == phase1.NAME],
+            "begun": starting_point(settings),
+            "images": {name: counts(labelled.labels[index]) for name, index in held.items()},
+            "projected": counts(labelled.labels[prepared.projected]),
+            "validation": separation(losses.take(splits.validation), decisions),
+            # figures of training images stand here for the gap alone
+            "training": separation(losses.take(splits.train), decisions),
+            "test": figures_on_test(
+                losses.take(splits.test),
+                [labelled.groups[i] for i in splits.test],
+                decisions,
+                outcome.default_decision,
+                outcome.calibration,
+                settings.phase3,
+            ),
+        }
+
+    def _draw_samples(self) -> None:
+        """Draw validation images with what the network says of them beside the truth."""
+        random = np.random.default_rng((self.settings.seed, 6))
+        validation = random.permutation(self.prepared.splits.validation)[:DRAWN_SAMPLES]
+        chosen = self.prepared.labelled.take(np.sort(validation))
+        size = self.settings.architecture.input_size
+        predicted = probabilities(self.model.network, self.model, chosen.paths, size)
+        draw_samples(self.folder.path / "plots", chosen, predicted, size)
+
+
+def load_imagenet(backbone: nn.Module, settings: TrainSettings) -> None:
+    """Load the ImageNet weights that the settings name into a backbone; none leave it as it is."""
+    name = settings.architecture.backbone
+    if settings.backbone_weights == HUB:
+        fetch_backbone_weights(backbone, name)
+    elif settings.backbone_weights is not None:
+        load_backbone_weights(backbone, name, settings.backbone_weights)
