@@ -14,8 +14,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from ..export.cache import PLAN, EngineCache, cache_key
 from .runtime import WITH_STREAMS, Engine
+from .runtime.cache import PLAN, EngineCache, cache_key
 from .settings import BATCH_SIZES, LARGEST, ScanSettings
 from .system.machine import installed, usable_cores
 

@@ -15,7 +15,6 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Self
 
-from ...export.cache import EngineCache
 from ..decode import DecodeLimits, Decoder
 from ..errors import Refused
 from ..pipeline import Pipeline
@@ -23,6 +22,7 @@ from ..plan import Plan, by_rule, keep
 from ..progress import Progress
 from ..row import ImageFault, Row
 from ..runtime import WITH_STREAMS
+from ..runtime.cache import EngineCache
 from ..scan import flow, listing
 from ..scorer import Pixels, Scorer
 from ..settings import LARGEST, ScanSettings
