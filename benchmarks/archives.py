@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
+from gbad_batch.engine.runtime.cache import default_cache_dir
 from gbad_batch.engine.synth import SynthSettings, generator_hash, write_archive
 from gbad_batch.engine.system.durable import remove
 from gbad_batch.engine.system.machine import usable_cores
-from gbad_batch.export.cache import default_cache_dir
 
 FOLDER_SIZE = 1000  # files
 LINKS = 60_000  # of one file; ext4 allows 65,000

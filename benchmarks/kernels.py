@@ -75,8 +75,8 @@ def _border_launches(channels: int, side: int) -> Iterator[Launch]:
 
 def _losses_launch() -> Launch:
     own = bigan_losses_triton
-    inputs = {"s": HALF, "again": HALF, "f_s": HALF, "f_again": HALF}
-    outputs = {"reconstruction": FLOAT, "matching": FLOAT}
+    inputs = {"s": HALF, "reconstruction": HALF, "f_s": HALF, "f_reconstruction": HALF}
+    outputs = {"reconstruction_loss": FLOAT, "matching_loss": FLOAT}
     return Launch(own.row_losses, inputs | outputs, own.shape_of(FEATURES, F_D), own.OPTIONS)
 
 

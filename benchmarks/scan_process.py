@@ -24,7 +24,7 @@ from gbad_batch.engine.settings import ScanSettings
 from .report import ROOT
 
 if TYPE_CHECKING:
-    from gbad_batch.engine.runtime.lanes import Pixels
+    from gbad_batch.engine.runtime.cuda_graphs import Pixels
 
 MEASURED = ("model", "precision", "cache_dir")  # settings of a scan that callers choose
 

@@ -32,7 +32,7 @@ from gbad_batch.engine.system.machine import usable_cores
 from .resume import made_up_row
 
 if TYPE_CHECKING:
-    from gbad_batch.engine.runtime.lanes import Pixels as Given
+    from gbad_batch.engine.runtime.cuda_graphs import Pixels as Given
 
 WRITTEN = 20_000  # rows
 LEAST_S = 0.5  # that a stage is repeated for

@@ -1,4 +1,4 @@
-"""From a trained model to engines that are ready to run, and the cache that keeps them."""
+"""Builds engines from a trained model, checks them against FP32 and caches them."""
 
 import importlib
 import logging
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from ..engine.bundle import Bundle
     from ..engine.runtime import Engine, Parity
-    from .cache import EngineCache
+    from ..engine.runtime.cache import EngineCache
     from .gate import Built
 
 if __name__ != "gbad_batch.export":
@@ -24,8 +24,8 @@ __all__ = ["Choice", "engine_for", "nvidia_gpus", "resolve"]
 
 log = logging.getLogger(__name__)
 
-REFUSED = "refused"  # in the record of an engine that the gate did not pass: the finding
-ISA_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # hold oneDNN below what the CPU can do
+REFUSED = "refused"  # key of a record: why the parity gate refused the engine
+ISA_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # limit the instructions that oneDNN uses
 
 
 def engine_for(
@@ -36,52 +36,54 @@ def engine_for(
     cache_dir: Path | None = None,
     threads: int | None = None,
 ) -> "Engine":
-    """Give an engine of the bundle, built or cached, that has passed the parity gate and is ready to open.
+    """Return an engine of the bundle that has passed the parity gate, from the cache or newly built.
 
-    `threads` (None: those that this process may use) bounds the gate. Where `auto` would like INT8 and the
-    gate does not pass it, the engine is FP32's. Raises Refused for a device, engine and precision that cannot
-    go together here, or where the gate does not pass.
+    The gate uses at most `threads` cores (None: all that this process may use). If `auto` selects INT8 and
+    the gate refuses it, the engine is FP32. Raises Refused for a device, engine and precision that do not go
+    together on this machine, and if the gate refuses the engine.
     """
     choice = resolve(bundle, device, engine, precision)
-    from .cache import EngineCache
+    from ..engine.runtime.cache import EngineCache
 
-    kept = EngineCache.open(cache_dir)
+    cache = EngineCache.open(cache_dir)
     try:
         if precision == "auto" and choice.precision == "int8":
-            return _int8_or_fp32(bundle, choice, kept, threads)
-        return _ready(bundle, choice, kept, threads)
+            return _int8_or_fp32(bundle, choice, cache, threads)
+        return _load_or_build(bundle, choice, cache, threads)
     finally:
-        if kept:
-            kept.close()
+        if cache:
+            cache.close()
 
 
 def _int8_or_fp32(
-    bundle: "Bundle", choice: Choice, kept: "EngineCache | None", threads: int | None
+    bundle: "Bundle", choice: Choice, cache: "EngineCache | None", threads: int | None
 ) -> "Engine":
-    """Take INT8 where it passes the gate on this machine, else FP32, and say which and why."""
+    """Return INT8 if it passes the gate on this machine, else FP32, with the reason."""
     from .gate import BeyondTolerance
 
     try:
-        engine = _ready(bundle, choice, kept, threads)
+        engine = _load_or_build(bundle, choice, cache, threads)
     except BeyondTolerance as error:
-        engine = _ready(bundle, choice._replace(precision="fp32"), kept, threads)
+        engine = _load_or_build(bundle, choice._replace(precision="fp32"), cache, threads)
         return replace(engine, reason=f"fp32 is used, not the faster int8: {error.finding}")
-    return replace(engine, reason="int8 is used: it is the faster one, and it passed the parity gate here")
+    return replace(engine, reason="int8 is used: it is faster and passed the parity gate on this machine")
 
 
-def _ready(bundle: "Bundle", choice: Choice, kept: "EngineCache | None", threads: int | None) -> "Engine":
-    """Take an engine from the cache, or build one, have it pass the gate, and keep it.
+def _load_or_build(
+    bundle: "Bundle", choice: Choice, cache: "EngineCache | None", threads: int | None
+) -> "Engine":
+    """Return an engine from the cache, or build one, pass it through the gate and store it.
 
-    A refusal is kept too where another precision can take its place, for the next scan would only meet it
-    again; what FP32 was refused for is tried again.
+    A refusal is stored too, so that later scans need not repeat it, except that of FP32, which nothing can
+    replace.
     """
     from ..engine.runtime import Engine
-    from .cache import cache_key
+    from ..engine.runtime.cache import cache_key
     from .gate import BeyondTolerance, Built, first_to_pass
 
     facts = _facts(bundle, choice)
     key = cache_key(facts)
-    entry = kept.load(key) if kept else None
+    entry = cache.load(key) if cache else None
     if entry and REFUSED in entry.record:
         raise BeyondTolerance(entry.record[REFUSED])
     engine = Engine(
@@ -98,43 +100,45 @@ def _ready(bundle: "Bundle", choice: Choice, kept: "EngineCache | None", threads
     )
     if engine.parity is not None:
         return engine
-    built = [Built(entry.blob, entry.record.get("built", {}))] if entry else _build(bundle, engine, kept)
+    candidates = (
+        [Built(entry.blob, entry.record.get("built", {}))] if entry else _build(bundle, engine, cache)
+    )
     try:
-        engine, passed = first_to_pass(bundle, engine, built, threads)
+        engine, passed = first_to_pass(bundle, engine, candidates, threads)
     except BeyondTolerance as error:
-        if kept and choice.precision != "fp32":
-            kept.store(key, b"", {"facts": facts, REFUSED: error.finding})
+        if cache and choice.precision != "fp32":
+            cache.store(key, b"", {"facts": facts, REFUSED: error.finding})
         raise
     log.debug("%s: %s", engine.description, engine.parity)
-    if kept:
+    if cache:
         parity = asdict(engine.parity) if engine.parity else None
-        kept.store(key, engine.blob, {"facts": facts, "built": dict(passed.how), "parity": parity})
+        cache.store(key, engine.blob, {"facts": facts, "built": dict(passed.how), "parity": parity})
     return engine
 
 
-def _build(bundle: "Bundle", engine: "Engine", kept: "EngineCache | None") -> "Iterator[Built]":
-    """Make what the runner of the backend opens, the fastest first; none is made before it is asked for."""
+def _build(bundle: "Bundle", engine: "Engine", cache: "EngineCache | None") -> "Iterator[Built]":
+    """Build candidates for the backend, the fastest first, each only when the one before was refused."""
     from .gate import Built
 
     if engine.backend != "openvino":
-        log.info("the model is being compiled for %s, once: this takes minutes", engine.device)
+        log.info("compiling the model for %s: this takes minutes, once", engine.device)
     if engine.backend == "tensorrt":
         from . import to_tensorrt
 
-        yield from to_tensorrt.build(bundle, engine, gpu_name(engine.device), kept)
+        yield from to_tensorrt.build(bundle, engine, gpu_name(engine.device), cache)
     elif engine.backend == "inductor":
         from . import to_inductor
 
         yield Built(to_inductor.build(bundle, engine.device, engine.precision), {})
     else:
-        from ..engine.runtime import runtime_openvino
+        from . import to_openvino
 
         network, constants = bundle.network_int8 if engine.precision == "int8" else (bundle.network_onnx, b"")
-        yield Built(runtime_openvino.build(network, bundle.bigan_onnx, constants), {})
+        yield Built(to_openvino.build(network, bundle.bigan_onnx, constants), {})
 
 
 def _facts(bundle: "Bundle", choice: Choice) -> dict[str, Any]:
-    """All that the engine's numbers depend on."""
+    """Return everything that the engine's outputs depend on."""
     from ..engine.system.machine import cpu_flags, cpu_model
 
     runtime = importlib.import_module(f"..engine.runtime.runtime_{choice.backend}", __name__)
@@ -152,10 +156,10 @@ def _facts(bundle: "Bundle", choice: Choice) -> dict[str, Any]:
 
 
 def _parity(record: "Mapping[str, Any]") -> "Parity | None":
-    """Read the gate's report as a cached record holds it, or None where it is not whole."""
+    """Read the gate's report from a cached record; None if it is incomplete."""
     from ..engine.runtime import Parity
 
-    found = record.get("parity")
-    if not isinstance(found, dict) or found.keys() != Parity.__dataclass_fields__.keys():
+    parity = record.get("parity")
+    if not isinstance(parity, dict) or parity.keys() != Parity.__dataclass_fields__.keys():
         return None
-    return Parity(**{**found, "cpu_flags": tuple(found["cpu_flags"])})
+    return Parity(**{**parity, "cpu_flags": tuple(parity["cpu_flags"])})

@@ -7,8 +7,8 @@ from ..engine.runtime.torch_form import pack
 
 
 def build(bundle: Bundle, device: str, precision: str) -> bytes:
-    """Compile the model for `cpu` or `cuda:N` and return what `InductorRunner` opens; raises Refused."""
+    """Compile the model for `cpu` or `cuda:N`; returns the blob for `InductorRunner`; raises Refused."""
     form = bundle.manifest.preprocessing
     model = GBAD.from_arrays(bundle.manifest.architecture, bundle.tensors(), form.mean, form.std)
-    _, made = compile_model(model, device, precision)
-    return pack(bundle, **{COMPILED: made})
+    _, compiled = compile_model(model, device, precision)
+    return pack(bundle, **{COMPILED: compiled})

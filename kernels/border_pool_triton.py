@@ -1,9 +1,9 @@
-"""The border pool on an NVIDIA GPU, in Triton: each element is read once, 16 bytes a load, into float32.
+"""The border pool on an NVIDIA GPU, in Triton: each element is read once, in loads of 16 bytes, and summed in float32.
 
-A program is one warp: it takes a tile of one image's positions and a block of channels. It adds rows up
-column by column, one addition an element, the map's first and last row apart; only the last step adds
-columns, nine ways. Windows are summed, never got by subtracting borders from a total: nothing cancels, and
-an infinity stays where it is.
+A program is one warp: it takes a tile of one image's positions and a block of channels. It sums rows per
+column, one addition per element, keeping the map's first and last row separate; only the last step sums
+columns, for each of the nine windows. Windows are summed directly, never computed by subtracting borders from
+a total: nothing cancels, and an infinity affects only the windows that contain it.
 """
 
 from typing import Any
@@ -13,19 +13,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-READ = 2048  # elements that a warp reads at a time: in half eight loads of 16 bytes for each thread
+READ = 2048  # elements that a warp reads at a time: in half precision, eight loads of 16 bytes per thread
 COLUMNS, ROWS = 32, 32  # the largest tile: small enough that a batch of 64 still fills most of a GPU
-ADDED = 1024  # sums that a program of `add_tiles` gives
+ADDED = 1024  # sums that a program of `add_tiles` computes
 # Triton 3.10 changes what fusion defaults to
 OPTIONS: dict[str, Any] = {"num_warps": 1, "enable_fp_fusion": False}
 
 
 def launch(features: Tensor, means: Tensor) -> None:
-    """Fill means, float32 [N, C, 3, 3], from features [N, C, H, W], both dense in channels_last."""
+    """Fill means, float32 [N, C, 3, 3], from features [N, C, H, W], both dense and channels_last."""
     images, channels, height, width = features.shape
     shape = shape_of(channels, height, width)
     tiles = images * shape["TILES"]
-    # shares lie as [N, TILES, 3, 3, C]; those of a map of one tile are its means
+    # shares are [N, TILES, 3, 3, C]; with a single tile they are the means
     several = shape["TILES"] > 1
     shares = torch.empty(tiles * 9 * channels, device=means.device) if several else means
     if tiles:
@@ -36,9 +36,9 @@ def launch(features: Tensor, means: Tensor) -> None:
 
 
 def shape_of(channels: int, height: int, width: int) -> dict[str, Any]:
-    """Cut a map into programs, the constants of `sum_tiles`.
+    """Return the constants of `sum_tiles`, which divide a map among programs.
 
-    By the map's own size alone, never by the batch's: an image's sums keep their order, so their bits.
+    They depend on the map's size alone, not on the batch's, so that an image's sums keep order and bits.
     """
     columns = min(triton.next_power_of_2(width), COLUMNS)
     rows = triton.cdiv(height, triton.cdiv(height, ROWS))
@@ -58,7 +58,7 @@ def shape_of(channels: int, height: int, width: int) -> dict[str, Any]:
 
 
 def sizes_of(shape: dict[str, Any]) -> dict[str, Any]:
-    """Give the constants of `add_tiles`, from those of `sum_tiles`."""
+    """Return the constants of `add_tiles`, from those of `sum_tiles`."""
     return {"TILES": shape["TILES"], "SIZE": 9 * shape["CHANNELS"], "BLOCK": ADDED}
 
 
@@ -104,7 +104,7 @@ def sum_tiles(
 
 @triton.jit
 def _windows(columns, x, WIDTH: tl.constexpr):
-    """Sum columns [COLUMNS, BLOCK] without the map's last one, of all, and without the first."""
+    """Sum columns [COLUMNS, BLOCK] over the three windows: without the map's last, all, without the first."""
     left = tl.sum(tl.where((x < WIDTH - 1)[:, None], columns, 0.0), axis=0)
     right = tl.sum(tl.where((x > 0)[:, None], columns, 0.0), axis=0)
     return left, tl.sum(columns, axis=0), right
@@ -118,7 +118,7 @@ def add_tiles(
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Add the shares of an image's tiles up, in their order, so that each run gives the same bits."""
+    """Sum the shares of an image's tiles in a fixed order, so that every run gives the same bits."""
     image = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)

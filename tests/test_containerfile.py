@@ -62,7 +62,7 @@ def test_it_is_not_run_by_root() -> None:
 USE = """
 import getpass, os
 from pathlib import Path
-from gbad_batch.export.cache import EngineCache  # before that: it may lie where only root may look
+from gbad_batch.engine.runtime.cache import EngineCache  # before that: it may lie where only root may look
 os.setresgid(*3 * [54321])
 os.setresuid(*3 * [54321])
 getpass.getuser()

@@ -15,8 +15,8 @@ from gbad_batch.engine.bundle import Bundle
 from gbad_batch.engine.commands.cli import main
 from gbad_batch.engine.commands.doctor import driver_cuda, jpeg_engines
 from gbad_batch.engine.runtime import open_engine
+from gbad_batch.engine.runtime.cache import TIMING, EngineCache, cache_key
 from gbad_batch.export import engine_for, nvidia_gpus
-from gbad_batch.export.cache import TIMING, EngineCache, cache_key
 
 
 def findings(*words: object, code: int = 0) -> dict[tuple[str, str], str]:

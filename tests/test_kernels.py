@@ -119,9 +119,9 @@ def test_on_a_cpu_two_losses_are_the_models() -> None:
     with torch.inference_mode():
         s = bigan.standardize(x)[:, :, None, None]
         z = bigan.encoder(s)
-        again = bigan.generator(z)
-        f_s, f_again = bigan.discriminator.f_d(s, z), bigan.discriminator.f_d(again, z)
-        ours = two_losses(*(each.flatten(1) for each in (s, again, f_s, f_again)))
+        reconstruction = bigan.generator(z)
+        f_s, f_reconstruction = (bigan.discriminator.f_d(each, z) for each in (s, reconstruction))
+        ours = two_losses(*(each.flatten(1) for each in (s, reconstruction, f_s, f_reconstruction)))
         torch.testing.assert_close(ours, bigan(x))
 
 

@@ -21,8 +21,9 @@ from stubs import unknown_names
 from gbad_batch.engine.bundle import Bundle, write_bundle
 from gbad_batch.engine.errors import Refused
 from gbad_batch.engine.model.gbad import GBAD
-from gbad_batch.engine.model.parts import losses_of
+from gbad_batch.engine.model.mixed_precision import losses_of
 from gbad_batch.engine.runtime import OUTPUTS, Engine, open_engine
+from gbad_batch.engine.runtime.cache import TIMING, EngineCache, cache_key
 from gbad_batch.engine.runtime.runtime_tensorrt import (
     BIGAN,
     HEADS,
@@ -30,12 +31,11 @@ from gbad_batch.engine.runtime.runtime_tensorrt import (
     PAIRS,
     TRUNK,
     Forward,
-    opened_plan,
+    open_plan,
     version,
 )
 from gbad_batch.export import engine_for
-from gbad_batch.export.cache import TIMING, EngineCache, cache_key
-from gbad_batch.export.to_tensorrt import FORMS, Plans, Timings, bigan_graph, summed_means, trunk_graph
+from gbad_batch.export.to_tensorrt import FORMS, PlanBuilder, Timings, bigan_graph, summed_means, trunk_graph
 from gbad_batch.kernels.border_pool import border_means
 
 # Operators met here, with the types that TensorRT's ONNX parser documents for them: docs/operators.md of
@@ -195,7 +195,7 @@ def test_an_engine_on_a_gpu_agrees_with_openvino(bundle: Bundle, backend: str) -
     if not torch.cuda.is_available() or (backend == "tensorrt" and not importlib.util.find_spec(backend)):
         pytest.skip(f"no GPU, or no {backend}, is here")
     engine = engine_for(bundle, device="cuda", engine=backend)
-    pixels = tiny.pictures(300, seed=13)  # more than the largest graph holds: both lanes work
+    pixels = tiny.pictures(300, seed=13)  # more than the largest graph holds: both slots work
     with (
         closing(open_engine(engine)) as runner,
         closing(open_engine(engine_for(bundle, device="cpu"))) as cpu,
@@ -214,7 +214,7 @@ def test_every_form_agrees_with_the_model(bundle: Bundle, model: GBAD, tmp_path:
     """Also those that timing, or the gate, passes over."""
     engine = Engine("tensorrt", version(), "cuda:0", "fp16", 64, 32, bundle.hash, "key", b"")
     with closing(EngineCache.open(tmp_path / "cache") or pytest.fail("no cache")) as kept:
-        plans = Plans(bundle, engine, Timings(kept, cache_key({"timings": "test"})))
+        plans = PlanBuilder(bundle, engine, Timings(kept, cache_key({"timings": "test"})))
         trunks = {form: plans.trunk(form) for form in FORMS}
         bigans = {precision: plans.bigan(precision) for precision in ("fp16", "fp32")}
         assert [each.name.partition(".")[2] for each in kept.contents()] == [TIMING]
@@ -222,7 +222,7 @@ def test_every_form_agrees_with_the_model(bundle: Bundle, model: GBAD, tmp_path:
     with torch.no_grad():
         wanted = model(pixels)
     for trunk, bigan in product(trunks.values(), bigans.values()):
-        opened = opened_plan(trunk, TRUNK, engine), opened_plan(bigan, BIGAN, engine)
+        opened = open_plan(trunk, TRUNK, engine), open_plan(bigan, BIGAN, engine)
         forward = Forward(deepcopy(model).cuda(), *opened)
         with torch.cuda.stream(torch.cuda.Stream()), torch.inference_mode():
             found = [each.cpu() for each in forward(pixels.cuda())]

@@ -23,9 +23,9 @@ from gbad_batch.engine.commands import tune as tuning
 from gbad_batch.engine.errors import Refused, Stopped
 from gbad_batch.engine.plan import Plan, by_rule, keep, plan_for, tuned
 from gbad_batch.engine.runtime import Engine
+from gbad_batch.engine.runtime.cache import PLAN, EngineCache, cache_key
 from gbad_batch.engine.system.machine import usable_cores
 from gbad_batch.export import engine_for
-from gbad_batch.export.cache import PLAN, EngineCache, cache_key
 
 COMMAND = str(Path(sys.executable).with_name("gbad-batch"))
 CORES = usable_cores()

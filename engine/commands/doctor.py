@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ...export.cache import EngineCache, Stored
 from ...export.choice import HOW, gpu_name, nvidia_gpus, unusable
 from ..bundle import DEMO_SENTENCE, Bundle, default_bundle_path
 from ..errors import GbadError
 from ..runtime import Engine
+from ..runtime.cache import EngineCache, Stored
 from ..settings import ScanSettings
 from ..stages.plan import plan_for
 from ..system.machine import cpu_flags, cpu_model, usable_cores

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...export import engine_for
-from ...export.cache import EngineCache
+from ..runtime.cache import EngineCache
 from ..bundle import Bundle, default_bundle_path
 from ..errors import Refused
 from ..row import ImageFault

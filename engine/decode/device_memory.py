@@ -54,7 +54,7 @@ class DeviceMemory(HostMemory):
         """Wait until all that was begun here is done.
 
         Then nobody reads or writes memory that comes free here: other streams have been waited for before
-        what they read was given up (`runtime.lanes`).
+        what they read was given up (`runtime.cuda_graphs`).
         """
         self._stream.synchronize()
 

@@ -1,4 +1,4 @@
-"""The BiGAN of phase II on standardized features s, and the two losses that it gives an image.
+"""The BiGAN of phase II on standardized features s, and its two losses for each image.
 
 Donahue et al., Adversarial Feature Learning, ICLR 2017, with the sizes of METHOD's recipe.
 """
@@ -34,7 +34,7 @@ class BiGAN(nn.Module):
         self.register_buffer("std", torch.ones(features))
 
     def standardize(self, x: Tensor) -> Tensor:
-        """s(x) [N, 1024]: by mean and std of benign training features, clipped to +-10."""
+        """Standardize x [N, 1024] by mean and std of benign training features, clipped to +-10."""
         return ((x - self.mean) / self.std).clamp(-CLIP, CLIP)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,15 +42,16 @@ class BiGAN(nn.Module):
         return losses(*self.pairs(x))
 
     def pairs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return what the losses compare: s and G(E(s)) [N, 1024, 1, 1], and f_D of both [N, 128, 1, 1]."""
+        """Return the inputs of `losses`: s and G(E(s)) [N, 1024, 1, 1], and f_D of both [N, 128, 1, 1]."""
         s = self.standardize(x)[:, :, None, None]
-        return s, *self.compared(s)
+        return s, *self.reconstruct(s)
 
-    def compared(self, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return G(E(s)) and f_D of s and of it, for standardized features s [N, 1024, 1, 1]."""
+    def reconstruct(self, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return G(E(s)), f_D of s and f_D of G(E(s)), for standardized features s [N, 1024, 1, 1]."""
         z = self.encoder(s)  # [N, 64, 1, 1]
-        again = self.generator(z)
-        return again, self.discriminator.f_d(s, z), self.discriminator.f_d(again, z)
+        reconstruction = self.generator(z)  # [N, 1024, 1, 1]
+        f_d = self.discriminator.f_d
+        return reconstruction, f_d(s, z), f_d(reconstruction, z)
 
 
 class Discriminator(nn.Module):
@@ -64,26 +65,28 @@ class Discriminator(nn.Module):
         self.last = Dense(f_d, 1)
 
     def f_d(self, s: Tensor, z: Tensor) -> Tensor:
-        """Features [N, 128, 1, 1] of pairs s [N, 1024, 1, 1] and z [N, 64, 1, 1]."""
+        """Return features [N, 128, 1, 1] of pairs s [N, 1024, 1, 1] and z [N, 64, 1, 1]."""
         both = torch.cat([F.leaky_relu(self.from_s(s), SLOPE), F.leaky_relu(self.from_z(z), SLOPE)], dim=1)
         return F.leaky_relu(self.joined(both), SLOPE)
 
     def forward(self, s: Tensor, z: Tensor) -> Tensor:
-        """Logits [N] of the pairs being (s, E(s)) rather than (G(z), z)."""
+        """Return logits [N] of each pair being (s, E(s)) rather than (G(z), z)."""
         return self.last(self.f_d(s, z)).flatten()
 
 
-def losses(s: Tensor, again: Tensor, f_d: Tensor, f_d_again: Tensor) -> tuple[Tensor, Tensor]:
-    """Return reconstruction_loss [N] and feature_matching_loss [N] of what `BiGAN.pairs` gives.
+def losses(
+    s: Tensor, reconstruction: Tensor, f_d: Tensor, f_d_reconstruction: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return reconstruction_loss [N] and feature_matching_loss [N] from the result of `BiGAN.pairs`.
 
     R = ||s - G(E(s))||_1 as the mean over dimensions; FM = ||f_D(s, E(s)) - f_D(G(E(s)), E(s))||_2.
     """
-    difference = f_d - f_d_again
-    return (s - again).abs().mean((1, 2, 3)), difference.square().sum((1, 2, 3)).sqrt()
+    difference = f_d - f_d_reconstruction
+    return (s - reconstruction).abs().mean((1, 2, 3)), difference.square().sum((1, 2, 3)).sqrt()
 
 
 def multilayer(*widths: int) -> nn.Sequential:
-    """Join fully connected layers by LeakyReLU."""
+    """Build fully connected layers with LeakyReLU between them."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
         layers += [Dense(inputs, outputs), nn.LeakyReLU(SLOPE)]

@@ -16,8 +16,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class Scored(NamedTuple):
-    """What the model says of a batch, as float32 tensors."""
+class ModelOutputs(NamedTuple):
+    """Outputs of the model for a batch, float32 tensors."""
 
     x: Tensor  # [N, 1024]
     logits: Tensor  # [N, 5]
@@ -26,7 +26,7 @@ class Scored(NamedTuple):
 
 
 class GBAD(nn.Module):
-    """uint8 pixels [N, S, S, 3] to features, logits and both losses."""
+    """The model from uint8 pixels [N, S, S, 3] to features, logits and both losses."""
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -41,22 +41,22 @@ class GBAD(nn.Module):
         self.architecture = architecture
         self.network = Network(architecture)
         self.bigan = BiGAN(architecture)
-        # constants of the bundle's manifest, not weights: they are stored there and nowhere else
+        # constants of the bundle's manifest, not weights: stored there and nowhere else
         self.register_buffer("pixel_mean", torch.tensor(mean), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(std), persistent=False)
 
-    def forward(self, pixels: Tensor) -> Scored:
+    def forward(self, pixels: Tensor) -> ModelOutputs:
         """Score a batch; the network must be in evaluation mode."""
         x, logits = self.features(pixels)
-        return Scored(x, logits, *self.bigan(x))
+        return ModelOutputs(x, logits, *self.bigan(x))
 
     def features(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return x [N, 1024] and logits [N, 5] of uint8 pixels [N, S, S, 3]."""
         return self.network(normalize(pixels, self.pixel_mean, self.pixel_std))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Every weight by its name in a bundle: float16, but for statistics, which stay float32."""
-        # in C order: a kernel in channels_last would be written to a file in the order of its memory
+        """Return every weight by its name in a bundle: float16, except for statistics, which stay float32."""
+        # C order: a channels_last kernel would otherwise be written in its memory order
         return {
             _stored_name(key): np.ascontiguousarray(value.detach().cpu().to(_stored_dtype(key)).numpy())
             for key, value in self.state_dict().items()
@@ -64,16 +64,16 @@ class GBAD(nn.Module):
         }
 
     def load_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Set every weight from a bundle's arrays; raises BundleError where a name or a shape is not ours."""
+        """Set every weight from a bundle's arrays; raises BundleError for a wrong name or shape."""
         own = {k: v for k, v in self.state_dict().items() if not k.endswith("num_batches_tracked")}
         given = {key: arrays[key] for key in arrays if not key.startswith("decision.")}
         for key, value in own.items():
             array = given.pop(_stored_name(key), None)
             if array is None or array.shape != tuple(value.shape):
-                raise BundleError(f"The weights of the bundle do not fit its architecture at {key!r}.")
+                raise BundleError(f"the weights of the bundle do not fit its architecture at {key!r}")
             value.copy_(torch.from_numpy(np.array(array, dtype=np.float32)))
         if given:
-            raise BundleError(f"The weights of the bundle hold an unknown tensor, {next(iter(given))!r}.")
+            raise BundleError(f"the weights of the bundle hold an unknown tensor, {next(iter(given))!r}")
 
     @classmethod
     def from_arrays(
@@ -90,18 +90,18 @@ class GBAD(nn.Module):
 
 
 def round_to_half(module: nn.Module) -> None:
-    """Round every weight, but for statistics, to the float16 value that a bundle will hold."""
+    """Round every weight, except for statistics, to the float16 value that a bundle will hold."""
     for key, value in module.state_dict().items():
         if value.is_floating_point() and _stored_dtype(key) == torch.float16:
             value.copy_(value.half().float())
 
 
 def _stored_dtype(key: str) -> torch.dtype:
-    """Keep statistics as float32: they may leave float16's range, and cost little."""
+    """Return float32 for statistics, which may exceed float16's range, else float16."""
     statistics = ("running_mean", "running_var", "bigan.mean", "bigan.std")
     return torch.float32 if key.endswith(statistics) or key in ("mean", "std") else torch.float16
 
 
 def _stored_name(key: str) -> str:
-    """Name the standardization apart from the BiGAN's weights."""
+    """Return the name in a bundle: the standardization does not belong to the BiGAN there."""
     return key.replace("bigan.mean", "standardize.mean").replace("bigan.std", "standardize.std")

@@ -1,4 +1,4 @@
-"""Opens and runs an engine that exists: open, call, close; one file for each backend."""
+"""Opens and runs a compiled engine: open, call, close. One file per backend; `cache` keeps the engines."""
 
 import logging
 from collections.abc import Callable
@@ -13,17 +13,17 @@ from ..row import THREATS
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .lanes import Pixels
+    from .cuda_graphs import Pixels
 
 log = logging.getLogger(__name__)
 
 OUTPUTS = ("x", "logits", "reconstruction_loss", "feature_matching_loss")
-WITH_STREAMS = frozenset({"openvino"})  # backends that compute several batches at once
+WITH_STREAMS = frozenset({"openvino"})  # backends that can compute several batches at once
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the networks say of a batch of n images; the arrays are the caller's own."""
+    """Outputs of the networks for a batch of n images; the arrays belong to the caller."""
 
     x: "NDArray[np.float32]"  # [n, features]
     logits: "NDArray[np.float32]"  # [n, 5], in the order of THREATS
@@ -33,18 +33,18 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Parity:
-    """How far an engine is from the FP32 values of its bundle, as the parity gate measured it."""
+    """Differences between an engine and the FP32 values of its bundle, as the parity gate measured them."""
 
     images: int
     loss_rel_max: float  # largest relative difference of a loss
-    score_max: dict[str, float]  # [decision], largest difference, in standard deviations of benign scores
-    flips: dict[str, float]  # ["decision at PFA p"], share of decisions that differ
+    score_max: dict[str, float]  # by decision: largest difference, in standard deviations of benign scores
+    flips: dict[str, float]  # by "DECISION at PFA p": share of decisions that differ
     cpu: str
     cpu_flags: tuple[str, ...]
     versions: dict[str, str]
 
     def __str__(self) -> str:
-        """Say it in one line."""
+        """Summarize the differences in one line."""
         score, flips = max(self.score_max.values()), max(self.flips.values())
         return (
             f"parity with FP32 on {self.images} images: losses within {self.loss_rel_max:.1e} (relative), "
@@ -54,7 +54,7 @@ class Parity:
 
 @dataclass(frozen=True)
 class Engine:
-    """Networks made ready for one device and precision; `open_engine` runs it."""
+    """Networks compiled for one device and precision; `open_engine` opens them."""
 
     backend: str  # openvino, tensorrt or inductor
     version: str  # of the backend
@@ -63,67 +63,67 @@ class Engine:
     input_size: int  # pixels a side
     features: int  # length of x
     bundle_hash: str
-    key: str  # of the cache: engines of one key score alike
-    blob: bytes = field(repr=False)  # what the backend opens
-    parity: Parity | None = None  # None until the gate has passed
-    reason: str = ""  # why `auto` took this precision, where it had a choice
+    key: str  # in the cache; engines with the same key give the same scores
+    blob: bytes = field(repr=False)  # in the format of the backend
+    parity: Parity | None = None  # None until the parity gate has passed
+    reason: str = ""  # why `auto` chose this precision, if it had a choice
 
     @property
     def description(self) -> str:
-        """Name backend, precision and device in a few words."""
+        """Backend, precision and device in a few words."""
         return f"{self.backend} {self.version.partition('-')[0]} {self.precision} on {self.device}"
 
 
 class Runner(Protocol):
-    """An open engine. As many calls at once as it was opened with streams; one thread for each."""
+    """An open engine; it takes as many concurrent calls as it has streams, each from a thread of its own."""
 
     engine: Engine
 
     def __call__(self, pixels: "Pixels") -> Outputs:
-        """Score pixels uint8 [n, S, S, 3] RGB of any n >= 1; raises EngineFailed.
+        """Score pixels uint8 [n, S, S, 3] RGB, for any n >= 1; raises EngineFailed.
 
-        A runner on a GPU also takes a torch tensor there, finished; it reads it no more when it returns.
-        Raises DeviceLost where the GPU answers this process no more.
+        A runner on a GPU also takes a torch tensor on that GPU whose values are ready; it does not read the
+        tensor after it has returned. Raises DeviceLost if the GPU no longer responds to this process.
         """
         ...
 
     def close(self) -> None:
-        """Free what the engine holds; calling twice is allowed."""
+        """Release what the engine holds; safe to call twice."""
         ...
 
 
 class EngineFailed(Stopped):
     """An engine failed on a batch, twice.
 
-    Whose fault it is, the machine's or an image's, is not known here. Who knows the images may run those at
-    `positions` alone on a fresh runner, and name what fails again.
+    Whether the machine or an image is at fault is unknown here. The caller can run the images at `positions`
+    one by one on a new runner, and report those that fail again.
     """
 
     def __init__(self, what: str, positions: tuple[int, ...]):
         super().__init__(
-            f"{what}, twice; what is finished is kept: check the machine's memory, then run the same command "
-            "again"
+            f"{what}, twice; finished results are kept: check the machine's memory, then run the same "
+            "command again"
         )
-        self.what = what  # without what to do
+        self.what = what  # without the advice
         self.positions = positions  # in the batch
 
 
 class NotFinite(EngineFailed):
-    """The networks gave no number for some images, though weights are finite and pixels bounded."""
+    """The networks gave NaN or infinity for some images, though weights are finite and pixels bounded."""
 
     def __init__(self, positions: tuple[int, ...], engine: Engine):
         super().__init__(
-            f"{engine.description} gave values that are no numbers for {len(positions)} images of a batch",
+            f"{engine.description} gave values that are not finite for {len(positions)} images of a batch",
             positions,
         )
 
 
 def open_engine(engine: Engine, threads: int | None = None, streams: int = 1) -> Runner:
-    """Open an engine on `threads` cores (None: those that this process may use); outputs are checked here.
+    """Open an engine on `threads` cores (None: all that this process may use).
 
-    `streams` batches are computed at once, each on its share of the cores, where the backend is one of
-    WITH_STREAMS; elsewhere one is. Raises Refused where the engine is not what it says to be or no backend
-    for it is here, Stopped where the device fails.
+    A backend in WITH_STREAMS computes `streams` batches at once, each on its share of the cores; the others
+    compute one. Raises Refused if the engine does not match its description or its backend is not available,
+    Stopped if the device fails.
     """
     if engine.backend == "openvino":
         from .runtime_openvino import OpenVINORunner
@@ -137,22 +137,22 @@ def open_engine(engine: Engine, threads: int | None = None, streams: int = 1) ->
         from .runtime_tensorrt import TensorRTRunner
 
         return TensorRTRunner(engine)
-    raise Refused(f"no backend {engine.backend!r} is in this version: use --engine openvino")
+    raise Refused(f"this version has no backend {engine.backend!r}: use --engine openvino")
 
 
-def scored_twice(engine: Engine, infer: "Callable[[Pixels], Outputs]", pixels: "Pixels") -> Outputs:
-    """Run a batch, and once more where that fails; raises EngineFailed where it fails again.
+def score_with_retry(engine: Engine, infer: "Callable[[Pixels], Outputs]", pixels: "Pixels") -> Outputs:
+    """Run a batch, once more if it fails; raises EngineFailed if it fails again.
 
-    What does not return was the machine's fault, and the score that stays is the image's own.
+    A failure that does not recur is treated as a machine fault; the scores of the second run stand.
     """
     try:
-        return _scored(engine, infer, pixels)
+        return _score(engine, infer, pixels)
     except EngineFailed as error:
-        log.warning("%s; the batch is run again", error.what)
-    return _scored(engine, infer, pixels)
+        log.warning("%s; running the batch once more", error.what)
+    return _score(engine, infer, pixels)
 
 
-def _scored(engine: Engine, infer: "Callable[[Pixels], Outputs]", pixels: "Pixels") -> Outputs:
+def _score(engine: Engine, infer: "Callable[[Pixels], Outputs]", pixels: "Pixels") -> Outputs:
     try:
         outputs = infer(pixels)
     except RuntimeError as error:
@@ -166,18 +166,18 @@ def _scored(engine: Engine, infer: "Callable[[Pixels], Outputs]", pixels: "Pixel
 
 
 def check_pixels(engine: Engine, pixels: "Pixels") -> None:
-    """Assert what the contract between decode and engine says: nothing is guessed from the pixels."""
+    """Raise ValueError unless pixels have the type, shape and device that the engine takes."""
     size, kind, where = engine.input_size, str(pixels.dtype).removeprefix("torch."), str(pixels.device)
     shape = tuple(pixels.shape)
     if kind != "uint8" or shape[1:] != (size, size, 3) or not shape[0] or where not in ("cpu", engine.device):
         raise ValueError(
-            f"pixels are {kind} {shape} on {where} and must be uint8 (n, {size}, {size}, 3) on the CPU, or "
-            "where the engine is"
+            f"pixels are {kind} {shape} on {where} and must be uint8 (n, {size}, {size}, 3) on cpu or "
+            f"{engine.device}"
         )
 
 
 def output_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
-    """Sizes of one image's outputs by name."""
+    """Return the shapes of one image's outputs by name."""
     return {
         "x": (engine.features,),
         "logits": (len(THREATS),),
@@ -187,7 +187,7 @@ def output_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
 
 
 def not_finite(outputs: Outputs) -> "NDArray[np.intp]":
-    """Positions of the images of which an output is NaN or infinite."""
-    good = np.isfinite(outputs.x).all(axis=1) & np.isfinite(outputs.logits).all(axis=1)
-    good &= np.isfinite(outputs.reconstruction_loss) & np.isfinite(outputs.feature_matching_loss)
-    return np.flatnonzero(~good)
+    """Return the positions of images with an output that is NaN or infinite."""
+    finite = np.isfinite(outputs.x).all(axis=1) & np.isfinite(outputs.logits).all(axis=1)
+    finite &= np.isfinite(outputs.reconstruction_loss) & np.isfinite(outputs.feature_matching_loss)
+    return np.flatnonzero(~finite)

@@ -1,14 +1,14 @@
-"""What a GPU is asked about itself."""
+"""Tells whether a GPU still works."""
 
 import torch
 
 
 def is_lost(device: torch.device) -> bool:
-    """Tell whether a GPU answers this process no more: after some errors each later call fails as well.
+    """Tell whether a GPU no longer responds to this process: after some errors every later call fails too.
 
-    It is asked, since no message of the libraries between says so; twice, since a call may report what an
-    earlier one did wrong; and by its default stream, since a whole device cannot be waited for while another
-    thread captures a graph on it.
+    This tries a call, since the libraries' error messages do not tell; two calls, since one may report an
+    error of an earlier one; and on the default stream, since the device cannot be synchronized while another
+    thread captures a CUDA graph on it.
     """
     for _ in range(2):
         try:

@@ -1,4 +1,4 @@
-"""What the engines that torch runs are stored as: the weights, and whatever a backend has made of them."""
+"""The format of engines that run on torch: weights, and the artifacts that a backend compiled from them."""
 
 import json
 from collections.abc import Mapping
@@ -16,21 +16,24 @@ if TYPE_CHECKING:
     from ..bundle import Bundle
     from ..model.gbad import GBAD
 
-FORM = "form"  # names of entries that are no weights
-MADE = "made."
+# names of entries other than weights; a change of either must change LAYOUT of the cache
+FORM = "form"
+ARTIFACT = "made."
 
 
-def pack(bundle: "Bundle", **made: bytes) -> bytes:
-    """Join a bundle's weights with what a backend has made of them, as one safetensors file."""
+def pack(bundle: "Bundle", **artifacts: bytes) -> bytes:
+    """Pack a bundle's weights and a backend's compiled artifacts into one safetensors file."""
     manifest = bundle.manifest
     form = {"architecture": asdict(manifest.architecture), "preprocessing": asdict(manifest.preprocessing)}
     arrays = {k: v for k, v in bundle.tensors().items() if not k.startswith("decision.")}
-    blobs = {FORM: json.dumps(form).encode()} | {f"{MADE}{name}": blob for name, blob in made.items()}
+    blobs = {FORM: json.dumps(form).encode()} | {
+        f"{ARTIFACT}{name}": blob for name, blob in artifacts.items()
+    }
     return save({**arrays, **{name: np.frombuffer(blob, np.uint8) for name, blob in blobs.items()}})
 
 
 def unpack(blob: bytes) -> "tuple[GBAD, Mapping[str, bytes]]":
-    """Build the model of an engine's blob on the CPU, and give what its backend has made; raises Refused."""
+    """Return the model of an engine's blob, on the CPU, and the artifacts by name; raises Refused."""
     from ..model.gbad import GBAD
 
     try:
@@ -38,8 +41,8 @@ def unpack(blob: bytes) -> "tuple[GBAD, Mapping[str, bytes]]":
         form: dict[str, Any] = json.loads(arrays.pop(FORM).tobytes())
     except (SafetensorError, KeyError, ValueError) as error:
         raise Refused(
-            f"the engine is not whole ({error}): empty the cache folder, or give another"
+            f"the engine is damaged ({error}): empty the cache folder, or give another with --cache-dir"
         ) from error
-    made = {name: arrays.pop(name).tobytes() for name in list(arrays) if name.startswith(MADE)}
+    artifacts = {name: arrays.pop(name).tobytes() for name in list(arrays) if name.startswith(ARTIFACT)}
     model = GBAD.from_arrays(Architecture(**form["architecture"]), arrays, **form["preprocessing"])
-    return model, {name.removeprefix(MADE): blob for name, blob in made.items()}
+    return model, {name.removeprefix(ARTIFACT): blob for name, blob in artifacts.items()}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ....export import to_openvino
 from ....export.gate import measure
 from ....export.to_int8 import quantize
 from ...bundle import DEFAULT_PFA, Bundle, check_vacant, write_bundle
@@ -113,7 +114,7 @@ def open_network(bundle: Bundle, precision: str, network: bytes, constants: byte
         features=bundle.manifest.architecture.features,
         bundle_hash=bundle.hash,
         key="",
-        blob=runtime_openvino.build(network, bundle.bigan_onnx, constants),
+        blob=to_openvino.build(network, bundle.bigan_onnx, constants),
     )
     return open_engine(engine)
 

@@ -1,4 +1,4 @@
-"""The model in the pieces that a GPU runs: a trunk in half precision, all that follows in float32."""
+"""The model with its backbone in half precision and everything after it in float32."""
 
 from collections.abc import Iterable
 
@@ -12,8 +12,8 @@ from .network import normalize
 DTYPES = {"fp32": float32, "fp16": float16}
 
 
-class Parts(nn.Module):
-    """GBAD with its backbone in the precision asked for, kernels in channels_last; takes the model over."""
+class MixedPrecisionGBAD(nn.Module):
+    """GBAD with its backbone in `precision` and channels_last; changes the model that it is given."""
 
     def __init__(self, model: GBAD, precision: str):
         super().__init__()
@@ -27,12 +27,12 @@ class Parts(nn.Module):
         return x, logits, *losses_of(self.model.bigan.pairs(x))
 
     def trunk(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """C2..C5 [N, Ci, Hi, Wi] of uint8 pixels, normalized in float32, in the trunk's own precision."""
-        # to float first: TensorRT's parser takes uint8 in a cast alone
+        """Return C2..C5 [N, Ci, Hi, Wi] in the backbone's precision; pixels are normalized in float32."""
+        # to float first: TensorRT's parser accepts uint8 only in a cast
         images = normalize(pixels.float(), self.model.pixel_mean, self.model.pixel_std)
         return tuple(self.model.network.backbone(images.to(self.dtype)))
 
 
 def losses_of(pairs: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return both losses [N] of what `BiGAN.pairs` gives, by the kernel."""
-    return two_losses(*(each.flatten(1) for each in pairs))
+    """Return both losses [N] from the result of `BiGAN.pairs`, by the fused kernel."""
+    return two_losses(*(tensor.flatten(1) for tensor in pairs))

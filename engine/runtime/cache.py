@@ -1,7 +1,9 @@
-"""Engines that were built before: a folder of this user's own, under names that say what each depends on.
+"""Keeps built engines, and measurements that go with them, in a folder of this user.
 
-A compiled engine can be code, so the folder must be this user's and closed to all others; a recorded hash
-finds what the disk has lost. A cache that cannot be used is no error: engines are built in memory then.
+It stands beside the runners since what it keeps is theirs: every exporter stores in it, every scan loads from
+it. File names are hashes of everything that an entry depends on. A compiled engine can be code, so the folder
+must belong to this user and be closed to all others; a recorded hash detects damaged files. An unusable cache
+is not an error: engines are then built in memory.
 """
 
 import errno
@@ -19,12 +21,16 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-LAYOUT = 1  # of what is stored; part of every key
+LAYOUT = 2  # version of what is stored; part of every key
 LARGEST_ENTRY = 4 << 30  # bytes
-# what an entry holds, and the end of its name; timings are what TensorRT learned of kernels' speed
+# kinds of entry, each the suffix of its file name; timings are TensorRT's measurements of kernels
 ENGINE, TIMING, PLAN = "engine", "timing", "plan"
-INSTEAD = {ENGINE: "it is built again", TIMING: "kernels are timed again", PLAN: "the rule is"}
-# names that are ours: a key and a kind, and the same while it is being written
+INSTEAD = {
+    ENGINE: "it will be rebuilt",
+    TIMING: "kernels will be timed again",
+    PLAN: "the default settings are used",
+}
+# names of the cache's own files: key and kind, also while one is being written
 KINDS = f"({ENGINE}|{TIMING}|{PLAN})"
 OURS = re.compile(rf"[0-9a-f]{{64}}\.{KINDS}|\.[0-9a-f]{{64}}\.{KINDS}\.\d+")
 UNUSED = "the cache %s is not used: %s; engines are built in memory"
@@ -32,9 +38,9 @@ UNUSED = "the cache %s is not used: %s; engines are built in memory"
 
 @dataclass(frozen=True)
 class Entry:
-    """An engine as stored, and what its record says of it."""
+    """A stored blob and its record."""
 
-    blob: bytes  # empty where the record says all
+    blob: bytes  # empty if the record is all there is
     record: Mapping[str, Any]
 
 
@@ -48,20 +54,20 @@ class Stored:
 
 
 def cache_key(facts: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of all that an engine depends on: bundle, backend, device, precision, sizes."""
+    """Return the SHA-256 (hex) of everything that an entry depends on, such as bundle, backend and device."""
     text = json.dumps({"layout": LAYOUT, **facts}, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _digest(record: Mapping[str, Any], blob: bytes) -> str:
-    """SHA-256 (hex) of what the record says and of the engine."""
+    """Return the SHA-256 (hex) of record and blob."""
     hashed = hashlib.sha256(json.dumps(record, sort_keys=True, allow_nan=False).encode())
     hashed.update(blob)
     return hashed.hexdigest()
 
 
 def _parsed(data: bytes) -> Entry:
-    """Split a stored file into record (a line of JSON) and engine; raises ValueError where it is damaged."""
+    """Split a stored file into record (a line of JSON) and blob; raises ValueError if it is damaged."""
     line, _, blob = data.partition(b"\n")
     try:
         record = json.loads(line)
@@ -74,9 +80,9 @@ def _parsed(data: bytes) -> Entry:
 
 
 def default_cache_dir() -> Path:
-    """Give the user's cache folder for this program, by the XDG base directory specification.
+    """Return the user's cache folder for this program, by the XDG base directory specification.
 
-    Raises OSError where this user has no home.
+    Raises OSError if this user has no home folder.
     """
     base = os.environ.get("XDG_CACHE_HOME", "")
     if Path(base).is_absolute():
@@ -84,11 +90,11 @@ def default_cache_dir() -> Path:
     try:
         return Path.home() / ".cache" / "gbad-batch"
     except RuntimeError:
-        raise OSError(errno.ENOENT, "this user has no home folder, and --cache-dir names no other") from None
+        raise OSError(errno.ENOENT, "this user has no home folder: give one with --cache-dir") from None
 
 
 class EngineCache:
-    """A cache folder, held open: what is checked at opening is what is read and written later."""
+    """A cache folder, held open so that the folder that was checked is the one that is read and written."""
 
     def __init__(self, path: Path, descriptor: int):
         self.path = path
@@ -96,9 +102,10 @@ class EngineCache:
 
     @classmethod
     def open(cls, path: Path | None = None, *, warn: bool = True) -> "EngineCache | None":
-        """Open the cache at `path` (None: the user's), made where it is missing; None where it is not safe.
+        """Open the cache at `path` (None: the user's own), creating it if missing; None if it is not safe.
 
-        The folder must be this user's own, mode 0700 and no link; otherwise a warning says what is wrong.
+        The folder must belong to this user, have mode 0700 and not be a link; otherwise a warning says why it
+        is not used.
         """
         level = logging.WARNING if warn else logging.DEBUG
         try:
@@ -107,8 +114,8 @@ class EngineCache:
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
             cache = cls(path, os.open(path, flags))
         except OSError as error:
-            is_link = path and os.path.islink(path)  # noqa: PTH114 - false where it may not be looked at
-            reason = "it is a link or no folder" if is_link else error.strerror
+            is_link = path and os.path.islink(path)  # noqa: PTH114 - false without permission
+            reason = "it is a link or not a folder" if is_link else error.strerror
             log.log(level, UNUSED, path or "folder", reason)
             return None
         reason = cache._unsafe()
@@ -119,46 +126,46 @@ class EngineCache:
         return cache
 
     def _unsafe(self) -> str | None:
-        found = os.fstat(self._folder)
-        if found.st_uid != os.geteuid():
+        status = os.fstat(self._folder)
+        if status.st_uid != os.geteuid():
             return "it belongs to another user"
-        if stat.S_IMODE(found.st_mode) & 0o077:
-            return f"others may enter it (mode {stat.S_IMODE(found.st_mode):04o}; chmod 700 closes it)"
+        if stat.S_IMODE(status.st_mode) & 0o077:
+            return f"others may enter it (mode {stat.S_IMODE(status.st_mode):04o}; chmod 700 closes it)"
         if not os.access(".", os.W_OK, dir_fd=self._folder):
             return "it cannot be written"
         return None
 
     def load(self, key: str, kind: str = ENGINE) -> Entry | None:
-        """Give what is stored under `key` if it is whole, else None."""
+        """Return what is stored under `key`; None if it is missing or damaged."""
         try:
             return _parsed(self._read(f"{key}.{kind}"))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            log.warning("the cached %s %s is not used, %s: %s", kind, key[:12], INSTEAD[kind], error)
+            log.warning("the cached %s %s is not used: %s; %s", kind, key[:12], error, INSTEAD[kind])
             return None
 
     def store(self, key: str, blob: bytes, record: Mapping[str, Any], kind: str = ENGINE) -> bool:
-        """Keep a blob and its record in one file; False, with a warning, where the disk takes it not."""
+        """Store a blob and its record in one file; False, with a warning, if it cannot be written."""
         line = json.dumps({**record, "sha256": _digest(record, blob)}, sort_keys=True, allow_nan=False)
         try:
             self._write(f"{key}.{kind}", line.encode() + b"\n" + blob)
         except OSError as error:
-            log.warning("the %s is not kept in the cache %s: %s", kind, self.path, error.strerror)
+            log.warning("the %s could not be stored in the cache %s: %s", kind, self.path, error.strerror)
             return False
         return True
 
     def contents(self) -> list[Stored]:
-        """List what the cache holds, the oldest first; files that are not its own are left out."""
-        found = []
+        """List the files of the cache, oldest first; files of other programs are left out."""
+        files = []
         for name in filter(OURS.fullmatch, os.listdir(self._folder)):  # noqa: PTH208 - a descriptor
             with suppress(FileNotFoundError):  # another process has just renamed it
-                seen = os.stat(name, dir_fd=self._folder, follow_symlinks=False)
-                found.append(Stored(name, seen.st_size, seen.st_mtime))
-        return sorted(found, key=lambda stored: stored.written)
+                status = os.stat(name, dir_fd=self._folder, follow_symlinks=False)
+                files.append(Stored(name, status.st_size, status.st_mtime))
+        return sorted(files, key=lambda stored: stored.written)
 
     def empty(self) -> list[Stored]:
-        """Remove what the cache holds and give what that was; an engine that is open stays usable."""
+        """Remove all files of the cache and return their list; open engines stay usable."""
         removed = self.contents()
         for stored in removed:
             with suppress(FileNotFoundError):
@@ -166,7 +173,7 @@ class EngineCache:
         return removed
 
     def close(self) -> None:
-        """Let go of the folder; calling twice is allowed."""
+        """Close the folder; safe to call twice."""
         if self._folder >= 0:
             os.close(self._folder)
             self._folder = -1
@@ -174,31 +181,31 @@ class EngineCache:
     def _read(self, name: str) -> bytes:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         with open(os.open(name, flags, dir_fd=self._folder), "rb") as file:  # noqa: PTH123 - a descriptor
-            found = os.fstat(file.fileno())
+            status = os.fstat(file.fileno())
             if (
-                not stat.S_ISREG(found.st_mode)
-                or found.st_uid != os.geteuid()
-                or found.st_size > LARGEST_ENTRY
+                not stat.S_ISREG(status.st_mode)
+                or status.st_uid != os.geteuid()
+                or status.st_size > LARGEST_ENTRY
             ):
-                raise ValueError(f"it is no plain file of this user of at most {LARGEST_ENTRY} bytes")
-            return file.read(found.st_size)  # no more: Python allocates what it is asked for
+                raise ValueError(f"it is not a regular file of this user of at most {LARGEST_ENTRY} bytes")
+            return file.read(status.st_size)  # Python allocates the size that it is given
 
     def _write(self, name: str, data: bytes) -> None:
-        """Write under a name of this process's own, flush, rename."""
-        fresh = f".{name}.{os.getpid()}"
+        """Write to a temporary name of this process, flush, rename."""
+        temporary = f".{name}.{os.getpid()}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            with open(os.open(fresh, flags, 0o600, dir_fd=self._folder), "wb") as file:  # noqa: PTH123
+            with open(os.open(temporary, flags, 0o600, dir_fd=self._folder), "wb") as file:  # noqa: PTH123
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.rename(fresh, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+            os.rename(temporary, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
             os.fsync(self._folder)
         except OSError:
-            self._discard(fresh)
+            self._unlink(temporary)
             raise
 
-    def _discard(self, name: str) -> None:
+    def _unlink(self, name: str) -> None:
         try:
             os.unlink(name, dir_fd=self._folder)
         except OSError:
