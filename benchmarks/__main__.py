@@ -3,6 +3,7 @@
 import argparse
 import ast
 import sys
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -14,34 +15,46 @@ FOLDER = Path(__file__).parent
 
 
 def main(words: list[str]) -> int:
-    """Return the exit code: 0 done, 1 a threshold failed, 2 no such benchmark, or not on this machine."""
+    """Return the exit code: 0 done, 1 a bar is missed, 2 unknown, or it cannot run on this machine."""
     known = benchmarks()
     if not words or words[0] in ("-h", "--help"):
         print("python -m benchmarks NAME [--json FILE]\n")
-        for name, idea in known.items():
-            print(f"  {name:<14} {idea}")
+        for benchmark in known.values():
+            print(f"  {benchmark.name:<15} {benchmark.idea}")
         return 0
     name, *rest = words
     name = name.replace("-", "_")
     if name not in known:
-        print(f"No benchmark is called {name!r}: choose from {', '.join(known)}.", file=sys.stderr)
+        print(f"no benchmark is called {name!r}: choose from {', '.join(known)}", file=sys.stderr)
         return 2
-    return run_one(name, known[name], rest)
+    return run_one(known[name], rest)
 
 
-def benchmarks() -> dict[str, str]:
-    """Name every module beside this one that has a `run`, with the first line of its docstring."""
-    found = {}
-    for path in sorted(FOLDER.glob("*.py")):
+@dataclass(frozen=True)
+class Benchmark:
+    """A module with a `run`, found without importing it."""
+
+    name: str
+    module: str  # relative to this package: .speed.throughput
+    idea: str  # first line of its docstring
+
+
+def benchmarks() -> dict[str, Benchmark]:
+    """Find every module of this package that has a `run`, by its name."""
+    known = {}
+    for path in sorted(FOLDER.rglob("*.py")):
         tree = ast.parse(path.read_bytes())
         if any(isinstance(node, ast.FunctionDef) and node.name == "run" for node in tree.body):
-            found[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
-    return found
+            place = path.relative_to(FOLDER).with_suffix("").parts
+            idea = (ast.get_docstring(tree) or "").partition("\n")[0]
+            known[path.stem] = Benchmark(path.stem, "." + ".".join(place), idea)
+    return known
 
 
-def run_one(name: str, idea: str, words: list[str]) -> int:
+def run_one(benchmark: Benchmark, words: list[str]) -> int:
     """Run one benchmark, print its table, write its figures; return the exit code."""
-    module = import_module(f".{name}", __package__)
+    name, idea = benchmark.name, benchmark.idea
+    module = import_module(benchmark.module, __package__)
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks {name}", description=idea)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures by name")
     if hasattr(module, "options"):

@@ -7,12 +7,14 @@ from pathlib import Path
 
 from gbad_batch.engine.system.machine import cpu_model
 
-from . import exactness, history, memory
+from . import history
 from .archives import default_work_dir
-from .bench import bench_options, bench_settings
-from .measuring import DEFAULT, PEER, PRECISIONS, Settings, measure
+from .bench.bench import bench_options, bench_settings
+from .quality import exactness
 from .report import Report, record
-from .throughput import add_figures
+from .robustness import memory
+from .speed.measuring import DEFAULT, PEER, PRECISIONS, Settings, measure
+from .speed.throughput import add_figures
 
 BAND = 0.10  # of the reference
 SYSTEMS = (PEER, *PRECISIONS, DEFAULT)

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benchmarks.__main__ import main
-from benchmarks.comparison import Comparison, judge
-from benchmarks.contest import open_run
+from benchmarks.quality.comparison import Comparison, judge
+from benchmarks.quality.contest import open_run
 
 from gbad_batch.engine.datasets import read_labels
 from gbad_batch.engine.errors import Refused

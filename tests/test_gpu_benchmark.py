@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch_bundle
-from benchmarks import gpu
 from benchmarks.archives import bags, linked
-from benchmarks.gpu_parts import PARTS, Subject, measured
 from benchmarks.report import Report
+from benchmarks.speed import gpu
+from benchmarks.speed.gpu_parts import PARTS, Subject, measured
 from processes import runs
 
 from gbad_batch.engine.bundle import write_bundle

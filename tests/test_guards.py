@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks import guards
-from benchmarks.guards import guard_auroc
+from benchmarks.recipe import guards
+from benchmarks.recipe.guards import guard_auroc
 from PIL import Image
 
 

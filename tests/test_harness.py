@@ -16,14 +16,17 @@ import pytest
 import simplejpeg
 import torch
 import torch_bundle
-from benchmarks import growth, history, nightly, stages, systems
+from benchmarks import history, nightly
 from benchmarks.__main__ import main
-from benchmarks.accuracy import agreement
 from benchmarks.archives import SIDES, Passes, sized_bags
+from benchmarks.bench import systems
+from benchmarks.bench.accuracy import agreement
+from benchmarks.bench.systems import Command, NotRun
+from benchmarks.bench.techniques import TECHNIQUES
+from benchmarks.bench.untrained import write_untrained
 from benchmarks.report import Report, record
-from benchmarks.systems import Command, NotRun
-from benchmarks.techniques import TECHNIQUES
-from benchmarks.untrained import write_untrained
+from benchmarks.robustness import growth
+from benchmarks.speed import stages
 from PIL import Image
 
 from gbad_batch.engine.bundle import Bundle, write_bundle

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.machine_code import compiled
+from benchmarks.speed.machine_code import compiled
 from torch import Tensor
 
 from gbad_batch.engine.model.architecture import Architecture

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from benchmarks.rivals import COMPONENTS, RIVALS, fit, standardization
+from benchmarks.quality.rivals import COMPONENTS, RIVALS, fit, standardization
 from sklearn.metrics import roc_auc_score
 
 

@@ -1,4 +1,4 @@
-"""The synthetic archive: its physics, what it writes, that it repeats, and how alike it is."""
+"""The synthetic archive: its physics, what it writes, and that it repeats."""
 
 import csv
 import io
@@ -19,7 +19,6 @@ from gbad_batch.engine.errors import Refused
 from gbad_batch.engine.row import THREATS
 from gbad_batch.engine.synth import (
     SynthSettings,
-    check_likeness,
     gate_images,
     generator_hash,
     render_bag,
@@ -28,7 +27,6 @@ from gbad_batch.engine.synth import (
 from gbad_batch.engine.synth.beam import ORGANIC, STEEL, Beam, Field, transmit
 from gbad_batch.engine.synth.bodies import Part, Pose, add, cast
 from gbad_batch.engine.synth.clutter import EVERYDAY, LOOK_ALIKES
-from gbad_batch.engine.synth.likeness import auc, ks_distance, outlines, shape_of
 from gbad_batch.engine.synth.solids import (
     Box,
     Cylinder,
@@ -289,73 +287,3 @@ def test_gate_images_are_small_jpegs_that_repeat():
         with Image.open(io.BytesIO(blob)) as picture:
             assert picture.format == "JPEG"
             assert picture.size == (96, 96)
-
-
-@pytest.fixture(scope="module")
-def drawn(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Draw the archive's own outlines in the form that real ones come in."""
-    folder = tmp_path_factory.mktemp("drawn")
-    for k, (name, mask) in enumerate(outlines(archive / "boxes.json")):
-        Image.fromarray(mask).save(folder / f"P{k:05d}_{name.capitalize()}_00.png")
-    return folder
-
-
-def test_an_archive_is_like_itself(archive: Path, drawn: Path):
-    likeness = check_likeness(archive, archive / "images", drawn)
-    shapes = [figure for figure in likeness.figures if figure.name.endswith(" KS") and figure.bar]
-    assert len(shapes) >= 9
-    assert all(figure.value == 0 for figure in shapes)
-    assert all(figure.alike for figure in shapes)
-
-
-def test_outlines_are_run_lengths_of_the_whole_picture(archive: Path):
-    found = json.loads((archive / "boxes.json").read_text())
-    sizes = {image["id"]: [image["height"], image["width"]] for image in found["images"]}
-    for threat, (_, mask) in zip(found["annotations"], outlines(archive / "boxes.json"), strict=True):
-        assert threat["segmentation"]["size"] == sizes[threat["image_id"]]
-        assert (
-            sum(threat["segmentation"]["counts"])
-            == sizes[threat["image_id"]][0] * sizes[threat["image_id"]][1]
-        )
-        assert mask.sum() == threat["area"]
-
-
-def test_nothing_to_compare_is_refused(archive: Path, drawn: Path, tmp_path: Path):
-    with pytest.raises(Refused, match="at least four"):
-        check_likeness(archive, tmp_path, drawn)
-    with pytest.raises(Refused, match="is not there"):
-        list(outlines(tmp_path / "boxes.json"))
-    with pytest.raises(Refused, match="no outlines"):
-        check_likeness(archive, archive / "images", tmp_path)
-
-
-def test_a_shape_is_measured_with_its_holes_filled():
-    y, x = np.mgrid[:100, :200]
-    ring = (np.hypot((x - 100) / 2, y - 50) < 30) & (np.hypot((x - 100) / 2, y - 50) > 20)
-    shape = shape_of(ring)
-    assert shape.elongation == pytest.approx(2, rel=0.03)
-    assert shape.fill == pytest.approx(np.pi / 4, rel=0.03)
-    assert shape.area == pytest.approx(np.pi * 30 * 60 / 20_000, rel=0.03)
-
-
-def test_the_measures_know_their_ends():
-    assert ks_distance(np.arange(5), np.arange(5)) == 0
-    assert ks_distance(np.arange(5), np.arange(5) + 10) == 1
-    truth = np.array([False, False, True, True])
-    assert auc(np.array([0.0, 1, 2, 3]), truth) == 1
-    assert auc(np.zeros(4), truth) == 0.5
-
-
-@pytest.mark.real
-def test_synthetic_threats_are_shaped_and_sized_like_real_ones(tmp_path: Path):
-    data = os.environ.get("GBAD_REAL_DATA")
-    if not data:
-        pytest.skip("GBAD_REAL_DATA is not set")
-    out = tmp_path / "out"
-    write_archive(out, SynthSettings(count=120, seed=1, positive=1.0, class_shares=(1, 1, 1, 1, 1)))
-    likeness = check_likeness(out, Path(data) / "sixray-samples", Path(data) / "sixray-masks")
-    shapes = [f for f in likeness.figures if f.bar == 0.2]
-    assert len(shapes) == 15
-    # n is about 40 a class: the 5 % point of the distance between equal laws is 0.25 there
-    assert np.mean([f.value for f in shapes]) < 0.25
-    assert likeness.value("patch AUC, real against synthetic") < 0.95

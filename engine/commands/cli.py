@@ -250,16 +250,9 @@ def _scan_settings(
     show_default=True,
     help="Which pool of shapes.",
 )
-@click.option(
-    "--check",
-    nargs=2,
-    type=click.Path(exists=True, path_type=Path),
-    metavar="REAL MASKS",
-    help="Compare OUT with real images and outlines.",
-)
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
-def synth(out: Path, check: tuple[Path, Path] | None, as_json: bool, **given: Any) -> None:
-    """Write a synthetic X-ray archive to OUT, or compare one with real images.
+def synth(out: Path, as_json: bool, **given: Any) -> None:
+    """Write a synthetic X-ray archive to OUT.
 
     Bags are solids of several materials seen by two X-ray energies, coloured as scanners colour them.
     OUT gets images/, labels.csv in SIXray's form, and boxes.json with the
@@ -267,12 +260,7 @@ def synth(out: Path, check: tuple[Path, Path] | None, as_json: bool, **given: An
 
     \b
     gbad-batch synth demo/archive --count 200 --seed 1 --positive 0.1
-    gbad-batch synth likeness --count 300 --positive 1
-    gbad-batch synth likeness --check sixray-samples/ sixray-masks/
     """
-    if check is not None:
-        _check_likeness(out, *check, as_json=as_json)
-        return
     from ..synth import SynthSettings, write_archive
     from ..system.machine import usable_cores
     from .console import synth_bar
@@ -303,14 +291,6 @@ def demo(ctx: click.Context, folder: Path, count: int) -> None:
     if not (archive / "synth.json").exists():
         ctx.invoke(synth, out=archive, count=count, seed=1)
     ctx.invoke(scan, sources=(str(archive / "images"),), out=str(folder / "results.parquet"), overwrite=True)
-
-
-def _check_likeness(out: Path, real: Path, masks: Path, *, as_json: bool) -> None:
-    from ..synth.likeness import check_likeness
-    from .console import likeness_text
-
-    likeness = check_likeness(out, real, masks)
-    click.echo(json.dumps(asdict(likeness), indent=2) if as_json else likeness_text(likeness))
 
 
 @main.command(epilog=DEMO)

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from ..progress import Progress
     from ..summary import Summary
-    from ..synth.likeness import Likeness
     from .doctor import Finding
     from .tune import Tuning
 
@@ -260,13 +259,3 @@ def _training_lines() -> Callable[[str, int, int, Mapping[str, float]], None]:
 
 def _named(figures: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
-
-
-def likeness_text(likeness: "Likeness") -> str:
-    """Write how alike synthetic and real pictures are, a figure a line, those over their bar marked."""
-    lines = []
-    for figure in likeness.figures:
-        bar = "" if figure.bar is None else f"<= {figure.bar:.3g}"
-        mark = "!" if figure.alike is False else " "
-        lines.append(f"{mark} {figure.name:<34} {figure.value:>9.3f}  {bar:<9} {figure.note}".rstrip())
-    return "\n".join(lines)

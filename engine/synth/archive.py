@@ -25,7 +25,7 @@ from .picture import Picture, SynthSettings, ThreatBox, render_bag
 
 QUALITY = 95
 CHUNK = 4  # images a task: an interrupt waits for those that are begun
-NOT_GENERATOR = ("__init__", "archive", "isolated", "likeness")  # their changes change no picture
+NOT_GENERATOR = ("__init__", "air", "archive", "isolated")  # their changes change no picture
 
 
 @dataclass(frozen=True)

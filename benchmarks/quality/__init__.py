@@ -1,0 +1,1 @@
+"""How good the detection is, and how exact the numbers are."""

@@ -1,0 +1,1 @@
+"""How the default bundle is made: its data sets, its training, and its figures."""

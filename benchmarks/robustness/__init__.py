@@ -1,0 +1,1 @@
+"""What kills, long archives and interrupted scans do to time, memory and rows."""
