@@ -178,7 +178,7 @@ class Classifier:
             setattr(self, name, state[name])
 
 
-def train_network(
+def train_network(  # noqa: PLR0913
     model: GBAD,
     network: nn.Module,
     data: Phase1Data,
