@@ -3,6 +3,9 @@
 from contextlib import suppress
 from pathlib import Path
 
+# How long a test waits for what must happen: only a hang takes longer, also on a loaded machine
+PATIENCE_S = 600
+
 
 def children(pid: int) -> list[int]:
     """Process ids of those that any thread of a process has started, and that are not yet forgotten."""
