@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .errors import GbadError
+    from .errors import GbadError, Refused, Stopped, TooManyFailures
     from .row import Row
     from .scan import Scan
     from .settings import ScanSettings
@@ -20,14 +20,17 @@ if TYPE_CHECKING:
 if __name__ != "gbad_batch.engine":  # a copy under the folder's own name would have its own classes
     raise ImportError(f"import this package as gbad_batch.engine, not as {__name__}")
 
-__all__ = ["GbadError", "Row", "Scan", "ScanSettings", "Summary"]
+__all__ = ["GbadError", "Refused", "Row", "Scan", "ScanSettings", "Stopped", "Summary", "TooManyFailures"]
 
 _HOMES = {
     "GbadError": "errors",
+    "Refused": "errors",
     "Row": "row",
     "Scan": "scan",
     "ScanSettings": "settings",
+    "Stopped": "errors",
     "Summary": "summary",
+    "TooManyFailures": "errors",
 }
 
 

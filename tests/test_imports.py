@@ -3,10 +3,13 @@
 import json
 import subprocess
 import sys
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+import gbad_batch
 import gbad_batch.engine
 from gbad_batch.engine.bundle import Bundle
 
@@ -44,6 +47,8 @@ def _loaded_by(code: str) -> set[str]:
 @pytest.mark.parametrize(
     "code",
     [
+        "import gbad_batch",
+        "import gbad_batch; gbad_batch.__version__, gbad_batch.GbadError, gbad_batch.ScanSettings",
         "import gbad_batch.engine",
         "import gbad_batch.export",
         "import gbad_batch.kernels",
@@ -86,8 +91,22 @@ def test_public_names_resolve(name: str) -> None:
 
 
 def test_an_unknown_public_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="no_such_name"):
-        gbad_batch.engine.no_such_name  # noqa: B018
+    for package in (gbad_batch, gbad_batch.engine):
+        with pytest.raises(AttributeError, match="no_such_name"):
+            package.no_such_name  # noqa: B018
+
+
+def test_the_root_has_the_version_and_the_public_names_of_the_engine() -> None:
+    assert set(gbad_batch.__all__) == {*gbad_batch.engine.__all__, "__version__"}
+    assert gbad_batch.__version__ == version("gbad-batch")
+    assert all(
+        getattr(gbad_batch, name) is getattr(gbad_batch.engine, name) for name in gbad_batch.engine.__all__
+    )
+
+
+def test_the_root_is_not_imported_under_a_second_name() -> None:
+    with pytest.raises(ImportError, match=r"import this package as gbad_batch, not as"):
+        import_module("gbad_batch.engine._root")
 
 
 @pytest.mark.parametrize("folder", ["engine", "export", "kernels"])

@@ -37,7 +37,7 @@ class Outcome:
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
-def pack(
+def pack(  # noqa: PLR0913
     out: Path,
     name: str,
     demo: bool,

@@ -1,0 +1,1 @@
+../../engine/_root/__init__.py

@@ -1,0 +1,1 @@
+../../engine/_root/__main__.py
