@@ -4,6 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from gbad_batch.engine.results.in_flight import PREFIX, in_flight
+
 # How long a test waits for what must happen: only a hang takes longer, also on a loaded machine
 PATIENCE_S = 600
 

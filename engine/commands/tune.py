@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from ...export import engine_for
-from ..runtime.cache import EngineCache
 from ..bundle import Bundle, default_bundle_path
 from ..errors import Refused
 from ..row import ImageFault
 from ..runtime import WITH_STREAMS, Engine
+from ..runtime.cache import EngineCache
 from ..scan import Scan
 from ..settings import ScanSettings
 from ..sources import ListingCounts, check, find

@@ -13,8 +13,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from ..runtime.cache import PLAN, EngineCache, cache_key
 from ..runtime import WITH_STREAMS, Engine
+from ..runtime.cache import PLAN, EngineCache, cache_key
 from ..settings import BATCH_SIZES, ScanSettings, most
 from ..system.machine import installed, usable_cores
 

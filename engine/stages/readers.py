@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from ..decode import DecodeLimits, Decoder
 from ..decode.batch import waits_for_batch
-from ..decode.isolated import IsolatedDecoder
 from ..decode.coded_image import CodedImage
+from ..decode.isolated import IsolatedDecoder
 from ..errors import Stopped
 from ..row import Row
 from ..sources import Candidate

@@ -244,4 +244,3 @@ def _joined(parts: list[Outputs]) -> Outputs:
 def resolved_settings(settings: ScanSettings, setup: Setup, device: str) -> ScanSettings:
     """Give a further worker the settings that the first one came to, on its own device."""
     return replace(settings, device=device, engine=setup.backend, precision=setup.precision)
-
