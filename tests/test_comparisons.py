@@ -88,6 +88,7 @@ def compared(work: Path) -> dict[str, float]:
     return figures_of([*COMPARED, "--work", str(work)], work / "first.json")
 
 
+@pytest.mark.slow
 def test_every_detector_has_its_figures(compared: dict[str, float]):
     for name in (*DECISIONS, *RIVALS):
         for figure in ("auroc", "ap", "pd_02", "pfa_02", "pd_05", "pfa_05"):
@@ -96,6 +97,7 @@ def test_every_detector_has_its_figures(compared: dict[str, float]):
     assert compared["pca_auroc_least"] == compared["pca_auroc_most"]
 
 
+@pytest.mark.slow
 def test_what_is_stored_is_not_computed_again(work: Path, compared: dict[str, float]):
     before = times(work, "*.npz") | times(work, "*.pt") | times(work, "*.jpg")
     lost = sorted(work.rglob("bigan-1.npz"))[0]
@@ -109,6 +111,7 @@ def test_what_is_stored_is_not_computed_again(work: Path, compared: dict[str, fl
     ]
 
 
+@pytest.mark.slow
 def test_a_run_of_train_is_compared_with_its_data_set(work: Path, compared: dict[str, float]):
     (run,), (data,) = work.glob("detectors-*"), work.glob("bags-*")
     words = ["--run", str(run), "--data", str(data), "--work", str(work)]
@@ -116,6 +119,7 @@ def test_a_run_of_train_is_compared_with_its_data_set(work: Path, compared: dict
     assert given["gbad_auroc"] == compared["gbad_auroc"]
 
 
+@pytest.mark.slow
 def test_a_run_of_other_images_is_refused(work: Path, compared: dict[str, float], tmp_path: Path):
     (run,), (data,) = work.glob("detectors-*"), work.glob("bags-*")
     assert compared
@@ -127,6 +131,7 @@ def test_a_run_of_other_images_is_refused(work: Path, compared: dict[str, float]
         open_run(tmp_path, data, data)
 
 
+@pytest.mark.slow
 def test_where_anomalib_cannot_be_had_the_row_says_so(
     work: Path,
     compared: dict[str, float],
@@ -140,6 +145,7 @@ def test_where_anomalib_cannot_be_had_the_row_says_so(
     assert "ganomaly: not run" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_settings_of_the_bigan_are_compared_on_the_same_features(work: Path, compared: dict[str, float]):
     words = ["bigan", "--images", "60", *TINY, "--work", str(work), "--only", "default", "latent_16"]
     found = figures_of(words, work / "bigan.json")
@@ -150,6 +156,7 @@ def test_settings_of_the_bigan_are_compared_on_the_same_features(work: Path, com
 # --- leave one out ---
 
 
+@pytest.mark.slow
 def test_a_class_left_out_is_in_no_training(tmp_path: Path):
     words = ["leave_one_out", "--class", "gun", "--images", "14", "--windows", "1", *TINY]
     words += ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "parts")]
@@ -176,6 +183,7 @@ def test_a_class_left_out_is_in_no_training(tmp_path: Path):
 # --- boxes ---
 
 
+@pytest.mark.slow
 def test_arms_of_phase_one_are_compared(tmp_path: Path):
     words = ["boxes", "--images", "40", "--pixels", "64", "--epochs", "1", "--work", str(tmp_path / "work")]
     found = figures_of([*words, "--seeds", "1"], tmp_path / "first.json")

@@ -106,6 +106,7 @@ def throughput(tmp_path_factory: pytest.TempPathFactory, bundle: Path, archive: 
     return figures_of(words, work / "throughput.json")
 
 
+@pytest.mark.slow
 def test_throughput_gives_its_keys(throughput: dict[str, Any]) -> None:
     keys = "cpu vnni ratio_int8 ratio_fp32 fraction_of_limit_resnext50 fraction_of_limit_default"
     keys += " startup_seconds map_fp32 map_int8 agreement images_per_second versions machine commit bundles"
@@ -114,10 +115,16 @@ def test_throughput_gives_its_keys(throughput: dict[str, Any]) -> None:
     assert {"eager", "fp32", "default"} <= throughput["images_per_second"].keys()
     assert throughput["ratio_fp32_low"] <= throughput["ratio_fp32"] <= throughput["ratio_fp32_high"]
     assert throughput["fraction_of_limit_default"] > 0
+    for role in ("resnext50", "default"):
+        spent = throughput["stages"][role]["limit_us"]
+        assert spent.keys() == {"read", "hash", "decode", "resize", "engine"}
+        assert min(spent.values()) > 0
+        assert throughput[f"limit_img_s_{role}"] > 0
     assert throughput["images_missing"] == 0
     assert all(len(said.split(", ")[-1]) == 64 for said in throughput["bundles"].values())
 
 
+@pytest.mark.slow
 def test_what_could_not_be_run_is_named_with_its_reason(throughput: dict[str, Any]) -> None:
     assert throughput["ratio_int8"] is None
     assert "INT8" in throughput["not_run"]["ratio_int8"]
@@ -127,12 +134,14 @@ def test_what_could_not_be_run_is_named_with_its_reason(throughput: dict[str, An
     assert any(name.startswith("ratio_fp32_with") for name in throughput["not_run"])
 
 
+@pytest.mark.slow
 def test_the_peer_finds_what_the_command_finds(throughput: dict[str, Any]) -> None:
     alike = throughput["systems"]["eager"]["agreement_with_fp32"]
     assert alike["images"] == IMAGES
     assert alike["loss_rel_max"] < 0.05
 
 
+@pytest.mark.slow
 def test_stages_are_measured_alone_and_together(throughput: dict[str, Any]) -> None:
     found = throughput["stages"]["resnext50"]
     assert set(STAGES.split()) == found["alone_img_s"].keys()
@@ -140,6 +149,7 @@ def test_stages_are_measured_alone_and_together(throughput: dict[str, Any]) -> N
     assert found["batch_ms"].keys() == found["batch_ms_alone"].keys() == {"p50", "p95", "p99"}
 
 
+@pytest.mark.slow
 def test_the_users_loop_is_tried_in_all_its_settings(throughput: dict[str, Any]) -> None:
     searched = throughput["loop"]["searched"]
     assert throughput["loop"]["settings"] == max(searched, key=searched.__getitem__)
@@ -182,6 +192,7 @@ def test_what_inductor_compiles_agrees(bundle: Path, tmp_path: Path) -> None:
 # --- what they are measured on ---
 
 
+@pytest.mark.slow
 def test_an_untrained_bundle_is_whole(untrained: Path) -> None:
     made = Bundle.read(untrained)
     assert made.manifest.demo
@@ -205,6 +216,7 @@ def test_passes_hold_every_picture_so_often(archive: Path, tmp_path: Path) -> No
 # --- staircase ---
 
 
+@pytest.mark.slow
 def test_staircase_has_a_row_for_each_step(untrained: Path, archive: Path, tmp_path: Path) -> None:
     words = ["staircase", "--model", str(untrained), "--archive", str(archive), "--work", str(tmp_path)]
     steps = ["openvino_int8", "fp32", "int8"]
@@ -221,6 +233,7 @@ def test_staircase_has_a_row_for_each_step(untrained: Path, archive: Path, tmp_p
 # --- growth ---
 
 
+@pytest.mark.slow
 def test_growth_gives_its_keys(bundle: Path, tmp_path: Path) -> None:
     words = ["growth", "--share", "0.002", "--model", str(bundle), "--folder", str(tmp_path)]
     found = figures_of(words, tmp_path / "growth.json")
@@ -246,6 +259,7 @@ def _run(cpu: str, failed: tuple[str, ...] = (), **figures: float) -> dict[str, 
     return named | figures
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("lossy")
 def test_a_slower_night_and_a_lost_image_fail(
     bundle: Path, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

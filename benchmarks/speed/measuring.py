@@ -1,4 +1,4 @@
-"""One run of the command, its peers and the machine's limits, in turns on the same images."""
+"""The command, its peers and the limits of the machine, measured in turns on the same images."""
 
 import os
 import sys
@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gbad_batch.engine.bundle import default_bundle_path
-from gbad_batch.engine.system.machine import usable_cores
+from gbad_batch.engine.bundle import Bundle, default_bundle_path
+from gbad_batch.export import engine_for
 
 from ..bench.accuracy import Agreement, agreement
 from ..bench.bench import Bench, BenchSettings, described_bundle, open_bench, untrained
@@ -15,7 +15,8 @@ from ..bench.peers import ANOMALIB, PRECISIONS
 from ..bench.rounds import Spread, Turns
 from ..bench.systems import Command, LoopSettings, Measured
 from ..scan_process import scanned_apart
-from .stages import Alone, Stages
+from .limit import STEPS, Limit, NativeRun, Work
+from .stages import BATCH, Alone, Stages
 
 PEER = "eager"  # the loop that a user would write; ratios are to it
 DEFAULT = "default"  # the default bundle by the command, in the precision that `auto` takes
@@ -24,8 +25,9 @@ SYSTEMS = (*PEERS, *PRECISIONS, DEFAULT)
 JUDGED = {
     "resnext50": ("int8", "fp32"),
     "default": (DEFAULT,),
-}  # by bundle: of the first that runs, the limit
+}  # by bundle: the first that runs is compared with the limit
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
+JPEG = {".jpg", ".jpeg"}
 
 
 @dataclass(frozen=True)
@@ -40,23 +42,30 @@ class Settings:
 
 
 @dataclass
-class Limit:
-    """What a scan's two costly stages take alone, and the scan's own rates, round by round."""
+class Profile:
+    """What the machine allows with one bundle, round by round, and what the stages of its scan take."""
 
-    system: str  # the command's, in which precision
+    system: str  # the command that is compared with the limit
     precision: str
-    pixels: list[Alone] = field(default_factory=list)
-    engine: list[Alone] = field(default_factory=list)
+    native: list[NativeRun] = field(default_factory=list)  # bare calls on all cores: the limit
     one_by_one: list[Alone] = field(default_factory=list)  # a loop without overlap
     stages: dict[str, Alone] = field(default_factory=dict)  # all of them, once
     batch_ms: list[float] = field(default_factory=list)  # in the networks, the other stages beside
     batch_ms_alone: list[float] = field(default_factory=list)
 
-    def fraction(self, seconds_an_image: Sequence[float]) -> Spread:
-        """Share of the cores' time that decoding and networks need, in that which was taken, by round."""
-        needed = [p.cpu_seconds + e.cpu_seconds for p, e in zip(self.pixels, self.engine, strict=True)]
-        pairs = zip(needed, seconds_an_image, strict=True)
-        return Spread.of([cpu / (usable_cores() * seconds) for cpu, seconds in pairs])
+    @property
+    def limit(self) -> Spread:
+        """Images a second that the bare native calls reach on all cores."""
+        return Spread.of([run.images_per_second for run in self.native])
+
+    def microseconds(self) -> dict[str, float]:
+        """Give what each native call takes of one core, an image: the median of rounds."""
+        return {step: Spread.of([run.microseconds[step] for run in self.native]).median for step in STEPS}
+
+    def fraction(self, images_per_second: Sequence[float]) -> Spread:
+        """Give the share of the limit that speeds reached, each by the limit of its own round."""
+        pairs = zip(images_per_second, self.native, strict=True)
+        return Spread.of([speed / run.images_per_second for speed, run in pairs])
 
 
 @dataclass
@@ -69,7 +78,7 @@ class Found:
     archive: Mapping[str, object]
     loop: LoopSettings
     searched: dict[str, float]  # img/s by settings of the user's loop
-    limits: dict[str, Limit]  # by bundle
+    profiles: dict[str, Profile]  # by bundle
     agreements: dict[str, Agreement]  # of a system's rows with those of the command in fp32
     accuracy: dict[str, float]
     cold: Measured | None
@@ -85,13 +94,13 @@ class Found:
 
     def fraction(self, bundle: str) -> Spread:
         """Share of the machine's limit that the command reached with a bundle."""
-        limit = self.limits[bundle]
-        return limit.fraction([run.seconds / run.images for run in self.runs[limit.system]])
+        profile = self.profiles[bundle]
+        return profile.fraction([run.images_per_second for run in self.runs[profile.system]])
 
     def fraction_one_by_one(self, bundle: str) -> Spread:
         """Share of the limit that a loop without overlap reached."""
-        limit = self.limits[bundle]
-        return limit.fraction([loop.seconds for loop in limit.one_by_one])
+        profile = self.profiles[bundle]
+        return profile.fraction([loop.images_per_second for loop in profile.one_by_one])
 
     @property
     def missing(self) -> int:
@@ -114,13 +123,18 @@ def measure(settings: Settings) -> Found:
         loop, searched = bench.search(PEER)
         turns = Turns(bench)
         turns.warm_up()
-        limits, stages = _limits(bench, bundles)
+        profiles = _profiles(bench)
+        limits = _open_limits(bench, profiles, bundles)
+        stages = {role: _open_stages(bench, profile, bundles[role]) for role, profile in profiles.items()}
         for number in range(settings.bench.rounds):
             turns.round(number)
-            for role, limit in limits.items():
-                _measure_limit(limit, stages[role])
-        for role, limit in limits.items():
-            _measure_stages(limit, stages[role], bench, bundles[role])
+            for role, profile in profiles.items():
+                print(f"  round {number + 1}: limit of {role} ...", file=sys.stderr)
+                if role in limits:
+                    profile.native.append(limits[role](settings.bench.seconds))
+                profile.one_by_one.append(stages[role].without_overlap())
+        for role, profile in profiles.items():
+            _measure_stages(profile, stages[role], bench, bundles[role])
         return Found(
             runs=turns.runs,
             not_run=bench.not_run,
@@ -128,38 +142,54 @@ def measure(settings: Settings) -> Found:
             archive=bench.described(),
             loop=loop,
             searched=searched,
-            limits=limits,
+            profiles=profiles,
             agreements=_agreements(turns),
             accuracy=bench.accuracy(bundles["default"]),
-            cold=_cold(bench, limits) if settings.cold else None,
+            cold=_cold(bench, profiles) if settings.cold else None,
         )
 
 
-def _limits(bench: Bench, bundles: Mapping[str, Path]) -> tuple[dict[str, Limit], dict[str, Stages]]:
-    """Open the stages of the command's fastest precision with each bundle."""
-    limits, stages = {}, {}
+def _profiles(bench: Bench) -> dict[str, Profile]:
+    """Choose the command in its fastest precision with each bundle."""
+    profiles: dict[str, Profile] = {}
     for role, names in JUDGED.items():
         for name in names:
             system = bench.systems.get(name)
-            if isinstance(system, Command) and role not in limits:
-                limits[role] = Limit(name, system.precision)
-                stages[role] = Stages(bundles[role], system.precision, bench.cache, bench.passes.pictures)
-                bench.stack.callback(stages[role].close)
-    return limits, stages
+            if isinstance(system, Command) and role not in profiles:
+                profiles[role] = Profile(name, system.precision)
+    return profiles
 
 
-def _measure_limit(limit: Limit, stages: Stages) -> None:
-    limit.pixels.append(stages.pixels())
-    limit.engine.append(stages.engine())
-    limit.one_by_one.append(stages.without_overlap())
+def _open_limits(
+    bench: Bench, profiles: Mapping[str, Profile], bundles: Mapping[str, Path]
+) -> dict[str, Limit]:
+    """Start the processes of each bundle's limit, with the engine that the command runs."""
+    if other := {path.suffix.lower() for path in bench.passes.pictures} - JPEG:
+        why = f"the limit is measured on JPEG files alone; the archive also holds {', '.join(sorted(other))}"
+        bench.not_run |= {f"fraction_of_limit_{role}": why for role in profiles}
+        return {}
+    limits = {}
+    for role, profile in profiles.items():
+        bundle = Bundle.read(bundles[role])
+        engine = engine_for(bundle, device="cpu", precision=profile.precision, cache_dir=bench.cache)
+        size = bundle.manifest.architecture.input_size
+        limits[role] = Limit(Work(bench.passes.pictures, engine.blob, size, BATCH))
+        bench.stack.callback(limits[role].close)
+    return limits
 
 
-def _measure_stages(limit: Limit, stages: Stages, bench: Bench, bundle: Path) -> None:
-    print(f"  stages of {limit.system} ...", file=sys.stderr)
-    limit.stages = stages.all(bench.passes(1))
-    limit.batch_ms_alone = stages.batch_ms()
-    chosen = {"model": bundle, "precision": limit.precision, "cache_dir": bench.cache}
-    limit.batch_ms = scanned_apart(bench.passes(1), bench.scratch / "timed.parquet", **chosen).batch_ms
+def _open_stages(bench: Bench, profile: Profile, bundle: Path) -> Stages:
+    stages = Stages(bundle, profile.precision, bench.cache, bench.passes.pictures)
+    bench.stack.callback(stages.close)
+    return stages
+
+
+def _measure_stages(profile: Profile, stages: Stages, bench: Bench, bundle: Path) -> None:
+    print(f"  stages of {profile.system} ...", file=sys.stderr)
+    profile.stages = stages.all(bench.passes(1))
+    profile.batch_ms_alone = stages.batch_ms()
+    chosen = {"model": bundle, "precision": profile.precision, "cache_dir": bench.cache}
+    profile.batch_ms = scanned_apart(bench.passes(1), bench.scratch / "timed.parquet", **chosen).batch_ms
 
 
 def _agreements(turns: Turns) -> dict[str, Agreement]:
@@ -170,9 +200,9 @@ def _agreements(turns: Turns) -> dict[str, Agreement]:
     return {name: agreement(turns.out("fp32"), turns.out(name)) for name in alike}
 
 
-def _cold(bench: Bench, limits: Mapping[str, Limit]) -> Measured | None:
+def _cold(bench: Bench, profiles: Mapping[str, Profile]) -> Measured | None:
     """Scan each picture once with nothing in the page cache, where that may be emptied."""
-    if "resnext50" not in limits:
+    if "resnext50" not in profiles:
         return None
     os.sync()
     try:
@@ -180,4 +210,4 @@ def _cold(bench: Bench, limits: Mapping[str, Limit]) -> Measured | None:
     except OSError as error:
         bench.not_run["img_s_cold"] = f"{DROP_CACHES} cannot be written: {error.strerror}"
         return None
-    return bench.systems[limits["resnext50"].system](bench.passes(1), bench.scratch / "cold.parquet")
+    return bench.systems[profiles["resnext50"].system](bench.passes(1), bench.scratch / "cold.parquet")

@@ -1,4 +1,4 @@
-"""Images a second of the real command, beside those of its peers and what the machine's cores allow."""
+"""Images a second of the real command, beside those of its peers and of bare native calls on all cores."""
 
 import argparse
 import math
@@ -14,11 +14,11 @@ from gbad_batch.engine.system.machine import cpu_flags
 from ..bench.bench import bench_options, bench_settings
 from ..bench.systems import Measured
 from ..report import Report, Table
-from .measuring import DEFAULT, PEER, SYSTEMS, Found, Limit, Settings, measure
+from .measuring import DEFAULT, PEER, SYSTEMS, Found, Profile, Settings, measure
 
 # against the user's loop, on CPUs with and without VNNI
 BARS = {True: {"int8": 8.0, "fp32": 2.5}, False: {"int8": 5.0, "fp32": 2.2}}
-FRACTION = 0.90  # of the limit
+FRACTIONS = {"resnext50": 0.95, "default": 0.92}  # of the limit, by bundle
 STARTUP_S = 5.0
 MAP_DROP, AGREEMENT = 0.005, 0.995
 PERCENTILES = (50, 95, 99)
@@ -66,14 +66,16 @@ def add_figures(report: Report, found: Found) -> None:
         "vnni": has_vnni(),
         "images_per_second": {name: found.speed(name).median for name in found.runs},
         "systems": {name: _system(found, name) for name in found.runs},
-        "stages": {role: _stages(found, role) for role in found.limits},
+        "stages": {role: _stages(found, role) for role in found.profiles},
         "bundles": found.bundles,
         "archive": found.archive,
         "loop": {"settings": str(found.loop), "searched": found.searched},
     }
     report.tables.append(_systems_table(found))
-    for role, limit in found.limits.items():
-        report.tables.append(_stages_table(found, role, limit))
+    for role, profile in found.profiles.items():
+        if profile.native:
+            report.tables.append(_limit_table(found, role, profile))
+        report.tables.append(_stages_table(found, role, profile))
     report.notes += [f"{role}: {said}" for role, said in found.bundles.items()]
     report.notes.append("{images} images, {mean_bytes} bytes on average: {from}".format(**found.archive))
     report.notes.append(f"the user's loop, {PEER}: {found.loop}; medians of rounds with their range")
@@ -113,18 +115,25 @@ def _add_ratio(report: Report, found: Found, name: str, least: float | None = No
 
 
 def _add_fraction(report: Report, found: Found, role: str) -> None:
-    name = f"fraction_of_limit_{role}"
-    if role not in found.limits:
+    """Add the limit with a bundle, and the share of it that the command reaches."""
+    name, profile = f"fraction_of_limit_{role}", found.profiles.get(role)
+    if profile is None:
         report.not_run[name] = found.not_run.get("fp32" if role == "resnext50" else DEFAULT, "no scan ran")
-        return
-    report.add(name, found.fraction(role).median, at_least=FRACTION)
-    report.add(f"fraction_without_overlap_{role}", found.fraction_one_by_one(role).median)
+    elif not profile.native:
+        report.not_run[name] = found.not_run[name]
+    else:
+        fraction = found.fraction(role)
+        report.add(f"limit_img_s_{role}", profile.limit.median, "img/s")
+        report.add(name, fraction.median, at_least=FRACTIONS[role])
+        report.add(f"{name}_low", fraction.low)
+        report.add(f"{name}_high", fraction.high)
+        report.add(f"fraction_without_overlap_{role}", found.fraction_one_by_one(role).median)
 
 
 def _add_startup(report: Report, found: Found) -> None:
     """Add the slower of both bundles: until a scan begins, and from its end on."""
     took = [
-        _median([run.startup_seconds for run in found.runs[each.system]]) for each in found.limits.values()
+        _median([run.startup_seconds for run in found.runs[each.system]]) for each in found.profiles.values()
     ]
     if took:
         report.add("startup_seconds", max(took), "s", at_most=STARTUP_S)
@@ -184,29 +193,42 @@ def _systems_table(found: Found) -> Table:
 
 def _stages(found: Found, role: str) -> dict[str, object]:
     """Give what a record says of the stages of a scan: alone, and while all of them run."""
-    limit = found.limits[role]
+    profile = found.profiles[role]
     return {
-        "system": limit.system,
-        "precision": limit.precision,
-        "alone_img_s": {name: alone.images_per_second for name, alone in limit.stages.items()},
-        "alone_cpu_seconds": {name: alone.cpu_seconds for name, alone in limit.stages.items()},
-        "together_seconds": _together(found.runs[limit.system]),
-        "batch_ms": _percentiles(limit.batch_ms),
-        "batch_ms_alone": _percentiles(limit.batch_ms_alone),
+        "system": profile.system,
+        "precision": profile.precision,
+        "limit_us": profile.microseconds() if profile.native else None,
+        "alone_img_s": {name: alone.images_per_second for name, alone in profile.stages.items()},
+        "alone_cpu_seconds": {name: alone.cpu_seconds for name, alone in profile.stages.items()},
+        "together_seconds": _together(found.runs[profile.system]),
+        "batch_ms": _percentiles(profile.batch_ms),
+        "batch_ms_alone": _percentiles(profile.batch_ms_alone),
     }
 
 
-def _stages_table(found: Found, role: str, limit: Limit) -> Table:
+def _limit_table(found: Found, role: str, profile: Profile) -> Table:
+    """Write what each bare native call takes of a core, and what the scan takes beyond them."""
+    spent = profile.microseconds()
+    runs = found.runs[profile.system]
+    scan = _median([profile.native[0].cores * run.seconds / run.images * 1e6 for run in runs])
+    rows = [[f"{role} {profile.precision}: bare call on all cores", "core us/img", "share of the scan"]]
+    rows += [[step, f"{us:.0f}", f"{us / scan:.1%}"] for step, us in spent.items()]
+    limit = sum(spent.values())
+    rows.append([f"limit: {profile.limit} img/s", f"{limit:.0f}", f"{limit / scan:.1%}"])
+    rows.append([f"scan: {found.speed(profile.system)} img/s", f"{scan:.0f}", "100.0%"])
+    return rows
+
+
+def _stages_table(found: Found, role: str, profile: Profile) -> Table:
     """Write each stage alone, and the busy time of those that the scan itself times."""
-    together = _together(found.runs[limit.system])
-    rows = [[f"{role} {limit.precision}: stage", "alone img/s", "alone CPU ms/img", "together busy ms/img"]]
-    for name, alone in limit.stages.items():
+    together = _together(found.runs[profile.system])
+    rows = [[f"{role} {profile.precision}: stage", "alone img/s", "alone CPU ms/img", "together busy ms/img"]]
+    for name, alone in profile.stages.items():
         busy = together.get(TOGETHER.get(name, ""), math.nan) * 1e3
         cells = [name, f"{alone.images_per_second:.1f}", f"{alone.cpu_seconds * 1e3:.3f}"]
         rows.append([*cells, "" if math.isnan(busy) else f"{busy:.3f}"])
-    rows.append(
-        ["batch in the networks, ms p50/95/99", _written(limit.batch_ms_alone), "", _written(limit.batch_ms)]
-    )
+    ready, scanned = _written(profile.batch_ms_alone), _written(profile.batch_ms)
+    rows.append(["batch in the networks, ms p50/95/99", ready, "", scanned])
     return rows
 
 
