@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import PATIENCE_S
 
 from gbad_batch.engine.supervisor import MOST_LOSSES
 
@@ -48,7 +49,7 @@ def supervised(tmp_path: Path) -> Callable[..., Any]:
 
 
 def ended(process: subprocess.Popen[str], stdin: str | None = None) -> tuple[int, str]:
-    _, stderr = process.communicate(stdin, timeout=60)
+    _, stderr = process.communicate(stdin, timeout=PATIENCE_S)
     return process.returncode, stderr
 
 
