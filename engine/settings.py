@@ -43,7 +43,7 @@ class SourceSettings:
     sources: Sequence[StrPath | bytes] = setting(
         (), "Folders, image files, tar shards or glob patterns.", resume="same"
     )
-    files_from: StrPath | None = setting(
+    files_from: str | None = setting(
         None, "Read paths from FILE, one a line; - is standard input.", resume="same"
     )
     null: bool = setting(False, "The list is NUL-separated, as find -print0 writes it.")

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import PATIENCE_S
 
 PROGRAM = str(Path(sys.executable).with_name("gbad-batch"))
 
 
 def run(*arguments: str, cwd: Path, **options: Any) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [PROGRAM, *arguments], cwd=cwd, stderr=subprocess.PIPE, text=True, timeout=120, **options
+        [PROGRAM, *arguments], cwd=cwd, stderr=subprocess.PIPE, text=True, timeout=PATIENCE_S, **options
     )
 
 
@@ -83,5 +84,5 @@ def test_an_interrupt_is_its_code(tmp_path: Path, command: str) -> None:
     while not list(tmp_path.rglob("*.jpg")) and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, stdout, stderr) == (130, "", "gbad-batch: stopped on request\n")

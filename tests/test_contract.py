@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_bundle as tiny
 from PIL import Image
+from processes import PATIENCE_S
 
 from gbad_batch.engine import Scan, ScanSettings, Summary
 from gbad_batch.engine.bundle import DEMO_SENTENCE, Bundle, operating_point, write_bundle
@@ -307,7 +308,7 @@ from gbad_batch.engine import Scan, ScanSettings
 from gbad_batch.engine.errors import Stopped
 
 def no_more(progress):
-    """Leave the worker 40 MB."""
+    # leave the worker 40 MB
     (worker,) = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     if resource.prlimit(int(worker), resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
         pages = int(Path(f"/proc/{worker}/statm").read_text().split()[0])
@@ -636,7 +637,7 @@ def on_a_terminal(words: list[str], environment: dict[str, str]) -> tuple[int, s
     ) as process:
         os.close(theirs)
         reader.start()
-        stdout, _ = process.communicate(timeout=120)
+        stdout, _ = process.communicate(timeout=PATIENCE_S)
     reader.join()
     os.close(mine)
     return process.returncode, stdout, b"".join(shown).decode()
@@ -758,7 +759,7 @@ def test_a_signal_at_any_moment_ends_the_command_by_its_code(
             time.sleep(0.005)
         time.sleep(0.02 + after_s)
         process.send_signal(number)
-        process.wait(timeout=60)  # though the list does not end
+        process.wait(timeout=PATIENCE_S)  # though the list does not end
         stdout, stderr = process.communicate()
     assert (process.returncode, stdout) == (128 + number, ""), stderr
     assert "run the same command to go on" in stderr

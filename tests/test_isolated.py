@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from processes import children, runs
+from processes import PATIENCE_S, children, runs
 
 from gbad_batch.engine.decode import DecodeLimits, Decoder, isolated
 from gbad_batch.engine.decode.isolated import IsolatedDecoder
@@ -173,7 +173,7 @@ def test_the_child_ends_when_its_parent_is_killed() -> None:
     done = subprocess.run([sys.executable, "-c", script], input=saved(picture(), "PNG"), capture_output=True)
     status, child = done.stdout.split()
     assert (done.returncode, status) == (-signal.SIGKILL, b"ok")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while runs(int(child)):  # dead is enough: whoever adopted it may not have looked yet
         assert time.monotonic() < deadline
         time.sleep(0.05)

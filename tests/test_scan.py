@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_bundle as tiny
 from PIL import Image
-from processes import children, decoding
+from processes import PATIENCE_S, children, decoding
 
 from gbad_batch.engine import Scan, ScanSettings, Summary
 from gbad_batch.engine.bundle import Bundle, write_bundle
@@ -82,7 +82,7 @@ def command(tiny_bundle: Bundle, tmp_path: Path) -> Any:
 
 
 def finish(process: subprocess.Popen[str], stdin: str | None = None) -> tuple[int, str, str]:
-    stdout, stderr = process.communicate(stdin, timeout=120)
+    stdout, stderr = process.communicate(stdin, timeout=PATIENCE_S)
     return process.returncode, stdout, stderr
 
 

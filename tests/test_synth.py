@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from processes import children, runs
+from processes import PATIENCE_S, children, runs
 
 from gbad_batch.engine.errors import Refused
 from gbad_batch.engine.row import THREATS
@@ -185,13 +185,13 @@ def test_workers_do_not_outlive_a_kill(tmp_path: Path, killed: str):
     ]
     assert len(workers) == 2
     os.kill(workers[0] if killed == "a worker" else writer.pid, signal.SIGKILL)
-    _, said = writer.communicate(timeout=60)
+    _, said = writer.communicate(timeout=PATIENCE_S)
     if killed == "a worker":
         assert said == (
             "a process that drew images was ended from outside, perhaps for want of memory: remove new and "
             "begin again\n"
         )
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while any(map(runs, workers)):
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -1,8 +1,8 @@
 """How a scan divides a machine: by default, as `tune` measured it here, or as the user says.
 
-On a CPU a worker has up to 8 cores and as many threads, each of which takes a chunk from bytes to columns, with
-an inference stream of its own. Cores stay busy until the last chunk, whether decoding or inference is slower,
-and no thread waits for another. On GPUs there is one worker for each.
+On a CPU a worker has up to 8 cores and as many threads, each of which takes a chunk from bytes to columns,
+with an inference stream of its own. Cores stay busy until the last chunk, whether decoding or inference is
+slower, and no thread waits for another. On GPUs there is one worker for each.
 """
 
 import logging
@@ -48,7 +48,7 @@ class WorkPlan:
 
 
 def plan_for(settings: ScanSettings, engine: Engine, gpus: int = 1) -> WorkPlan:
-    """Plan a scan: what the settings say, else what was tuned for all cores of this machine, else defaults."""
+    """Plan a scan: what the settings say, else what was tuned for this machine, else defaults."""
     plan = None
     if settings.threads is None and settings.workers is None:
         plan = tuned(engine, settings.cache_dir)
@@ -79,7 +79,7 @@ def readers(cores: int) -> int:
 
 
 def tuned(engine: Engine, cache_dir: Any) -> WorkPlan | None:
-    """Read the plan that `keep` stored for this engine; None, with a warning, where it is damaged or foreign."""
+    """Read the plan that `keep` stored for this engine; None, with a warning, where it is unusable."""
     cache = EngineCache.open(_folder(cache_dir), warn=False)  # who opened the engine has warned
     if cache is None:
         return None

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...export import engine_for
-from ..bundle import DEMO_SENTENCE, Bundle, StoredPoint, default_bundle_path, operating_point
+from ..bundle import DEMO_SENTENCE, Bundle, OperatingPoint, default_bundle_path, operating_point
 from ..errors import Refused, Stopped
 from ..model.decision import Decision, on_device, sigmoid
 from ..row import ImageFault, Row, threat_names
@@ -39,7 +39,7 @@ class Setup:
     engine_key: str  # engines of one key score alike
     parity: str
     reason: str  # why `auto` took this precision, where it had a choice
-    point: StoredPoint
+    point: OperatingPoint
     features: int  # length of x
     input_size: int  # pixels a side
     plan: WorkPlan

@@ -5,6 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 
 from ..errors import Stopped
 from ..progress import Progress
@@ -70,10 +71,8 @@ class Feed:
 
     def await_more(self) -> None:
         """Ask to be woken by the descriptor when there is something to take."""
-        try:
+        with suppress(BlockingIOError):
             os.eventfd_read(self._wake)
-        except BlockingIOError:
-            pass
         self._awaited = True
 
     def _list(self) -> None:

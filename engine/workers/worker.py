@@ -17,8 +17,6 @@ from ..stages import Batch, OpenStages, Setup, Stages
 from ..system.child import Failed, Line
 from .chunk import Chunk, Clock, FinishedChunk
 
-SLOTS_A_THREAD = 1  # one image at a time on a CPU; a GPU's worker notes all images of a batch
-
 
 @dataclass(frozen=True)
 class Begin:
@@ -56,8 +54,8 @@ def _work(line: Line, worker: "Worker", chunks: "SimpleQueue[Chunk]", slots: Slo
         line.send(
             Failed(
                 Stopped(
-                    "this machine has no memory left for the scan; finished rows are kept: free some, or give "
-                    "fewer --threads, and run the same command again"
+                    "this machine has no memory left for the scan; finished rows are kept: free some, or "
+                    "give fewer --threads, and run the same command again"
                 )
             )
         )
