@@ -1,4 +1,4 @@
-"""What a scan may ask for and what it gets: device, backend and precision, or the reason why not."""
+"""Chooses device, backend and precision for a scan, or says why a choice is not possible."""
 
 import importlib.util
 import logging
@@ -17,11 +17,11 @@ PCI_DEVICES = Path("/sys/bus/pci/devices")
 NVIDIA_VENDOR = "0x10de"
 DISPLAY_CLASS = "0x03"  # display controllers: VGA (0x0300..) and 3D (0x0302..)
 BACKENDS = ("openvino", "tensorrt", "inductor")
-NEEDS = {  # packages that a backend imports, and the extra that brings them
+NEEDS = {  # packages that a backend imports, and the extra that installs them
     "tensorrt": (("tensorrt", "torch", "timm", "onnxscript"), "tensorrt"),
     "inductor": (("torch", "timm"), "gpu"),
 }
-HOW = {  # to install an extra
+INSTALL = {  # how to install an extra
     "gpu": "pip install 'gbad-batch[gpu]'",
     "tensorrt": "pip install 'gbad-batch[tensorrt]' --extra-index-url ADDRESS (that of NVIDIA's index)",
 }
@@ -36,14 +36,14 @@ class Choice(NamedTuple):
 
 
 def resolve(bundle: "Bundle", device: str, engine: str, precision: str) -> Choice:
-    """Give what a scan would use; raises Refused with the reason why it cannot have what it asks for.
+    """Return what a scan would use; raises Refused, with the reason, if a setting is not possible here.
 
-    INT8 is what `auto` would like on a CPU where the bundle has it: the parity gate decides on it.
+    On a CPU `auto` selects INT8 if the bundle has it; the parity gate has the last word.
     """
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
-        raise Refused(f"--device {device!r:.40} is none of auto, cpu, cuda and cuda:N")
+        raise Refused(f"--device {device!r:.40} is not a device: give auto, cpu, cuda or cuda:N")
     if engine not in ("auto", *BACKENDS):
-        raise Refused(f"--engine {engine!r:.40} is none of auto, {', '.join(BACKENDS)}")
+        raise Refused(f"--engine {engine!r:.40} is not an engine: give auto, {', '.join(BACKENDS)}")
     _check_together(device, engine)
     if engine in NEEDS:
         _check_installed(f"--engine {engine}", engine)
@@ -63,7 +63,9 @@ def _check_installed(what: str, backend: str) -> None:
     packages, extra = NEEDS[backend]
     for package in packages:
         if not is_installed(package):
-            raise MissingExtra(f"{what} needs the package {package}, which is not installed: {HOW[extra]}")
+            raise MissingExtra(
+                f"{what} needs the package {package}, which is not installed: {INSTALL[extra]}"
+            )
 
 
 def is_installed(package: str) -> bool:
@@ -75,15 +77,17 @@ def _device(device: str, engine: str) -> str:
     """Choose the CPU or one GPU, `cuda:N`."""
     if device == "cpu" or (device == "auto" and engine == "openvino"):
         return "cpu"
-    found = nvidia_gpus()
+    gpus = nvidia_gpus()
     if device == "auto":
-        if not found and engine == "tensorrt":
-            raise Refused("--engine tensorrt cannot be used: no NVIDIA GPU is here; use --engine openvino")
-        reason = unusable("cuda:0") if found else "none is here"
-        if found and reason:
+        if not gpus and engine == "tensorrt":
+            raise Refused(
+                "--engine tensorrt cannot be used: this machine has no NVIDIA GPU; use --engine openvino"
+            )
+        reason = unusable("cuda:0") if gpus else "there is none"
+        if gpus and reason:
             log.warning(
-                "AN NVIDIA GPU IS HERE AND IS NOT USED: %s; the scan runs on the CPU, and --device cpu says "
-                "that this is meant",
+                "AN NVIDIA GPU IS HERE AND IS NOT USED: %s; the scan runs on the CPU (--device cpu "
+                "silences this warning)",
                 reason,
             )
         return "cpu" if reason else "cuda:0"
@@ -92,8 +96,8 @@ def _device(device: str, engine: str) -> str:
         _check_installed(f"--device {device}", "inductor")
     reason = unusable(where)
     if reason:
-        there = f"{len(found)} NVIDIA GPUs are here" if found else "no NVIDIA GPU is here"
-        raise Refused(f"--device {device} cannot be used: {there}, and {reason}; use --device cpu")
+        count = f"this machine has {len(gpus) or 'no'} NVIDIA GPU{'s' if len(gpus) != 1 else ''}"
+        raise Refused(f"--device {device} cannot be used: {count}, and {reason}; use --device cpu")
     return where
 
 
@@ -105,16 +109,16 @@ def _backend(device: str, engine: str) -> str:
     if is_installed("tensorrt"):
         return "tensorrt"
     log.info(
-        "TensorRT is not installed, so torch Inductor runs the networks on %s; to change that, %s",
+        "TensorRT is not installed: torch Inductor runs the networks on %s; to use TensorRT, %s",
         device,
-        HOW["tensorrt"],
+        INSTALL["tensorrt"],
     )
     return "inductor"
 
 
 def _precision(bundle: "Bundle", device: str, backend: str, precision: str) -> str:
     if precision not in ("auto", "fp32", "fp16", "int8"):
-        raise Refused(f"--precision {precision!r:.40} is none of auto, fp32, fp16 and int8")
+        raise Refused(f"--precision {precision!r:.40} is not a precision: give auto, fp32, fp16 or int8")
     if device != "cpu":
         if precision == "int8":
             raise Refused("--precision int8 is for the CPU, and this scan runs on a GPU: use fp16")
@@ -133,40 +137,40 @@ def _check_int8(bundle: "Bundle", backend: str) -> None:
         raise Refused(f"--precision int8 runs on OpenVINO, not on {backend}: use --engine openvino")
     if not bundle.has_int8:
         raise Refused(
-            f"--precision int8 needs an INT8 form, which the bundle {bundle.path} has not: use fp32, or give "
-            "it one with gbad-batch quantize"
+            f"--precision int8 cannot be used: the bundle {bundle.path} has no INT8 network; use fp32, or "
+            "add one with gbad-batch quantize"
         )
 
 
 def nvidia_gpus(devices: Path = PCI_DEVICES) -> list[str]:
-    """PCI addresses of NVIDIA display controllers, with or without a driver."""
-    found = []
+    """Return the PCI addresses of NVIDIA display controllers, with or without a driver."""
+    addresses = []
     for device in sorted(devices.glob("*")):
         try:
             vendor, kind = ((device / name).read_text().strip() for name in ("vendor", "class"))
         except OSError:
             continue
         if vendor == NVIDIA_VENDOR and kind.startswith(DISPLAY_CLASS):
-            found.append(device.name)
-    return found
+            addresses.append(device.name)
+    return addresses
 
 
 def unusable(device: str) -> str | None:
-    """Say why nothing can be computed on `cuda:N`, or None where it can; asks the driver, through torch."""
+    """Return why `cuda:N` cannot be used, or None if it can; asks the driver through torch."""
     if not is_installed("torch"):
-        return f"torch, which drives it, is not installed ({HOW['gpu']})"
-    if not is_installed("nvidia.dali"):  # the CPU's decoders would do, at a fraction of a GPU's speed
-        return f"DALI, which decodes for it, is not installed ({HOW['gpu']})"
+        return f"torch, which drives it, is not installed ({INSTALL['gpu']})"
+    if not is_installed("nvidia.dali"):  # the CPU's decoders would work, far slower than the GPU
+        return f"DALI, which decodes for it, is not installed ({INSTALL['gpu']})"
     import torch
 
     if not torch.cuda.is_available():
-        return f"torch {torch.__version__} finds no device that it can use (nvidia-smi says more)"
+        return f"torch {torch.__version__} finds no usable device (nvidia-smi shows the driver's state)"
     count, index = torch.cuda.device_count(), int(device.removeprefix("cuda:"))
     return None if index < count else f"torch numbers them 0 to {count - 1}"
 
 
 def gpu_name(device: str) -> str:
-    """Name a GPU and its compute capability, as in a cache key."""
+    """Return a GPU's name and compute capability, as they stand in a cache key."""
     import torch
 
     major, minor = torch.cuda.get_device_capability(device)

@@ -27,24 +27,24 @@ LOSSES = ("reconstruction_loss", "feature_matching_loss")
 
 @dataclass(frozen=True)
 class Built:
-    """What was built for an engine, not yet compared with FP32."""
+    """A candidate for an engine, not yet compared with FP32."""
 
-    blob: bytes  # what its backend opens
-    how: Mapping[str, Any]  # what was chosen on the way, for the record
+    blob: bytes  # in the format of the backend
+    how: Mapping[str, Any]  # choices of the build, for the record
 
 
 def first_to_pass(
     bundle: Bundle, engine: Engine, built: Iterable[Built], threads: int | None
 ) -> tuple[Engine, Built]:
-    """Open what was built one after the other until the gate lets one pass; returns the engine with it.
+    """Open candidates in turn until one passes the gate; returns the engine and the candidate.
 
-    The next is built when the one before has failed, also by values that are no numbers, which half precision
-    overflows to. Raises what `pass_gate` raises of the last.
+    The next one is built only if the one before failed, including by values that are not finite, as when half
+    precision overflows. Raises what `pass_gate` raised for the last.
     """
     refused: Refused | NotFinite | None = None
     for candidate in built:
         if refused:
-            log.info("%s; another form of it is tried", refused)
+            log.info("%s; trying another form of the engine", refused)
         ready = replace(engine, blob=candidate.blob)
         try:
             with closing(open_engine(ready, threads)) as runner:
@@ -56,10 +56,10 @@ def first_to_pass(
 
 
 def pass_gate(bundle: Bundle, runner: Runner) -> Parity:
-    """Score the gate images and compare with the bundle's FP32 values.
+    """Score the gate images and compare them with the bundle's FP32 values.
 
-    Raises BeyondTolerance where a difference exceeds what the bundle allows for this precision, BundleError
-    where an image is no use.
+    Raises BeyondTolerance if a difference exceeds the bundle's tolerance for this precision, BundleError if
+    an image is unusable.
     """
     parity = measure(bundle, runner)
     _check(bundle, runner.engine, parity)
@@ -67,7 +67,7 @@ def pass_gate(bundle: Bundle, runner: Runner) -> Parity:
 
 
 class BeyondTolerance(Refused):
-    """An engine runs and does not agree with FP32; `finding` says in what, without what to do."""
+    """An engine runs but does not agree with FP32; `finding` says how, without the advice."""
 
     def __init__(self, finding: str):
         super().__init__(f"{finding}; use --precision fp32, or another machine or bundle")
@@ -75,16 +75,16 @@ class BeyondTolerance(Refused):
 
 
 def measure(bundle: Bundle, runner: Runner) -> Parity:
-    """Score the gate images and say how far from the bundle's FP32 values they are; raises BundleError."""
-    found, expected = _scored(bundle, runner), bundle.gate()
+    """Score the gate images and measure differences from the bundle's FP32 values; raises BundleError."""
+    actual, expected = _score(bundle, runner), bundle.gate()
     spread = bundle.manifest.benign_score_std
-    scores = {name: _scores(bundle, name, found, expected) for name in bundle.manifest.decisions}
+    scores = {name: _scores(bundle, name, actual, expected) for name in bundle.manifest.decisions}
     flips: dict[str, float] = {}
     for name, (got, wanted) in scores.items():
         flips |= _flips(bundle, runner.engine.precision, name, got, wanted)
     return Parity(
         images=len(expected.names),
-        loss_rel_max=max(_relative(getattr(found, loss), getattr(expected, loss)) for loss in LOSSES),
+        loss_rel_max=max(_relative(getattr(actual, loss), getattr(expected, loss)) for loss in LOSSES),
         score_max={n: float(np.abs(got - wanted).max()) / spread[n] for n, (got, wanted) in scores.items()},
         flips=flips,
         cpu=cpu_model(),
@@ -93,11 +93,13 @@ def measure(bundle: Bundle, runner: Runner) -> Parity:
     )
 
 
-def _scored(bundle: Bundle, runner: Runner) -> Outputs:
-    """Give the outputs of all gate images, in their order."""
+def _score(bundle: Bundle, runner: Runner) -> Outputs:
+    """Return the outputs of all gate images, in order."""
     parts = [runner(pixels) for pixels in _batches(bundle)]
     if not parts:
-        raise BundleError(f"the bundle {bundle.path} has no gate image: nothing can be compared")
+        raise BundleError(
+            f"the bundle {bundle.path} has no gate image, so no engine can be checked: train it again"
+        )
     names = Outputs.__dataclass_fields__
     return Outputs(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
@@ -112,7 +114,7 @@ def _batches(bundle: Bundle) -> "Iterator[NDArray[np.uint8]]":
 
 
 def _pixels(bundle: Bundle, gate: Gate, decode: Decoder, i: int) -> "NDArray[np.uint8]":
-    """Pixels [S, S, 3] of a gate image, by the decoder of the scan; at the input size nothing is resized."""
+    """Decode a gate image to [S, S, 3] as a scan does; at the input size nothing is resized."""
     row = Row(uri=gate.names[i])
     pixels = decode(row, gate.images[i])
     size = bundle.manifest.architecture.input_size
@@ -123,13 +125,13 @@ def _pixels(bundle: Bundle, gate: Gate, decode: Decoder, i: int) -> "NDArray[np.
 
 
 def _scores(
-    bundle: Bundle, name: str, found: Outputs, expected: Gate
+    bundle: Bundle, name: str, actual: Outputs, expected: Gate
 ) -> "tuple[NDArray[np.float64], NDArray[np.float64]]":
-    """Scores [n] of the engine and of FP32, by the same arithmetic."""
+    """Return scores [n] of the engine and of FP32, by the same arithmetic."""
     decision = Decision.from_tensors(name, bundle.tensors())
     got, wanted = (
         decision.score(each.reconstruction_loss, each.feature_matching_loss, each.logits)
-        for each in (found, expected)
+        for each in (actual, expected)
     )
     return got, wanted
 
@@ -141,7 +143,7 @@ def _flips(
     got: "NDArray[np.float64]",
     wanted: "NDArray[np.float64]",
 ) -> dict[str, float]:
-    """Share of alarms that differ at each operating point: the engine's own thresholds against FP32's."""
+    """Return the share of decisions that differ at each operating point, each side by its own thresholds."""
     shares = {}
     for point in bundle.manifest.operating_points["fp32"][name]:
         own = operating_point(bundle, precision, name, pfa=point.pfa)
@@ -165,5 +167,5 @@ def _check(bundle: Bundle, engine: Engine, parity: Parity) -> None:
         if not value <= most:
             raise BeyondTolerance(
                 f"{engine.description} does not agree with FP32 on the gate images of {bundle.path}: {what} "
-                f"is {value:.2g} and may be {most:.2g}"
+                f"is {value:.2g}, above the limit of {most:.2g}"
             )

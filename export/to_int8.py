@@ -1,9 +1,9 @@
-"""From the network of a bundle to its INT8 form: an OpenVINO model, quantized on images by NNCF.
+"""From the network of a bundle to its INT8 network: an OpenVINO model that NNCF quantizes on images.
 
-The convolutions of the backbone run in INT8: their weights are stored so, a scale for each output channel,
-and the ranges of their inputs stand in the graph. FP32 stay the first convolution, which sees the pixels; the
-additions that join branches, whose noise would add up from block to block; and all that follows the last
-pooling on the way to the outputs. OpenVINO alone runs the result.
+The convolutions of the backbone run in INT8: their weights are stored as INT8 with a scale per output
+channel, and the graph holds the ranges of their inputs. The first convolution, which reads the pixels, stays
+FP32; so do the additions of residual branches, whose noise would accumulate from block to block, and
+everything after the last pooling. Only OpenVINO runs the result.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 OVERFLOW_FIXES = ("enable", "first_layer", "disable")
-WORTH_HALVING = 64  # elements: below that a conversion costs more than it saves
+WORTH_HALVING = 64  # elements; for fewer a conversion costs more than it saves
 CONVOLUTIONS = ("Convolution", "GroupConvolution")
 POOLINGS = ("AvgPool", "ReduceMean")
 ACTIVATIONS = "Swish HSwish Mish Gelu Elu PRelu Sigmoid HSigmoid Tanh SoftPlus Clamp".split()  # noqa: SIM905
@@ -36,13 +36,13 @@ ACTIVATIONS = "Swish HSwish Mish Gelu Elu PRelu Sigmoid HSigmoid Tanh SoftPlus C
 def quantize(
     network: bytes, pixels: "Sequence[NDArray[np.uint8]]", overflow_fix: str = "enable"
 ) -> tuple[bytes, bytes]:
-    """Return the XML and the constants of the INT8 form of network.onnx; its batch stays free.
+    """Return the XML and the constants of the INT8 form of network.onnx; the batch size stays dynamic.
 
-    `pixels` [S, S, 3] are training images: the ranges of maps are found on them, and the same images in the
-    same order give the same bytes on one machine. `overflow_fix` says which weights are held to 7 bits, so
-    that AVX2 and AVX-512 without VNNI, which add products in 16 bits, cannot overflow: those of the
-    `first_layer`, of all (`enable`), of none (`disable`). Raises MissingExtra without NNCF, Stopped where it
-    cannot quantize the network.
+    `pixels` [S, S, 3] are training images, on which the ranges of maps are measured; the same images in the
+    same order give the same bytes on one machine. `overflow_fix` selects the weights that are limited to 7
+    bits so that AVX2 and AVX-512 without VNNI, which sum products in 16 bits, cannot overflow: those of the
+    `first_layer`, of all layers (`enable`) or of none (`disable`). Raises MissingExtra without NNCF, Stopped
+    if NNCF cannot quantize the network.
     """
     nncf = load_nncf()
     model = prepared(network)
@@ -50,7 +50,9 @@ def quantize(
     ranges = nncf.quantization.range_estimator.RangeEstimatorParametersSet.MINMAX
     fix = {"first_layer": "FIRST_LAYER", "enable": "ENABLE", "disable": "DISABLE"}[overflow_fix]
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # its bars; standard output is the summary's
+        with contextlib.redirect_stdout(
+            io.StringIO()
+        ):  # its progress bars; standard output is for the summary
             quantized = nncf.quantize(
                 model,
                 nncf.Dataset([image[None] for image in pixels]),
@@ -63,8 +65,8 @@ def quantize(
                 advanced_parameters=nncf.AdvancedQuantizationParameters(
                     overflow_fix=nncf.OverflowFix[fix],
                     disable_bias_correction=True,  # it doubled the error of the features
-                    # all that was seen: the mean of the images' ranges, NNCF's default, cuts off the few
-                    # large activations that make a threat, and gave four times the noise in class scores
+                    # the full range: NNCF's default, the mean of the images' ranges, clips the few large
+                    # activations that make a threat, and gave four times the noise in class scores
                     activations_range_estimator_params=ranges,
                 ),
             )
@@ -75,23 +77,25 @@ def quantize(
         nncf.InternalError,
         nncf.UnsupportedModelError,
     ) as error:
-        raise Stopped(f"NNCF cannot quantize the network: {str(error).strip().splitlines()[-1]}") from error
+        raise Stopped(
+            f"NNCF cannot quantize the network ({str(error).strip().splitlines()[-1]}): use fp32"
+        ) from error
     _halve(quantized)
     _name(quantized)
-    return _written(quantized)
+    return _serialize(quantized)
 
 
 def load_nncf() -> ModuleType:
-    """Import NNCF, but not what would report its use to its maker over the network."""
+    """Import NNCF without the package that would report its use to its maker over the network."""
     load_openvino()
     absent = object()
     if "nncf" not in sys.modules and sys.modules.get("openvino_telemetry", absent) is absent:
-        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment] - not to be imported
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment] - makes its import fail
     try:
         import nncf
     except ImportError as error:
         raise MissingExtra(
-            "a network's INT8 form is made by NNCF, which is not installed: pip install 'gbad-batch[train]'"
+            "quantizing a network needs NNCF, which is not installed: pip install 'gbad-batch[train]'"
         ) from error
     finally:
         if sys.modules.get("openvino_telemetry", absent) is None:
@@ -111,36 +115,39 @@ def prepared(network: bytes) -> Any:
 
 
 def _name(model: Any) -> None:
-    """Give operators names that depend on the graph alone: OpenVINO counts them through its process."""
+    """Rename operators by their position: OpenVINO's own names count up through the process."""
     for number, node in enumerate(model.get_ordered_ops()):
         if node.get_type_name() not in ("Parameter", "Result"):
             node.set_friendly_name(f"{node.get_type_name()}_{number}")
 
 
 def heads(model: Any) -> list[str]:
-    """Name the operators between the outputs and the last pooling on every way to them, poolings included.
+    """Return the names of the operators from the last pooling on every path to the outputs, inclusive.
 
-    Of the pyramid that pools first these are its poolings and all of the pyramid; of the plain one, the means
-    over P2..P5 and what follows. Raises Stopped where an output is reached without a pooling.
+    With the pyramid that pools first these are its poolings and the whole pyramid; with the plain one, the
+    means over P2..P5 and what follows. Raises Stopped if a path to an output has no pooling.
     """
-    found: dict[str, Any] = {}
+    names: set[str] = set()
     waiting = [result.input_value(0).get_node() for result in model.get_results()]
     while waiting:
         node = waiting.pop()
-        if node.get_friendly_name() in found or node.get_type_name() == "Constant":
+        if node.get_friendly_name() in names or node.get_type_name() == "Constant":
             continue
         if node.get_type_name() == "Parameter":
-            raise Stopped("the network has no pooling before its outputs: what is to stay FP32 is not known")
-        found[node.get_friendly_name()] = node
+            raise Stopped(
+                "the network has no pooling before its outputs, so the part that must stay FP32 is unknown: "
+                "use fp32"
+            )
+        names.add(node.get_friendly_name())
         if node.get_type_name() not in POOLINGS:
             waiting += [source.get_node() for source in node.input_values()]
-    return sorted(found)
+    return sorted(names)
 
 
 def first_convolution(model: Any) -> str:
-    """Name the convolution that sees the pixels.
+    """Return the name of the convolution that reads the pixels.
 
-    Quantizing them anew would add more noise than all that follows, for little: it has three channels.
+    Quantizing its input again would add more noise than all later layers, to save little.
     """
     return next(
         node.get_friendly_name() for node in model.get_ordered_ops() if node.get_type_name() in CONVOLUTIONS
@@ -148,7 +155,7 @@ def first_convolution(model: Any) -> str:
 
 
 def joins(model: Any) -> list[str]:
-    """Name the additions of two maps: what residual branches add up to."""
+    """Return the names of the additions of two maps, where residual branches meet."""
     return [
         node.get_friendly_name()
         for node in model.get_ordered_ops()
@@ -158,12 +165,12 @@ def joins(model: Any) -> list[str]:
 
 
 def _is_relu(model: Any) -> bool:
-    """Tell whether ReLU is the backbone's only activation: then symmetric ranges lose nothing."""
+    """Tell whether ReLU is the only activation: then symmetric ranges lose nothing."""
     return not any(node.get_type_name() in ACTIVATIONS for node in model.get_ops())
 
 
 def _halve(model: Any) -> None:
-    """Store as float16 each float32 constant that float16 holds exactly; it is converted at loading."""
+    """Store float32 constants that float16 holds exactly in it; they are converted at loading."""
     from openvino import opset13 as ops
 
     for node in model.get_ordered_ops():
@@ -179,8 +186,8 @@ def _halve(model: Any) -> None:
             reader.replace_source_output(whole.output(0))
 
 
-def _written(model: Any) -> tuple[bytes, bytes]:
-    """Serialize a model, and drop from its XML what only tells how it was made."""
+def _serialize(model: Any) -> tuple[bytes, bytes]:
+    """Serialize a model without the metadata on how it was made."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "network.xml")
         load_openvino().serialize(model, path)
@@ -189,7 +196,7 @@ def _written(model: Any) -> tuple[bytes, bytes]:
     tree.attrib["name"] = "network"
     outputs = {"pixels", "x", "logits"}
     for parent in list(tree.iter()):
-        for child in [each for each in parent if each.tag in ("rt_info", "meta_data")]:
+        for child in [element for element in parent if element.tag in ("rt_info", "meta_data")]:
             parent.remove(child)
         if parent.tag == "port" and "names" in parent.attrib:
             names = outputs.intersection(re.split(",", parent.attrib.pop("names")))

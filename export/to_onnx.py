@@ -1,7 +1,8 @@
-"""From the torch model to the two graphs of a bundle, checked against torch before they are handed out.
+"""From the torch model to the two ONNX graphs of a bundle, each checked against torch.
 
-Only operators of the standard ONNX domain, one self-contained file each, arithmetic in float32. Weights that
-float16 holds exactly are stored so and cast when the graph is loaded: half the bytes, not one bit changed.
+The graphs use only operators of the standard ONNX domain, are one self-contained file each, and compute in
+float32. Weights that float16 holds exactly are stored in it and cast when the graph is loaded: half the size,
+the same values.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from ..engine.errors import Stopped
 from ..engine.model.gbad import GBAD
 
 OPSET = 20
-LARGEST_BATCH = 1024  # that the graphs are traced for; nothing in them depends on it
+LARGEST_BATCH = 1024  # upper bound for tracing; nothing in the graphs depends on it
 TOLERANCE = 1e-4  # relative to the largest value of an output, graph against torch
 WORTH_HALVING = 64  # elements: below that a cast costs more than it saves
 
@@ -28,7 +29,7 @@ def export_graphs(model: GBAD) -> tuple[bytes, bytes]:
     """Return network.onnx (uint8 `pixels` [N, S, S, 3] -> `x` [N, 1024], `logits` [N, 5]) and bigan.onnx.
 
     bigan.onnx maps `x` to `reconstruction_loss` [N] and `feature_matching_loss` [N]. The model is put into
-    evaluation mode. Raises Stopped where a graph does not agree with torch.
+    evaluation mode. Raises Stopped if a graph does not agree with torch.
     """
     model.eval()
     size, features = model.architecture.input_size, model.architecture.features
@@ -56,7 +57,7 @@ class _Features(nn.Module):
 
 
 def sample_pixels(size: int) -> Tensor:
-    """Two smooth pictures of uint8 [2, size, size, 3]; tracing and the check need no more."""
+    """Return two smooth pictures, uint8 [2, size, size, 3], for tracing and for the check."""
     lines = torch.arange(size) / size
     waves = torch.stack(
         [torch.outer(torch.sin(7 * lines * k), torch.cos(5 * lines * k)) for k in range(1, 7)]
@@ -67,9 +68,9 @@ def sample_pixels(size: int) -> Tensor:
 def export(
     module: nn.Module, sample: Tensor, name: str, outputs: Sequence[str], *, folded: bool = False
 ) -> bytes:
-    """Return the ONNX graph of a module of one input, its batch free, without traces of this machine.
+    """Return the ONNX graph of a module with one input and a dynamic batch, without traces of this machine.
 
-    `folded` folds batch norms into convolutions and keeps every weight in the type that it has.
+    `folded` folds batch norms into convolutions and keeps the type of every weight.
     """
     program = torch.onnx.export(
         module,
@@ -79,7 +80,7 @@ def export(
         input_names=[name],
         output_names=list(outputs),
         opset_version=OPSET,
-        # the exporter's own optimization folds batch norms, and a folded weight is no float16 value any more
+        # the exporter's own optimization folds batch norms, and folded weights are not exact in float16
         optimize=folded,
         verbose=False,
     )
@@ -116,20 +117,21 @@ def _strip(proto: onnx.ModelProto) -> None:
     del proto.graph.value_info[:]
     del proto.metadata_props[:]
     graph: Any = proto.graph
-    for part in [graph, *graph.node, *graph.input, *graph.output, *graph.initializer]:
-        del part.metadata_props[:]
-        part.doc_string = ""
+    for message in [graph, *graph.node, *graph.input, *graph.output, *graph.initializer]:
+        del message.metadata_props[:]
+        message.doc_string = ""
 
 
 def _check(graph: bytes, module: nn.Module, sample: Tensor, name: str) -> None:
     """Compare a graph with torch by ONNX's own reference evaluator."""
-    found = ReferenceEvaluator(onnx.load_from_string(graph)).run(None, {_input_name(graph): sample.numpy()})
-    for got, wanted in zip(found, module(sample), strict=True):
+    outputs = ReferenceEvaluator(onnx.load_from_string(graph)).run(None, {_input_name(graph): sample.numpy()})
+    for got, wanted in zip(outputs, module(sample), strict=True):
         reference = wanted.numpy()
         difference = np.abs(np.asarray(got) - reference).max() / max(np.abs(reference).max(), 1e-6)
         if not difference <= TOLERANCE:
             raise Stopped(
-                f"{name} differs from the weights that it was made from by {difference:.1e} (relative)."
+                f"{name} differs from the model that it was exported from by {difference:.1e} (relative), "
+                f"above {TOLERANCE:g}: try another version of torch or onnxscript"
             )
 
 

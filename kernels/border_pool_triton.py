@@ -1,4 +1,4 @@
-"""The border pool on an NVIDIA GPU, in Triton: each element is read once, in loads of 16 bytes, and summed in float32.
+"""The border pool on an NVIDIA GPU, in Triton: each element is read once, 16 bytes a load, summed in float32.
 
 A program is one warp: it takes a tile of one image's positions and a block of channels. It sums rows per
 column, one addition per element, keeping the map's first and last row separate; only the last step sums

@@ -159,13 +159,13 @@ def test_links_are_refused_wherever_they_lead(copy: Path, name: str) -> None:
 
 def test_what_no_bundle_has_is_refused(copy: Path) -> None:
     (copy / "network.onnx.data").touch()
-    refused(copy, "which no bundle has")
+    refused(copy, "which is not a file of a bundle")
 
 
 def test_a_pipe_in_place_of_a_file_does_not_hang(copy: Path) -> None:
     (copy / "README.md").unlink()
     os.mkfifo(copy / "README.md")
-    refused(copy, "README.md is no plain file")
+    refused(copy, "README.md is not a regular file")
 
 
 def test_an_unreadable_file(copy: Path) -> None:
@@ -188,7 +188,7 @@ def at(document: dict[str, Any], *path: str | int) -> Any:
 @pytest.mark.parametrize(
     ("path", "value", "reason"),
     [
-        (("format",), 2, "format 2 and this version reads format 1"),
+        (("format",), 2, "format 2 but this version reads format 1"),
         (("format",), True, "format True"),
         (("extra",), 1, "'extra' is an unknown key"),
         (("architecture", "depth"), 3, r"'architecture\.depth' is an unknown key"),
@@ -215,7 +215,11 @@ def at(document: dict[str, Any], *path: str | int) -> Any:
         (("operating_points", "fp32", "gbad", 0, "pfa"), 0, r"operating_points\.fp32\.gbad\[0\]\.pfa is 0"),
         (("operating_points", "fp32", "gbad"), [], "gbad"),
         (("operating_points", "fp32", "gbad", 1, "class_thresholds"), [2] * 5, r"class_thresholds\[0\] is 2"),
-        (("operating_points", "fp64"), {}, r"'operating_points\.fp64' is none of fp32, fp16, int8"),
+        (
+            ("operating_points", "fp64"),
+            {},
+            r"'operating_points\.fp64' is unknown; known are fp32, fp16, int8",
+        ),
         (("operating_points", "int8"), {}, "decisions differ by precision"),
         (("benign_quantiles", "fp32", "gbad", "score"), [2, 1], "score"),
         (
@@ -224,11 +228,11 @@ def at(document: dict[str, Any], *path: str | int) -> Any:
             "strictly ascending",
         ),
         (("benign_quantiles", "fp32", "gbad"), {"probability": [0, 1], "score": [2, 1]}, "must be ascending"),
-        (("files", "evil.so"), {}, "'evil.so', which no bundle has"),
-        (("files", "../x"), {}, "which no bundle has"),
+        (("files", "evil.so"), {}, "'evil.so', which is not a file of a bundle"),
+        (("files", "../x"), {}, "which is not a file of a bundle"),
         (("files", "network.onnx", "sha256"), "00", r"files\.network\.onnx\.sha256"),
         (("files", "network.onnx", "bytes"), 10**15, r"files\.network\.onnx\.bytes"),
-        (("files", "network_int8.xml"), {"sha256": "0" * 64, "bytes": 1}, "other half"),
+        (("files", "network_int8.xml"), {"sha256": "0" * 64, "bytes": 1}, "without the other file"),
         (("provenance",), [], "provenance is"),
     ],
 )
@@ -284,7 +288,7 @@ def test_a_manifest_too_large_to_read(copy: Path) -> None:
 def test_not_a_number_is_refused_everywhere(copy: Path) -> None:
     text = (copy / "bundle.json").read_text()
     (copy / "bundle.json").write_text(text.replace('"loss_rel": 0.01', '"loss_rel": NaN'))
-    refused(copy, "NaN is no finite number")
+    refused(copy, "NaN is not a finite number")
 
 
 # --- weights ---
@@ -305,22 +309,25 @@ def entry(dtype: str, shape: list[Any], begin: int, end: int) -> dict[str, Any]:
         (b"", "cut short"),
         (struct.pack("<Q", 1 << 62) + b"{}", "cut short"),
         (tensor_file(b"{]"), "not JSON"),
-        (tensor_file(b"[]"), "no object"),
-        (tensor_file({"network.a": entry("F32", [1 << 30, 1 << 30], 0, 4)}, b"0000"), "not the size"),
-        (tensor_file({"network.a": entry("F32", [2], 0, 8)}, b"0000"), "does not lie"),
-        (tensor_file({"network.a": entry("F32", [1], 4, 8)}, b"00000000"), "does not lie"),
+        (tensor_file(b"[]"), "not an object"),
+        (
+            tensor_file({"network.a": entry("F32", [1 << 30, 1 << 30], 0, 4)}, b"0000"),
+            "does not match its size",
+        ),
+        (tensor_file({"network.a": entry("F32", [2], 0, 8)}, b"0000"), "does not start where"),
+        (tensor_file({"network.a": entry("F32", [1], 4, 8)}, b"00000000"), "does not start where"),
         (tensor_file({"network.a": entry("F32", [1], 0, 4)}, b"00000000"), "belong to no tensor"),
         (
             tensor_file(
                 {"network.a": entry("F32", [1], 0, 4), "network.b": entry("F32", [1], 0, 4)}, b"0000"
             ),
-            "does not lie",
+            "does not start where",
         ),
         (tensor_file({"network.a": entry("F32", [-1], 0, -4)}), "whole numbers"),
         (tensor_file({"network.a": entry("F32", [True], 0, 4)}, b"0000"), "whole numbers"),
         (tensor_file({"network.a": entry("F32", [1] * 9, 0, 4)}, b"0000"), "whole numbers"),
         (tensor_file({"network.a": entry("BF16", [2], 0, 4)}, b"0000"), "type 'BF16'"),
-        (tensor_file({"optimizer.a": entry("F32", [1], 0, 4)}, b"0000"), "name that no bundle has"),
+        (tensor_file({"optimizer.a": entry("F32", [1], 0, 4)}, b"0000"), "name that is not allowed"),
         (tensor_file({"network.a": {"dtype": "F32"}}), "not described"),
         (tensor_file({"network.a": entry("F32", [1], 0, 4)}, struct.pack("<f", np.nan)), "not finite"),
     ],
@@ -495,18 +502,18 @@ def with_expected(**changes: Any) -> bytes:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "not a whole tar"),
-        (b"no tar" * 1000, "not a whole tar"),
-        (tiny.files()["gate.tar"][:5000], "not a whole tar|does not name|holds no"),
-        (tar_of([(named("l.jpg", tarfile.SYMTYPE, "/etc/passwd"), b"")]), "no plain file"),
-        (tar_of([(named("l.jpg", tarfile.LNKTYPE, "/etc/passwd"), b"")]), "no plain file"),
-        (tar_of([(named("../up.jpg"), b"")]), "no plain file"),
-        (tar_of([(named("d", tarfile.DIRTYPE), b"")]), "no plain file"),
-        (tar_of([(named("f", tarfile.FIFOTYPE), b"")]), "no plain file"),
-        (tar_of([(named("a.jpg"), b"x"), (named("a.jpg"), b"y")]), "no plain file of its own name"),
-        (tar_of([(named("a.jpg"), b"x")]), "holds no expected.json"),
+        (b"", "damaged or not a tar"),
+        (b"no tar" * 1000, "damaged or not a tar"),
+        (tiny.files()["gate.tar"][:5000], "damaged or not a tar|does not list|is missing"),
+        (tar_of([(named("l.jpg", tarfile.SYMTYPE, "/etc/passwd"), b"")]), "not a regular file"),
+        (tar_of([(named("l.jpg", tarfile.LNKTYPE, "/etc/passwd"), b"")]), "not a regular file"),
+        (tar_of([(named("../up.jpg"), b"")]), "not a regular file"),
+        (tar_of([(named("d", tarfile.DIRTYPE), b"")]), "not a regular file"),
+        (tar_of([(named("f", tarfile.FIFOTYPE), b"")]), "not a regular file"),
+        (tar_of([(named("a.jpg"), b"x"), (named("a.jpg"), b"y")]), "not a regular file with a unique"),
+        (tar_of([(named("a.jpg"), b"x")]), "expected.json is missing"),
         (tar_of([(named("expected.json"), json.dumps(EXPECTED | {"names": []}).encode())]), "holds no image"),
-        (with_expected(names=["b.jpg"]), "does not name"),
+        (with_expected(names=["b.jpg"]), "does not list"),
         (with_expected(logits=[[0] * 4]), "logits in expected.json is not 1 x 5"),
         (with_expected(reconstruction_loss=[float("nan")]), "finite"),
         (with_expected(reconstruction_loss=["x"]), "finite"),

@@ -583,14 +583,14 @@ def test_the_key_holds_all_that_an_engine_depends_on(filled: Path) -> None:
         ("cuda", "inductor", "fp16", Refused, "--device cuda cannot be used"),
         ("cuda:1", "auto", "auto", Refused, "--device cuda:1 cannot be used"),
         ("cuda", "openvino", "auto", Refused, "runs on the CPU"),
-        ("tpu", "auto", "auto", Refused, "none of auto, cpu, cuda"),
+        ("tpu", "auto", "auto", Refused, "is not a device: give auto, cpu, cuda"),
         ("cpu", "tensorrt", "auto", Refused, "runs on an NVIDIA GPU"),
         ("auto", "tensorrt", "auto", MissingExtra, r"pip install 'gbad-batch\[tensorrt\]'"),
         ("cpu", "inductor", "fp16", Refused, "for GPU backends"),
-        ("auto", "abacus", "auto", Refused, "none of auto, openvino"),
-        ("auto", "auto", "int8", Refused, "needs an INT8 form"),
+        ("auto", "abacus", "auto", Refused, "is not an engine: give auto, openvino"),
+        ("auto", "auto", "int8", Refused, "has no INT8 network"),
         ("auto", "auto", "fp16", Refused, "for GPU backends"),
-        ("auto", "auto", "fp8", Refused, "none of auto, fp32"),
+        ("auto", "auto", "fp8", Refused, "is not a precision: give auto, fp32"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(

@@ -128,7 +128,7 @@ def test_weights_that_do_not_fit_get_one_sentence(tmp_path: Path):
     ["hf-hub:someone/something", "hf_hub:a/b", "local-dir:/tmp/x", "resnet50.a1_in1k", "no_such_network", ""],
 )
 def test_only_plain_registered_names_build_a_backbone(name: str):
-    with pytest.raises(Refused, match="not the plain name"):
+    with pytest.raises(Refused, match="not the name of a backbone"):
         create_backbone(name)
 
 

@@ -1,7 +1,8 @@
-"""A trained model on disk: reads, verifies, writes bytes; computes nothing.
+"""A trained model on disk: reads, verifies and writes files; computes nothing.
 
-A bundle is a folder of a fixed list of files. Each is opened without following a link, read within a bound,
-and hashed as it was read: what is checked is what is used. No pickle, no reference out of the folder.
+A bundle is a folder with a fixed list of files. Each is opened without following links, read up to a limit
+and hashed as read, so that the bytes that were checked are the bytes that are used. There is no pickle and no
+reference to anything outside the folder.
 """
 
 import hashlib
@@ -49,7 +50,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Gate:
-    """Images on which an engine must agree with FP32, and what FP32 gave."""
+    """Images on which an engine must agree with FP32, and their FP32 values."""
 
     names: tuple[str, ...]
     images: tuple[bytes, ...] = field(repr=False)  # JPEG, at the input size
@@ -60,23 +61,23 @@ class Gate:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """Where a scan draws the line between an alarm and none."""
+    """The thresholds of a scan."""
 
     decision: str
-    precision: str  # whose calibration it comes from; fp32 where the engine's own was not measured
-    pfa: float  # probability of false alarm: as asked for, or estimated for a threshold that was given
+    precision: str  # of the calibration; fp32 if the engine's own precision was not calibrated
+    pfa: float  # probability of false alarm: as given, or estimated for a given threshold
     threshold: float  # on anomaly_score; an image at or above it is an alarm
     class_thresholds: tuple[float, ...]  # [5] on p_*, of the nearest stored operating point
-    interval: tuple[float, float] | None  # 95 %, of the probability of false alarm, where it was measured
-    supported: bool  # calibration held enough benign images for this probability
+    interval: tuple[float, float] | None  # 95 % confidence, of pfa; None if it was not measured
+    supported: bool  # calibration had enough benign images for this pfa
 
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """A verified bundle; everything that it gives was hashed and checked when it was read."""
+    """A verified bundle; all its contents were hashed and checked when it was read."""
 
     path: Path
-    hash: str  # SHA-256 of bundle.json, hex: it vouches for every other file
+    hash: str  # SHA-256 of bundle.json, hex, which holds those of all other files
     manifest: Manifest
     files: Mapping[str, bytes] = field(repr=False)
     _gate: Gate = field(repr=False)
@@ -95,42 +96,42 @@ class Bundle:
             ) from None
 
     def tensors(self) -> Mapping[str, NDArray[Any]]:
-        """Give the canonical weights, statistics and decision arrays by name, read-only."""
+        """Return the weights, statistics and decision arrays by name, read-only."""
         return self._tensors
 
     def gate(self) -> Gate:
-        """Give the images of the parity gate and their FP32 values."""
+        """Return the images of the parity gate and their FP32 values."""
         return self._gate
 
     @property
     def network_onnx(self) -> bytes:
-        """Graph of pixels uint8 [N, S, S, 3] -> x [N, features] and logits [N, 5], float32."""
+        """ONNX graph of pixels uint8 [N, S, S, 3] -> x [N, features] and logits [N, 5], float32."""
         return self.files["network.onnx"]
 
     @property
     def bigan_onnx(self) -> bytes:
-        """Graph of x [N, features] -> reconstruction_loss [N] and feature_matching_loss [N], float32."""
+        """ONNX graph of x [N, features] -> reconstruction_loss [N] and feature_matching_loss [N], float32."""
         return self.files["bigan.onnx"]
 
     @property
     def has_int8(self) -> bool:
-        """Tell whether the bundle holds the INT8 form of the network."""
+        """Whether the bundle holds the INT8 network."""
         return set(OPTIONAL_FILES) <= self.files.keys()
 
     @property
     def network_int8(self) -> tuple[bytes, bytes]:
-        """The INT8 form of the network, an OpenVINO model of the same inputs and outputs: XML, constants."""
+        """The INT8 network, an OpenVINO model with the same inputs and outputs: XML and constants."""
         xml, constants = OPTIONAL_FILES
         return self.files[xml], self.files[constants]
 
 
 def default_bundle_path() -> Path:
-    """Folder of the bundle that comes with the package."""
+    """Return the folder of the bundle that comes with the package."""
     return Path(__file__).parents[1] / "default_bundle"
 
 
 def _read(path: Path) -> Bundle:
-    # the folder itself may be reached by a link: only what lies in it is bound by hashes
+    # the folder itself may be a link: hashes cover its contents only
     try:
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -148,35 +149,35 @@ def _read(path: Path) -> Bundle:
 
 
 def _check_names(folder: int) -> None:
-    """Every entry is a plain file of a known name: what no hash vouches for has no business in a bundle."""
+    """Raise BundleError unless every entry has a known name and is not a link: hashes cover no other."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_symlink():
-                raise BundleError(f"{entry.name!r:.80} is a link, and a bundle holds plain files only")
+                raise BundleError(f"{entry.name!r:.80} is a link, and a bundle holds regular files only")
             if entry.name not in (MANIFEST, *REQUIRED_FILES, *OPTIONAL_FILES):
-                raise BundleError(f"it holds {entry.name!r:.80}, which no bundle has")
+                raise BundleError(f"it holds {entry.name!r:.80}, which is not a file of a bundle")
 
 
 def _read_recorded(folder: int, name: str, record: FileRecord) -> bytes:
     data = _read_file(folder, name, record.bytes)
     if len(data) != record.bytes:
-        raise BundleError(f"{name} has {len(data)} bytes and {MANIFEST} says {record.bytes}")
+        raise BundleError(f"{name} has {len(data)} bytes, but {MANIFEST} says {record.bytes}")
     if hashlib.sha256(data).hexdigest() != record.sha256:
         raise BundleError(f"{name} is not the file that {MANIFEST} was written for (its SHA-256 differs)")
     return data
 
 
 def _read_file(folder: int, name: str, most: int) -> bytes:
-    """Read a plain file of at most `most` bytes; opening neither follows a link nor waits on a pipe."""
+    """Read a regular file of at most `most` bytes; opening neither follows a link nor waits on a pipe."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        with open(os.open(name, flags, dir_fd=folder), "rb") as file:  # noqa: PTH123 - a descriptor, no path
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise BundleError(f"{name} is no plain file")
-            if found.st_size > most:
-                raise BundleError(f"{name} has {found.st_size} bytes, and at most {most} are read")
-            return file.read(found.st_size + 1)  # Python allocates what it is asked for
+        with open(os.open(name, flags, dir_fd=folder), "rb") as file:  # noqa: PTH123 - a descriptor
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise BundleError(f"{name} is not a regular file")
+            if status.st_size > most:
+                raise BundleError(f"{name} has {status.st_size} bytes, above the limit of {most}")
+            return file.read(status.st_size + 1)  # Python allocates the size that it is given
     except FileNotFoundError:
         raise BundleError(f"{name} is missing") from None
     except OSError as error:
@@ -184,7 +185,7 @@ def _read_file(folder: int, name: str, most: int) -> bytes:
 
 
 def _verified(path: Path, data: bytes, manifest: Manifest, files: dict[str, bytes]) -> Bundle:
-    """Check what the files hold against what bundle.json says."""
+    """Check the files against bundle.json."""
     size, features = manifest.architecture.input_size, manifest.architecture.features
     x = {"x": (FLOAT, (None, features))}
     pixels = {"pixels": (UINT8, (None, size, size, 3))}
@@ -218,7 +219,7 @@ def _check_tensors(tensors: Mapping[str, NDArray[Any]], manifest: Manifest) -> N
             raise BundleError(f"weights.safetensors lacks the arrays of the decision {decision!r}")
 
 
-# --- the gate ---
+# --- the parity gate ---
 
 
 def pack_gate(
@@ -227,7 +228,7 @@ def pack_gate(
     feature_matching_loss: ArrayLike,
     logits: ArrayLike,
 ) -> bytes:
-    """Pack JPEG images at the input size and their FP32 values [n], [n], [n, 5]; equal in, equal out."""
+    """Pack JPEG images at the input size and their FP32 values [n], [n], [n, 5]; reproducible to the byte."""
     names = [f"gate-{i:04d}.jpg" for i in range(len(images))]
     expected = {
         "names": names,
@@ -238,7 +239,7 @@ def pack_gate(
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, data in [*zip(names, images, strict=True), (GATE_EXPECTED, json.dumps(expected).encode())]:
-            member = tarfile.TarInfo(name)  # no time, no owner: nothing of the machine that packs
+            member = tarfile.TarInfo(name)  # no time and no owner, so that the bytes are reproducible
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
     unpack_gate(out.getvalue())
@@ -246,18 +247,18 @@ def pack_gate(
 
 
 def unpack_gate(data: bytes) -> Gate:
-    """Images and FP32 values of the bytes of gate.tar; raises BundleError where they do not fit together."""
+    """Read images and FP32 values from the bytes of gate.tar; raises BundleError if they do not match."""
     members = _members(data)
     try:
         expected = json.loads(members.pop(GATE_EXPECTED, b""))
     except (ValueError, RecursionError):
-        raise BundleError(f"gate.tar holds no {GATE_EXPECTED}, or it is not JSON") from None
+        raise BundleError(f"gate.tar: {GATE_EXPECTED} is missing or is not JSON") from None
     names = tuple(members)
     fields = ("names", "reconstruction_loss", "feature_matching_loss", "logits")
     if not isinstance(expected, dict) or expected.keys() != set(fields) or expected["names"] != list(names):
-        raise BundleError(f"gate.tar: {GATE_EXPECTED} does not name the images beside it")
+        raise BundleError(f"gate.tar: {GATE_EXPECTED} does not list the images of the archive")
     if not names:
-        raise BundleError("gate.tar holds no image, so that no engine could be checked")
+        raise BundleError("gate.tar holds no image, so no engine could be checked")
     n = len(names)
     return Gate(
         names,
@@ -269,7 +270,7 @@ def unpack_gate(data: bytes) -> Gate:
 
 
 def _members(data: bytes) -> dict[str, bytes]:
-    """Read the plain files of a tar, in its order, each within its bound."""
+    """Read the regular files of a tar in order, each up to a limit."""
     members: dict[str, bytes] = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
@@ -277,7 +278,9 @@ def _members(data: bytes) -> dict[str, bytes]:
                 if len(members) > MOST_GATE_IMAGES:
                     raise BundleError(f"gate.tar holds more than {MOST_GATE_IMAGES} images")
                 if not member.isreg() or member.issparse() or "/" in member.name or member.name in members:
-                    raise BundleError(f"gate.tar: {member.name!r:.80} is no plain file of its own name")
+                    raise BundleError(
+                        f"gate.tar: {member.name!r:.80} is not a regular file with a unique, plain name"
+                    )
                 if member.size > LARGEST_GATE_IMAGE:
                     raise BundleError(
                         f"gate.tar: {member.name!r:.80} is larger than {LARGEST_GATE_IMAGE} bytes"
@@ -285,7 +288,7 @@ def _members(data: bytes) -> dict[str, bytes]:
                 file = tar.extractfile(member)
                 members[member.name] = file.read() if file else b""
     except (tarfile.TarError, OSError, ValueError) as error:
-        raise BundleError(f"gate.tar is not a whole tar ({error})") from None
+        raise BundleError(f"gate.tar is damaged or not a tar ({error})") from None
     return members
 
 
@@ -313,11 +316,11 @@ def operating_point(
 ) -> OperatingPoint:
     """Choose the thresholds of a scan.
 
-    A probability of false alarm (default 0.05) picks the score threshold that this share of benign
-    calibration images reached: that of a stored operating point where one was measured for it, else from the
+    A probability of false alarm (default 0.05) selects the score threshold that this share of benign
+    calibration images reached: that of the stored operating point if one was measured for it, else by the
     benign quantiles. Class thresholds are those of the nearest stored operating point. A precision without
-    operating points of its own uses FP32's. Raises Refused for a decision that the bundle has not,
-    and for pfa and threshold together.
+    operating points of its own uses FP32's. Raises Refused if the bundle lacks the decision, and for pfa and
+    threshold together.
     """
     if pfa is not None and threshold is not None:
         raise Refused("--pfa and --threshold exclude each other: give one of them")
@@ -354,7 +357,7 @@ def _threshold_for(points: Sequence[StoredPoint], quantiles: Quantiles, pfa: flo
 
 
 def _share_above(quantiles: Quantiles, threshold: float) -> float:
-    """Share of benign images at or above a score, from the quantiles."""
+    """Return the share of benign images at or above a score, from the quantiles."""
     return 1 - float(np.interp(threshold, quantiles.score, quantiles.probability, left=0.0, right=1.0))
 
 
@@ -367,10 +370,10 @@ def _supported(points: Sequence[StoredPoint], pfa: float) -> bool:
 
 
 def write_bundle(path: Path | str, manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> Bundle:
-    """Write a bundle to the new or empty folder `path`, all at once, and return it as read back.
+    """Write a bundle to the new or empty folder `path` atomically, and return it as read back.
 
     `manifest` is the content of bundle.json without `format` and `files`, which are set here. Raises Refused
-    where `path` is taken, BundleError where the bundle would not pass its own checks; nothing is left then.
+    if `path` is taken and BundleError if the bundle fails its own checks; then nothing is left behind.
     """
     path = Path(path)
     records = {
@@ -381,16 +384,16 @@ def write_bundle(path: Path | str, manifest: Mapping[str, Any], files: Mapping[s
     check_vacant(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
-        fresh = Path(scratch) / path.name
-        fresh.mkdir()
+        temporary = Path(scratch) / path.name
+        temporary.mkdir()
         for name, data in {**files, MANIFEST: text.encode()}.items():
-            write_whole(fresh / name, data)
-        Bundle.read(fresh)
-        rename(fresh, path)
+            write_whole(temporary / name, data)
+        Bundle.read(temporary)
+        rename(temporary, path)
     return Bundle.read(path)
 
 
 def check_vacant(path: Path) -> None:
-    """Raise Refused where a bundle cannot be written to `path`: it is neither new nor an empty folder."""
+    """Raise Refused unless `path` is new or an empty folder."""
     if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
-        raise Refused(f"{path} exists: a bundle is written to a new folder, so remove it or give another")
+        raise Refused(f"{path} exists: a bundle is written to a new folder; remove this one or give another")

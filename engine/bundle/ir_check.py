@@ -1,8 +1,8 @@
-"""Looks through the XML of an OpenVINO model, the INT8 form of a network, before OpenVINO sees it.
+"""Checks the XML of an OpenVINO model, the INT8 network, before OpenVINO reads it.
 
-The XML names operators and where in the second file each constant lies. It is read by expat with bounds:
-plain ASCII, no document type and so no entities, the elements and operators that a plain graph has and no
-other, edges that only lead on, and every constant inside the file and as long as its shape says.
+The XML holds operators and the offset of each constant in the second file. It is parsed by expat with limits:
+ASCII only, no document type and so no entities, only the elements and operators that a plain graph needs, no
+edge backwards, and every constant inside the file and as long as its shape says.
 Format: https://docs.openvino.ai/2026/documentation/openvino-ir-format/operation-sets.html
 """
 
@@ -88,14 +88,14 @@ def check_ir(
         layers = _Reader().read(xml)
         _check_constants(layers, weights)
         found_inputs, found_outputs = _inputs(layers), _outputs(layers)
-    except _Unfit as error:
+    except _NotPlain as error:
         raise BundleError(f"{name} {error}") from None
     for kind, found, wanted in (("inputs", found_inputs, inputs), ("outputs", found_outputs, outputs)):
         if found != wanted:
-            raise BundleError(f"{name} has the {kind} {_written(found)} and must have {_written(wanted)}")
+            raise BundleError(f"{name} has the {kind} {_describe(found)} and must have {_describe(wanted)}")
 
 
-def _written(ports: Mapping[str, Port]) -> str:
+def _describe(ports: Mapping[str, Port]) -> str:
     def one(name: str, port: Port) -> str:
         sizes = ", ".join("N" if size is None else str(size) for size in port[1])
         return f"{name[:40]!r} [{sizes}] of type {port[0][:20]}"
@@ -103,19 +103,19 @@ def _written(ports: Mapping[str, Port]) -> str:
     return ", ".join(one(name, port) for name, port in list(ports.items())[:8]) or "none"
 
 
-class _Unfit(Exception):
-    """What is wrong with the graph, as the end of a sentence that begins with the file's name."""
+class _NotPlain(Exception):
+    """What is wrong with the graph: the rest of a sentence that begins with the file's name."""
 
 
 class _Reader:
-    """Gathers layers and edges while expat goes through the XML."""
+    """Gathers layers and edges while expat parses the XML."""
 
     def __init__(self) -> None:
         self.layers: dict[int, _Layer] = {}
         self._path = [""]
-        self._met: list[set[str]] = [set()]  # names of the elements met in each of the path
+        self._seen: list[set[str]] = [set()]  # names of the elements already seen in each element of the path
         self._text = ""
-        self._takers: dict[str, Callable[[dict[str, str]], None]] = {
+        self._handlers: dict[str, Callable[[dict[str, str]], None]] = {
             "net": self._net,
             "layer": self._layer,
             "data": self._data,
@@ -124,11 +124,11 @@ class _Reader:
         }
 
     def read(self, xml: bytes) -> dict[int, _Layer]:
-        """Return the layers by number, in their order."""
+        """Return the layers by number, in order."""
         if len(xml) > LARGEST_XML:
-            raise _Unfit(f"has {len(xml)} bytes, and at most {LARGEST_XML} are read")
-        if not xml.isascii():  # what parsers take for another encoding, they read differently
-            raise _Unfit("holds bytes that are no ASCII text")
+            raise _NotPlain(f"has {len(xml)} bytes, above the limit of {LARGEST_XML}")
+        if not xml.isascii():  # parsers differ in how they detect other encodings
+            raise _NotPlain("holds bytes that are not ASCII text")
         parser = expat.ParserCreate("us-ascii")
         parser.StartDoctypeDeclHandler = self._refuse("a document type")
         parser.ProcessingInstructionHandler = self._refuse("a processing instruction")
@@ -139,12 +139,12 @@ class _Reader:
         try:
             parser.Parse(xml, True)
         except expat.ExpatError as error:
-            raise _Unfit(f"is not XML ({expat.ErrorString(error.code)}, line {error.lineno})") from None
+            raise _NotPlain(f"is not XML ({expat.ErrorString(error.code)}, line {error.lineno})") from None
         return self.layers
 
     def _refuse(self, what: str) -> Callable[..., None]:
         def handler(*_: object) -> None:
-            raise _Unfit(f"holds {what}, which a plain graph has not")
+            raise _NotPlain(f"holds {what}, which is not allowed")
 
         return handler
 
@@ -152,46 +152,46 @@ class _Reader:
         parent = self._path[-1]
         self._check_no_text(parent)
         if element not in ELEMENTS[parent][1]:
-            raise _Unfit(f"holds the element {element[:60]!r} in {parent or 'the whole'!r}")
-        if element in ONCE and element in self._met[-1]:
-            raise _Unfit(f"holds the element {element!r} twice in {parent or 'the whole'!r}")
+            raise _NotPlain(f"holds the element {element[:60]!r} in {parent or 'the document'!r}")
+        if element in ONCE and element in self._seen[-1]:
+            raise _NotPlain(f"holds the element {element!r} twice in {parent or 'the document'!r}")
         known = ELEMENTS[element][0]
         for name in attributes.keys() - known if known is not None else ():
-            raise _Unfit(f"holds the attribute {name[:60]!r} of {element!r}, which a plain graph has not")
+            raise _NotPlain(f"holds the attribute {name[:60]!r} of {element!r}, which is not allowed")
         if any(len(value) > LONGEST_TEXT for value in attributes.values()):
-            raise _Unfit(f"holds an attribute of {element!r} longer than {LONGEST_TEXT} characters")
-        self._met[-1].add(element)
+            raise _NotPlain(f"holds an attribute of {element!r} longer than {LONGEST_TEXT} characters")
+        self._seen[-1].add(element)
         self._path.append(element)
-        self._met.append(set())
+        self._seen.append(set())
         self._text = ""
-        if element in self._takers:
-            self._takers[element](attributes)
+        if element in self._handlers:
+            self._handlers[element](attributes)
 
     def _end(self, element: str) -> None:
         if element == "dim":
             port = self._last_port
             if len(port.shape) == MOST_DIMENSIONS:
-                raise _Unfit(f"holds a port of more than {MOST_DIMENSIONS} dimensions")
+                raise _NotPlain(f"holds a port of more than {MOST_DIMENSIONS} dimensions")
             size = _number(self._text.strip(), signed=True)
             port.shape.append(None if size == -1 else size)
         else:
             self._check_no_text(element)
         self._text = ""
         self._path.pop()
-        self._met.pop()
+        self._seen.pop()
 
     def _check_no_text(self, element: str) -> None:
         if self._text.strip():
-            raise _Unfit(f"holds text in the element {element!r}")
+            raise _NotPlain(f"holds text in the element {element!r}")
 
     def _characters(self, text: str) -> None:
         self._text += text
         if len(self._text) > LONGEST_TEXT:
-            raise _Unfit(f"holds text of more than {LONGEST_TEXT} characters")
+            raise _NotPlain(f"holds text of more than {LONGEST_TEXT} characters")
 
     def _net(self, attributes: dict[str, str]) -> None:
         if attributes.get("version") != IR_VERSION:
-            raise _Unfit(
+            raise _NotPlain(
                 f"has the version {attributes.get('version', '')[:20]!r} and must have {IR_VERSION!r}"
             )
 
@@ -199,13 +199,13 @@ class _Reader:
         number, kind = _number(attributes.get("id", "")), attributes.get("type", "")
         version = attributes.get("version", "")
         if kind not in OPERATORS or version not in VERSIONS:
-            raise _Unfit(
+            raise _NotPlain(
                 f"holds the operator {f'{version}.{kind}'[:80]!r}, which is not on the list of known ones"
             )
         if number != len(self.layers):
-            raise _Unfit(f"numbers a layer {number} where {len(self.layers)} is the next")
+            raise _NotPlain(f"numbers a layer {number} where {len(self.layers)} was expected")
         if len(self.layers) == MOST_LAYERS:
-            raise _Unfit(f"holds more than {MOST_LAYERS} layers")
+            raise _NotPlain(f"holds more than {MOST_LAYERS} layers")
         self._last_layer = self.layers[number] = _Layer(kind)
 
     def _data(self, attributes: dict[str, str]) -> None:
@@ -216,7 +216,7 @@ class _Reader:
         number = _number(attributes.get("id", ""))
         ports = self._last_layer.outputs if self._path[-2] == "output" else {}
         if number in ports or number >= MOST_PORTS:
-            raise _Unfit(f"holds the port {number} of a layer twice, or more than {MOST_PORTS} ports")
+            raise _NotPlain(f"holds the port {number} of a layer twice, or more than {MOST_PORTS} ports")
         self._last_port = ports[number] = port
 
     def _edge(self, attributes: dict[str, str]) -> None:
@@ -225,24 +225,24 @@ class _Reader:
         ]
         source, port, target, _ = ends
         if source not in self.layers or port not in self.layers[source].outputs:
-            raise _Unfit(f"holds an edge from port {port} of layer {source}, which is not there")
+            raise _NotPlain(f"holds an edge from port {port} of layer {source}, which is not there")
         if not source < target < len(self.layers):
-            raise _Unfit(f"holds an edge from layer {source} to {target}, which does not lead on")
+            raise _NotPlain(f"holds an edge from layer {source} to {target}, which leads backwards")
         self.layers[target].sources.append((source, port))
 
 
 def _number(text: str, *, signed: bool = False) -> int:
-    """Read a whole number as every parser reads it."""
+    """Parse a whole number in the one spelling that all parsers read alike."""
     if not re.fullmatch(r"-1|0|[1-9][0-9]{0,11}" if signed else r"0|[1-9][0-9]{0,11}", text):
-        raise _Unfit(f"holds {text[:40]!r} in place of a number")
+        raise _NotPlain(f"holds {text[:40]!r} in place of a number")
     return int(text)
 
 
 def _sizes(text: str) -> list[int]:
-    """Read the sizes of a constant's shape, such as '64, 3, 7, 7'; that of one number is ''."""
-    sizes = [_number(each.strip()) for each in text.split(",")] if text.strip() else []
+    """Parse a constant's shape, such as '64, 3, 7, 7'; that of a scalar is ''."""
+    sizes = [_number(size.strip()) for size in text.split(",")] if text.strip() else []
     if len(sizes) > MOST_DIMENSIONS:
-        raise _Unfit(f"holds a constant of more than {MOST_DIMENSIONS} dimensions")
+        raise _NotPlain(f"holds a constant of more than {MOST_DIMENSIONS} dimensions")
     return sizes
 
 
@@ -252,19 +252,21 @@ def _check_constants(layers: Mapping[int, _Layer], weights: int) -> None:
         if layer.kind != "Const":
             continue
         if layer.data.keys() != {"element_type", "shape", "offset", "size"}:
-            raise _Unfit(f"describes the constant {number} not by element_type, shape, offset and size")
+            raise _NotPlain(f"must describe the constant {number} by element_type, shape, offset and size")
         kind = layer.data["element_type"]
         if kind not in ITEM_BYTES:
-            raise _Unfit(f"holds the constant {number} of type {kind[:20]!r}, which is not read")
+            raise _NotPlain(f"holds the constant {number} of type {kind[:20]!r}, which is not supported")
         offset, size = _number(layer.data["offset"]), _number(layer.data["size"])
         if size != math.prod(_sizes(layer.data["shape"])) * ITEM_BYTES[kind]:
-            raise _Unfit(f"holds the constant {number} of another size than its shape")
+            raise _NotPlain(f"holds the constant {number} of another size than its shape")
         if offset + size > weights:
-            raise _Unfit(f"places the constant {number} beyond the {weights} bytes of the file of constants")
+            raise _NotPlain(
+                f"places the constant {number} beyond the {weights} bytes of the file of constants"
+            )
 
 
 def _inputs(layers: Mapping[int, _Layer]) -> dict[str, Port]:
-    """Name, type and shape of the graph's inputs; their shape is that of their operator."""
+    """Return name, type and shape of the graph's inputs, as their operators say."""
     found: dict[str, Port] = {}
     for layer in layers.values():
         if layer.kind == "Parameter":
@@ -275,12 +277,12 @@ def _inputs(layers: Mapping[int, _Layer]) -> dict[str, Port]:
 
 
 def _outputs(layers: Mapping[int, _Layer]) -> dict[str, Port]:
-    """Name, type and shape of the graph's outputs, as the layers say that make them."""
+    """Return name, type and shape of the graph's outputs, as the layers that compute them say."""
     found: dict[str, Port] = {}
     for layer in layers.values():
         if layer.kind == "Result":
             if len(layer.sources) != 1:
-                raise _Unfit("holds an output that is not made by one layer")
+                raise _NotPlain("holds an output that is not computed by exactly one layer")
             source, number = layer.sources[0]
             port = layers[source].outputs[number]
             found[port.names] = (PORT_TYPES.get(port.precision, port.precision), tuple(port.shape))
@@ -289,5 +291,5 @@ def _outputs(layers: Mapping[int, _Layer]) -> dict[str, Port]:
 
 def _only(ports: Mapping[int, _Port]) -> _Port:
     if len(ports) != 1:
-        raise _Unfit("holds an input that does not have one port")
+        raise _NotPlain("holds an input that does not have one port")
     return next(iter(ports.values()))

@@ -1,4 +1,4 @@
-"""bundle.json: what a model says of itself, as typed values, each of them checked."""
+"""bundle.json: the description of a model as typed, checked values."""
 
 import json
 import math
@@ -16,8 +16,8 @@ FORMAT = 1
 PRECISIONS = ("fp32", "fp16", "int8")
 DECISIONS = ("gbad", "classes", "combined")
 REQUIRED_FILES = ("weights.safetensors", "network.onnx", "bigan.onnx", "gate.tar", "README.md")
-OPTIONAL_FILES = ("network_int8.xml", "network_int8.bin")  # an INT8 form has both
-OPTIONAL = ("tolerance_int8",)  # keys
+OPTIONAL_FILES = ("network_int8.xml", "network_int8.bin")  # of the INT8 network: both or neither
+OPTIONAL_KEYS = ("tolerance_int8",)
 LARGEST_FILE = 1 << 30  # bytes
 LONGEST_TEXT = 4096  # characters
 MOST_POINTS = 64
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Constants of the normalization inside the graph, of pixels divided by 255."""
+    """Constants of the normalization inside the graph, for pixels divided by 255."""
 
     mean: tuple[float, ...]  # [3], RGB
     std: tuple[float, ...]  # [3]
@@ -38,11 +38,11 @@ class Preprocessing:
 class StoredPoint:
     """An operating point measured on calibration images."""
 
-    pfa: float  # probability of false alarm that it was set for
+    pfa: float  # probability of false alarm that it was chosen for
     threshold: float  # on anomaly_score; an image at or above it is an alarm
     class_thresholds: tuple[float, ...]  # [5] on p_*, in the order of the classes
     interval: tuple[float, float]  # 95 %, of the probability of false alarm
-    supported: bool  # enough benign calibration images lie above the threshold
+    supported: bool  # enough benign calibration images are above the threshold
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Quantiles:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far an engine may be from the FP32 values of the bundle, on its gate images."""
+    """The largest differences from FP32 that an engine may show on the gate images."""
 
     loss_rel: float  # largest relative difference of a loss
     score: float  # largest difference of a score, in standard deviations of benign scores
@@ -64,7 +64,7 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class FileRecord:
-    """A file of the bundle as it was written."""
+    """Hash and size of a file of the bundle."""
 
     sha256: str  # hex
     bytes: int
@@ -72,7 +72,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What bundle.json says; every value is checked, every number finite."""
+    """The content of bundle.json; every value is checked, every number finite."""
 
     name: str
     created: str  # ISO 8601
@@ -84,43 +84,45 @@ class Manifest:
     operating_points: Mapping[str, Mapping[str, tuple[StoredPoint, ...]]]  # [precision][decision], by pfa
     benign_quantiles: Mapping[str, Mapping[str, Quantiles]]  # [precision][decision]
     tolerance: Tolerance
-    tolerance_int8: Tolerance | None  # of the INT8 form; None where there is none, or its maker set none
+    tolerance_int8: Tolerance | None  # of the INT8 network; None without one, or if none was set
     benign_score_std: Mapping[str, float]  # [decision]
-    provenance: Mapping[str, Any]  # free: how, when and from what it was trained
+    provenance: Mapping[str, Any]  # free form: how, when and on what it was trained
     files: Mapping[str, FileRecord]
 
     @property
     def decisions(self) -> tuple[str, ...]:
-        """The names of the decisions that the bundle holds."""
+        """Names of the decisions that the bundle holds."""
         return tuple(self.operating_points["fp32"])
 
     def tolerance_of(self, precision: str) -> Tolerance:
-        """Give the tolerance of an engine of this precision."""
+        """Return the tolerance of an engine of this precision."""
         return (self.tolerance_int8 if precision == "int8" else None) or self.tolerance
 
     def document(self) -> dict[str, Any]:
-        """Give the content of bundle.json again, without `format` and `files`, for `write_bundle`."""
+        """Return the content of bundle.json without `format` and `files`, as `write_bundle` takes it."""
         content = asdict(self)
         del content["files"]
-        return {name: value for name, value in content.items() if name not in OPTIONAL or value is not None}
+        return {
+            name: value for name, value in content.items() if name not in OPTIONAL_KEYS or value is not None
+        }
 
 
 def parse_manifest(data: bytes) -> Manifest:
-    """Read the bytes of bundle.json; raises BundleError that names the first value that does not fit."""
+    """Read the bytes of bundle.json; raises BundleError with the first invalid value."""
     try:
-        value = json.loads(data, object_pairs_hook=_no_twins, parse_constant=_no_constant)
+        value = json.loads(data, object_pairs_hook=_unique_keys, parse_constant=_raise_not_finite)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"bundle.json is not JSON ({error})") from None
     root = _Value(value, "")
     found = root.value.get("format") if isinstance(root.value, dict) else None
     if found != FORMAT or isinstance(found, bool):
-        raise BundleError(f"bundle.json has format {found!r:.40} and this version reads format {FORMAT}")
+        raise BundleError(f"bundle.json has format {found!r:.40} but this version reads format {FORMAT}")
     return _manifest(root)
 
 
 def _manifest(root: "_Value") -> Manifest:
     keys = ("format", *Manifest.__dataclass_fields__)
-    at = root.fields(*keys, optional=OPTIONAL)
+    at = root.fields(*keys, optional=OPTIONAL_KEYS)
     points = at["operating_points"].mapping(PRECISIONS, lambda v: v.mapping(DECISIONS, _points))
     quantiles = at["benign_quantiles"].mapping(PRECISIONS, lambda v: v.mapping(DECISIONS, _quantiles))
     spreads = at["benign_score_std"].mapping(DECISIONS, lambda v: v.number(1e-12))
@@ -145,7 +147,7 @@ def _manifest(root: "_Value") -> Manifest:
 
 
 def _check_together(manifest: Manifest) -> None:
-    """Check what no single value shows: that all speak of the same classes, decisions and precisions."""
+    """Check that all values agree on classes, decisions and precisions."""
     if manifest.classes != THREATS:
         raise BundleError(
             f"bundle.json: classes are {manifest.classes!r:.200} and must be {', '.join(THREATS)}"
@@ -165,14 +167,14 @@ def _check_together(manifest: Manifest) -> None:
         )
     int8 = [name for name in OPTIONAL_FILES if name in manifest.files]
     if len(int8) == 1:
-        raise BundleError(f"bundle.json: files name {int8[0]} without the other half of the INT8 form")
+        raise BundleError(f"bundle.json: files name {int8[0]} without the other file of the INT8 network")
 
 
 def _architecture(value: "_Value") -> Architecture:
     at = value.fields(*Architecture.__dataclass_fields__)
     backbone = at.pop("backbone")
     if not re.fullmatch(r"[a-z0-9_]{1,100}", backbone.text()):
-        raise backbone.unfit("the plain name of a registered backbone (a-z, 0-9 and _)")
+        raise backbone.error("the plain name of a registered backbone (a-z, 0-9 and _)")
     input_size = at.pop("input_size").whole(32, 2048)
     sizes = {name: size.whole(1, 1 << 16) for name, size in at.items()}
     return Architecture(backbone.text(), input_size=input_size, **sizes)
@@ -205,9 +207,9 @@ def _quantiles(value: "_Value") -> Quantiles:
     probability = at["probability"].numbers(2, MOST_QUANTILES, 0, 1)
     score = at["score"].numbers(len(probability), len(probability))
     if any(b <= a for a, b in pairwise(probability)):
-        raise at["probability"].unfit("strictly ascending")
+        raise at["probability"].error("strictly ascending")
     if any(b < a for a, b in pairwise(score)):
-        raise at["score"].unfit("ascending")
+        raise at["score"].error("ascending")
     return Quantiles(probability, score)
 
 
@@ -221,7 +223,7 @@ def _tolerance(value: "_Value", largest: float = 1.0) -> Tolerance:
 def _files(value: "_Value") -> dict[str, FileRecord]:
     found = value.object()
     for name in found.keys() - {*REQUIRED_FILES, *OPTIONAL_FILES}:
-        raise BundleError(f"bundle.json: files name {name!r:.80}, which no bundle has")
+        raise BundleError(f"bundle.json: files name {name!r:.80}, which is not a file of a bundle")
     for name in REQUIRED_FILES:
         if name not in found:
             raise BundleError(f"bundle.json: files lack {name}")
@@ -231,29 +233,29 @@ def _files(value: "_Value") -> dict[str, FileRecord]:
 def _file(value: "_Value") -> FileRecord:
     at = value.fields("sha256", "bytes")
     if not re.fullmatch(r"[0-9a-f]{64}", at["sha256"].text()):
-        raise at["sha256"].unfit("64 hexadecimal digits")
+        raise at["sha256"].error("64 hexadecimal digits")
     return FileRecord(at["sha256"].text(), at["bytes"].whole(0, LARGEST_FILE))
 
 
 @dataclass(frozen=True)
 class _Value:
-    """A value of the JSON document and where it stands; each method checks it and gives it typed."""
+    """A value of the JSON document and its path; each method checks it and returns it typed."""
 
     value: Any
     where: str
 
-    def unfit(self, wanted: str) -> BundleError:
+    def error(self, wanted: str) -> BundleError:
         return BundleError(
-            f"bundle.json: {self.where or 'the whole'} is {self.value!r:.60} and must be {wanted}"
+            f"bundle.json: {self.where or 'the document'} is {self.value!r:.60} and must be {wanted}"
         )
 
     def object(self) -> dict[str, Any]:
         if not isinstance(self.value, dict):
-            raise self.unfit("an object")
+            raise self.error("an object")
         return self.value
 
     def fields(self, *names: str, optional: tuple[str, ...] = ()) -> dict[str, "_Value"]:
-        """Give the members by name: all of them but for the optional ones, and no other."""
+        """Return the members by name: all but the optional ones are required, no other is allowed."""
         found = self.object()
         for name in found.keys() - set(names):
             raise BundleError(f"bundle.json: {self._member(name)!r:.120} is an unknown key")
@@ -263,15 +265,17 @@ class _Value:
         return {name: _Value(found[name], self._member(name)) for name in names if name in found}
 
     def mapping(self, allowed: tuple[str, ...], read: Callable[["_Value"], T]) -> dict[str, T]:
-        """Give the members, each read alike, under names of a known set."""
+        """Return the members, each parsed by `read`, whose names are in a known set."""
         found = self.object()
         for name in found.keys() - set(allowed):
-            raise BundleError(f"bundle.json: {self._member(name)!r:.120} is none of {', '.join(allowed)}")
+            raise BundleError(
+                f"bundle.json: {self._member(name)!r:.120} is unknown; known are {', '.join(allowed)}"
+            )
         return {name: read(_Value(found[name], self._member(name))) for name in found}
 
     def items(self, fewest: int, most: int) -> list["_Value"]:
         if not isinstance(self.value, list) or not fewest <= len(self.value) <= most:
-            raise self.unfit(
+            raise self.error(
                 f"a list of {fewest} to {most} values" if fewest < most else f"a list of {most} values"
             )
         return [_Value(item, f"{self.where}[{i}]") for i, item in enumerate(self.value)]
@@ -285,36 +289,36 @@ class _Value:
     def number(self, low: float = -1e30, high: float = 1e30) -> float:
         number = self.value
         if isinstance(number, bool) or not isinstance(number, int | float) or not low <= number <= high:
-            raise self.unfit(f"a number from {low:g} to {high:g}")
+            raise self.error(f"a number from {low:g} to {high:g}")
         assert math.isfinite(number)
         return float(number)
 
     def whole(self, low: int, high: int) -> int:
         if isinstance(self.value, bool) or not isinstance(self.value, int) or not low <= self.value <= high:
-            raise self.unfit(f"a whole number from {low} to {high}")
+            raise self.error(f"a whole number from {low} to {high}")
         return self.value
 
     def text(self) -> str:
         if not isinstance(self.value, str) or not 0 < len(self.value) <= LONGEST_TEXT:
-            raise self.unfit(f"text of 1 to {LONGEST_TEXT} characters")
+            raise self.error(f"text of 1 to {LONGEST_TEXT} characters")
         return self.value
 
     def flag(self) -> bool:
         if not isinstance(self.value, bool):
-            raise self.unfit("true or false")
+            raise self.error("true or false")
         return self.value
 
     def _member(self, name: str) -> str:
         return f"{self.where}.{name}" if self.where else name
 
 
-def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse an object that names a key twice: readers differ in which one they take."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return found
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Reject an object with a duplicate key: parsers differ in which value they use."""
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise ValueError("an object has a duplicate key")
+    return members
 
 
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no finite number")
+def _raise_not_finite(name: str) -> float:
+    raise ValueError(f"{name} is not a finite number")

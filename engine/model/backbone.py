@@ -15,30 +15,32 @@ from torch import Tensor, nn
 from ..errors import Refused
 
 LEVELS = 4  # C2..C5
-# what the readers of weights raise on a file that holds none
+# exceptions of the readers for a file without weights
 UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, SafetensorError)
 
 
 def create_backbone(name: str) -> nn.Module:
     """Build a timm network that maps images [N, 3, H, W] to the list of its last four feature maps.
 
-    Weights are random; nothing is fetched. Raises Refused for a name that timm does not register, such as
-    those that would fetch or read a model (`hf-hub:...`, `local-dir:...`), and for a network without maps.
+    Weights are random; nothing is downloaded. Raises Refused for a name that timm does not register, such as
+    those that would download or read a model (`hf-hub:...`, `local-dir:...`), and for a network without maps.
     """
     if not re.fullmatch(r"[A-Za-z0-9_]+", name) or not timm.is_model(name):
-        raise Refused(f"{name!r} is not the plain name of a backbone that timm {timm.__version__} registers.")
+        raise Refused(f"{name!r} is not the name of a backbone that timm {timm.__version__} registers")
     indices = tuple(range(-LEVELS, 0))
     try:
         body = timm.create_model(name, pretrained=False, features_only=True, out_indices=indices)
     except (RuntimeError, AssertionError, IndexError) as error:
-        raise Refused(f"The backbone {name} gives no four feature maps: {error}") from error
+        raise Refused(
+            f"the backbone {name} does not give four feature maps ({error}): use another"
+        ) from error
     if getattr(body, "output_fmt", None) not in (None, "NCHW"):
-        raise Refused(f"The backbone {name} gives its maps as {body.output_fmt}, and NCHW is needed.")
+        raise Refused(f"the backbone {name} gives its maps as {body.output_fmt}, not as NCHW: use another")
     return body
 
 
 def channels(backbone: nn.Module) -> list[int]:
-    """Channels of C2..C5."""
+    """Return the channels of C2..C5."""
     info: Any = backbone.feature_info
     return info.channels()
 
@@ -46,20 +48,20 @@ def channels(backbone: nn.Module) -> list[int]:
 def load_backbone_weights(backbone: nn.Module, name: str, path: Path) -> None:
     """Load ImageNet weights of the network `name`, as torchvision or timm names them, from a file.
 
-    Reads safetensors, or torch's own format with `weights_only`. Every tensor but the classifier's must be
-    there with its shape, and none besides; otherwise raises Refused.
+    Reads safetensors, or torch's own format with `weights_only`. Raises Refused unless the file holds
+    exactly the network's tensors, with their shapes; those of the classifier are ignored.
     """
     load_backbone_state(backbone, name, _read(path), str(path))
 
 
 def fetch_backbone_weights(backbone: nn.Module, name: str) -> None:
-    """Load the weights that timm holds for `name`; needs a network, or timm's own cache."""
+    """Download the weights that timm publishes for `name`, or read them from timm's cache."""
     full = timm.create_model(name, pretrained=True)
     load_backbone_state(backbone, name, full.state_dict(), f"timm's weights of {name}")
 
 
 def load_backbone_state(backbone: nn.Module, name: str, state: Mapping[str, Tensor], source: str) -> None:
-    """Copy a whole network's tensors, strictly but for the classifier, into it or its feature part."""
+    """Copy a whole network's tensors, strictly except for the classifier, into it or its feature part."""
     with torch.device("meta"):
         full = timm.create_model(name, pretrained=False).state_dict()
     classifier = timm.get_pretrained_cfg(name).classifier or ()  # type: ignore[union-attr]
@@ -72,7 +74,7 @@ def load_backbone_state(backbone: nn.Module, name: str, state: Mapping[str, Tens
     missing, _ = backbone.load_state_dict(wanted, strict=False)
     absent = [key for key in missing if not key.endswith("num_batches_tracked") and not key.startswith(heads)]
     if absent:
-        raise Refused(f"{source} lacks {absent[0]} of the backbone {name}.")
+        raise Refused(f"{source} lacks {absent[0]} of the backbone {name}: give another file")
 
 
 def _compare(name: str, source: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
@@ -84,12 +86,13 @@ def _compare(name: str, source: str, expected: Mapping[str, Any], found: Mapping
         example = (missing or surplus or unlike)[0]
         raise Refused(
             f"{source} does not hold the weights of {name}: {len(missing)} tensors are missing, "
-            f"{len(surplus)} unknown and {len(unlike)} of another shape, such as {example!r}."
+            f"{len(surplus)} unknown and {len(unlike)} of another shape, such as {example!r}; give "
+            "another file"
         )
 
 
 def _plain(key: str) -> str:
-    """Strip what timm's wrappers add to a parameter's name: a prefix, or `_` for a flattened level."""
+    """Normalize a parameter's name: timm's wrappers add a prefix, or use `_` for a flattened level."""
     return re.sub(r"^(body|model)\.", "", key).replace(".", "_")
 
 
@@ -99,9 +102,9 @@ def _read(path: Path) -> Mapping[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
-        raise Refused(f"{path} cannot be read as a file of weights: {error}") from error
+        raise Refused(f"{path} cannot be read as a file of weights ({error}): give another file") from error
     for wrapper in ("state_dict", "model"):
         state = state.get(wrapper, state) if isinstance(state, Mapping) else state
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise Refused(f"{path} holds no plain mapping from names to tensors.")
+        raise Refused(f"{path} does not hold a mapping from names to tensors: give another file")
     return state

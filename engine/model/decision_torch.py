@@ -13,8 +13,8 @@ BLOCK = 256  # rows: a batch of one shape alone, so that no score depends on its
 class TorchDecision:
     """Scores as `Decision.score` does, in float64: equal to it but for the last bits.
 
-    Each row meets thousands of support vectors; NumPy needs milliseconds for a batch of that, which a GPU
-    that scores tens of thousands of images a second has not.
+    Each row is compared with thousands of support vectors. NumPy takes milliseconds for a batch, too long
+    beside a GPU that scores tens of thousands of images a second.
     """
 
     def __init__(self, decision: Decision, device: str):

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 class Dense(nn.Conv2d):
     """A fully connected layer on [N, inputs, 1, 1], as a 1x1 convolution.
 
-    Backends may take another path, with other roundings, for a matrix times a vector than for a matrix times
-    a matrix; a convolution of a batch of one is no special case. In training, where that does not matter, it
-    is computed as the matrix product that it is, at half the cost.
+    Backends may round differently for a matrix times a vector than for a matrix times a matrix; they treat a
+    convolution of a batch of one like any other. In training, where that does not matter, the layer is
+    computed as a matrix product, at half the cost.
     """
 
     def __init__(self, inputs: int, outputs: int):

@@ -27,9 +27,9 @@ class PooledPyramid(nn.Module):
             nn.init.zeros_(_bias(convolution))
 
     def forward(self, maps: Sequence[Tensor], means: Means | None = None) -> list[Tensor]:
-        """Pool first where that is exact, which needs each map to be twice as large as the next.
+        """Pool first if that is exact, which needs each map to be twice as large as the next.
 
-        `means` takes the place of `window_means`; maps may be in half precision where it gives float32.
+        `means` replaces `window_means`; maps may be in half precision if it returns float32.
         """
         if doubles(maps):
             return self.collapsed(maps, means)
@@ -48,14 +48,14 @@ class PooledPyramid(nn.Module):
         return pooled
 
     def collapsed(self, maps: Sequence[Tensor], means: Means | None = None) -> list[Tensor]:
-        """Get the same means from nine means a channel of each map; needs `doubles(maps)`."""
+        """Compute the same from nine means per channel of each map; needs `doubles(maps)`."""
         pooled: list[Tensor] = []
         above: Tensor | None = None
         for level in reversed(range(len(maps))):
             lateral, output = self.lateral[level], self.output[level]
             height, width = maps[level].shape[-2:]
             merged = F.conv2d((means or window_means)(maps[level]), lateral.weight)  # [N, channels, 3, 3]
-            # the zeros around the map hold no bias: each window gets it by its share of real positions
+            # the padding carries no bias: each window gets it in proportion to its real positions
             merged = merged + _bias(lateral)[:, None, None] * _shares(height, width, merged)
             if above is not None:
                 merged = merged + upsampled_means(above)
@@ -93,14 +93,14 @@ def upsampled_means(means: Tensor) -> Tensor:
 
 
 def _shares(height: int, width: int, like: Tensor) -> Tensor:
-    """Share of real positions in each of the nine windows: [3, 3]."""
+    """Return the share of real positions in each of the nine windows: [3, 3]."""
     rows = torch.tensor([1 - 1 / height, 1.0, 1 - 1 / height], dtype=like.dtype, device=like.device)
     columns = torch.tensor([1 - 1 / width, 1.0, 1 - 1 / width], dtype=like.dtype, device=like.device)
     return rows[:, None] * columns
 
 
 def _list(layers: Sequence[nn.Conv2d]) -> Sequence[nn.Conv2d]:
-    """Make a ModuleList, whose elements checkers do not know."""
+    """Make a ModuleList with typed elements."""
     return cast("Sequence[nn.Conv2d]", nn.ModuleList(layers))
 
 
