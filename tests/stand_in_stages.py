@@ -17,7 +17,7 @@ from gbad_batch.engine.stages import Batch, InFlight, Stages, open_stages
 def open_unexpected(settings: ScanSettings) -> Stages:
     """Open stages whose scorer has a bug."""
 
-    def score(rows: list[Row], pixels: object) -> Outputs | None:
+    def score(*_: object) -> Outputs | None:
         raise ZeroDivisionError("nobody thought of this")
 
     stages = open_stages(settings)
@@ -45,7 +45,7 @@ def open_always_dying(settings: ScanSettings) -> Stages:
     """Open stages that kill their process on every chunk, with no image in a decoder."""
     stages = open_stages(settings)
 
-    def dying(batch: Batch, in_flight: InFlight) -> None:
+    def dying(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     stages.decode = dying
@@ -86,13 +86,13 @@ def open_fixed(settings: ScanSettings) -> Stages:
     stages = open_stages(settings)
     side = stages.setup.input_size
 
-    def decode(batch: Batch, in_flight: InFlight) -> None:
+    def decode(batch: Batch, _in_flight: InFlight) -> None:
         batch.images = [row for row in batch.rows if row.status is None]
         for row in batch.images:
             row.status = "ok"
         batch.pixels = np.zeros((len(batch.images), side, side, 3), np.uint8)
 
-    def score(rows: list[Row], pixels: object) -> Outputs | None:
+    def score(rows: list[Row], _pixels: object) -> Outputs | None:
         for row in rows:
             row.anomaly_score, row.anomalous = 1.0, False
         return None

@@ -82,7 +82,7 @@ def test_a_worker_that_is_killed_again_and_again_costs_no_row(settings: Any, tmp
     scan = Scan(settings(out=tmp_path / "r.parquet", workers=2), stand_ins.open_slow)
     before, kills = set(children(os.getpid())), 0
 
-    def kill(progress: Any) -> None:
+    def kill(_progress: Any) -> None:
         nonlocal kills
         for pid in set(children(os.getpid())) - before:
             if kills < 6 and runs(pid):

@@ -69,7 +69,7 @@ class Candidate:
         return self.storage.read(self.path, self.row, max_bytes)
 
 
-def _unread(
+def _unread(  # noqa: PLR0913 - a tuple for them would be one more object to pickle
     uri: str,
     size: int | None,
     mtime: int | None,

@@ -1,7 +1,7 @@
 """Reader processes of a GPU's worker: files become coded images in shared memory, ready for a batch.
 
-A reader reads, takes digests, looks at headers, and decodes on the CPU what a GPU does not. Names and verdicts
-go through a pipe, bytes through memory that both processes map, so that the worker never copies them.
+A reader reads, takes digests, looks at headers, and decodes on the CPU what a GPU does not. Names and
+verdicts go through a pipe, bytes through memory that both processes map: the worker never copies them.
 """
 
 import mmap
@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from queue import LifoQueue
 from typing import Any, Self
 
@@ -71,11 +72,11 @@ class Readers:
             batch.contents = [
                 reader.content(row, *each) for row, each in zip(batch.rows, answers, strict=True)
             ]
-            batch.release = lambda: self._idle.put(reader)
+            batch.release = partial(self._idle.put, reader)
             return
         raise Stopped(
-            f"reader processes ended {MOST_DEATHS} times over the same files; finished rows are kept: check the "
-            "machine's memory, and run the same command again"
+            f"reader processes ended {MOST_DEATHS} times over the same files; finished rows are kept: check "
+            "the machine's memory, and run the same command again"
         )
 
     def close(self) -> None:
