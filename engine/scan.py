@@ -8,7 +8,6 @@ from pathlib import Path
 from threading import Event
 
 from .errors import Refused
-from .progress import Progress
 from .results import Session, open_results
 from .results.index import Index, key_of
 from .results.schema import SCHEMA_VERSION, batch_of, rows_of
@@ -20,6 +19,7 @@ from .summary import Summary, nothing_found, summarize
 from .workers.chunk import FinishedChunk
 from .workers.feed import Feed
 from .workers.pool import Pool
+from .workers.progress import Progress
 
 log = logging.getLogger(__name__)
 

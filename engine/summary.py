@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from .bundle import DEMO_SENTENCE
-from .progress import Progress
 from .results import Session
 from .results.parts import files_of, read_parquet
 from .row import THREATS
 from .settings import ScanSettings
 from .sources import ListingCounts
 from .stages import Setup, WorkPlan
+from .workers.progress import Progress
 
 MOST_ANOMALOUS = 5
 COLUMNS = (

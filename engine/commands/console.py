@@ -14,8 +14,8 @@ from ..text import duration, escaped
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
-    from ..progress import Progress
     from ..summary import Summary
+    from ..workers.progress import Progress
     from .doctor import Finding
     from .tune import Tuning
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from ..errors import Stopped
-from ..progress import Progress
 from ..sources import Candidate
+from .progress import Progress
 
 AHEAD = 16_384  # candidates listed ahead of the workers
 CHUNK_BYTES = 64_000_000  # of the files of a chunk, as listed; one file alone may have more

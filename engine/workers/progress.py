@@ -4,12 +4,9 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
-from .errors import TooManyFailures
-
-if TYPE_CHECKING:
-    from .workers.chunk import FinishedChunk
+from ..errors import TooManyFailures
+from .chunk import FinishedChunk
 
 PERCENT_FROM = 1000  # images before a percentage of failures means something
 
@@ -48,7 +45,7 @@ class Progress:
         """CPU seconds of this process since the start: listing, dealing, writing."""
         return time.process_time() - self._cpu_at_start
 
-    def count(self, chunk: "FinishedChunk") -> None:
+    def count(self, chunk: FinishedChunk) -> None:
         """Count a finished chunk."""
         self.done += chunk.rows
         self.failed += chunk.failed
