@@ -96,6 +96,7 @@ class _Bench:
 
     def __init__(self, settings: ScanSettings, engine: Engine, pictures: Sequence[Path], archive: Path):
         self.trials: list[Trial] = []
+        self._source = _names(settings)
         self._settings = replace(settings, sources=(str(archive),), engine=engine.backend)
         self._pictures, self._archive = pictures, archive
         self._files = 0
@@ -124,7 +125,7 @@ class _Bench:
         scan = Scan(replace(self._settings, **sizes))
         scored = sum(row.status == "ok" for row in scan.rows())
         if not scored:
-            raise Refused("none of the images can be decoded: name others with --images")
+            raise Refused(f"no image in {self._source} can be decoded: name others with --images")
         return scored / scan.progress.elapsed()
 
     def _link(self, count: int) -> None:
@@ -181,10 +182,13 @@ def _pictures(settings: ScanSettings, folder: Path) -> tuple[list[Path], str]:
     for number, content in enumerate(_contents(settings)):
         (folder / f"{number:06d}").write_bytes(content)
     paths = sorted(folder.iterdir())
-    names = ", ".join(os.fsdecode(source) for source in settings.sources)
     if not paths:
-        raise Refused(f"no image in {names} can be read: name others with --images")
-    return paths, f"{len(paths)} images of {names}"
+        raise Refused(f"no image in {_names(settings)} can be read: name others with --images")
+    return paths, f"{len(paths)} images of {_names(settings)}"
+
+
+def _names(settings: ScanSettings) -> str:
+    return ", ".join(os.fsdecode(source) for source in settings.sources)
 
 
 def _contents(settings: ScanSettings) -> Iterator[bytes]:

@@ -66,11 +66,15 @@ def default_plan(engine: Engine, cores: int, workers: int | None = None, gpus: i
     kind = engine.device.partition(":")[0]
     if engine.backend in WITH_STREAMS:
         workers = workers or -(-cores // CORES_A_WORKER)
-        each = max(1, cores // workers)
-        return WorkPlan(BATCH_SIZES[kind], workers, each, each)
-    workers = (workers or 1) if kind == "cpu" else gpus
+    elif kind == "cpu":
+        workers = workers or 1
+    else:
+        workers = gpus
     each = max(1, cores // workers)
-    return WorkPlan(BATCH_SIZES[kind], workers, 1 if kind == "cpu" else 2 + readers(each), each)
+    threads = (
+        each if kind == "cpu" else 2 + readers(each)
+    )  # two decode and score, the others wait for readers
+    return WorkPlan(BATCH_SIZES[kind], workers, threads, each)
 
 
 def readers(cores: int) -> int:
@@ -92,7 +96,7 @@ def tuned(engine: Engine, cache_dir: Any) -> WorkPlan | None:
     try:
         return _plan(entry.record, facts)
     except ValueError as error:
-        log.warning("the cached plan %s is ignored, defaults are used: %s", key[:12], error)
+        log.warning("the cached plan %s is not used: %s; the default settings are used", key[:12], error)
         return None
 
 
