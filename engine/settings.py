@@ -6,6 +6,7 @@ with the same value (`resume="same"`); `resume="any"` fields may differ between 
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
@@ -138,6 +139,8 @@ class ScanSettings(SourceSettings, ModelSettings, LimitSettings, OutputSettings)
         """Refuse combinations that cannot be, and bring paths to one form."""
         if isinstance(self.sources, str | bytes | os.PathLike):
             object.__setattr__(self, "sources", (self.sources,))
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3}(,\d{1,3})*)?", self.device):
+            raise Refused(f"--device {self.device!r:.40} is not auto, cpu, cuda or cuda:N[,N...]: try auto")
         if self.pfa is not None and self.threshold is not None:
             raise Refused("--pfa and --threshold exclude each other: give one of them")
         if self.pfa is not None and not 0 < self.pfa < 1:

@@ -3,16 +3,17 @@
 import io
 import logging
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..text import duration, escaped
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
+    from tqdm import tqdm
 
     from ..summary import Summary
     from ..workers.progress import Progress
@@ -46,8 +47,13 @@ class LogLines(logging.Handler):
 
 def tell(sentence: str) -> None:
     """Write a line to standard error; a terminal that is gone stops no scan."""
+    line = f"gbad-batch: {escaped(sentence)}\n"
+    bars = sys.modules.get("tqdm")
     with suppress(OSError):
-        sys.stderr.write(f"gbad-batch: {escaped(sentence)}\n")
+        if bars and getattr(bars.tqdm, "_instances", None):  # a bar is shown: the line goes above it
+            bars.tqdm.write(line, file=sys.stderr, end="")
+        else:
+            sys.stderr.write(line)
 
 
 @contextmanager
@@ -64,37 +70,35 @@ def progress_shown(quiet: bool) -> Iterator[Callable[["Progress"], None]]:
 
 @contextmanager
 def _bar() -> Iterator[Callable[["Progress"], None]]:
-    bar = _columns("[bold]scan")
-    task = bar.add_task("scan", total=None, figures="")
+    with _tqdm("scan") as bar:
 
-    def watch(progress: "Progress") -> None:
-        done = progress.skipped + progress.done
-        with suppress(OSError):
-            bar.update(task, total=progress.total, completed=done, figures=_figures(progress))
+        def watch(progress: "Progress") -> None:
+            bar.total = progress.total
+            _move(bar, progress.skipped + progress.done, _figures(progress))
 
-    with suppress(OSError):  # the terminal may go at any time
-        bar.start()
-    try:
         yield watch
+
+
+@contextmanager
+def _tqdm(title: str, total: int | None = None) -> "Iterator[tqdm[NoReturn]]":
+    """Show a bar on standard error: title, done of total, time left, figures; the terminal may go any time."""
+    from tqdm import tqdm
+
+    form = "{desc} {bar} {n_fmt}/{total_fmt}{postfix}, {remaining} left"
+    width = shutil.get_terminal_size().columns
+    bar: tqdm[NoReturn] = tqdm(desc=title, total=total, file=sys.stderr, ncols=width, bar_format=form)
+    try:
+        yield bar
     finally:
         with suppress(OSError):
-            bar.stop()
+            bar.refresh()
+            bar.close()
 
 
-def _columns(title: str) -> "Bar":
-    """Make a bar on standard error: title, done of total, the task's figures, time left."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn(title),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-    )
-    return Progress(*columns, console=Console(stderr=True))
+def _move(bar: "tqdm[NoReturn]", done: int, figures: str) -> None:
+    with suppress(OSError):
+        bar.set_postfix_str(figures, refresh=False)
+        bar.update(done - bar.n)
 
 
 def _lines() -> Callable[["Progress"], None]:
@@ -219,12 +223,8 @@ def synth_bar(count: int) -> Iterator[Callable[[int], None]]:
     if not sys.stderr.isatty():
         yield lambda _: None
         return
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    with Bar(console=Console(stderr=True)) as bar:
-        task = bar.add_task("synth", total=count)
-        yield lambda done: bar.update(task, completed=done)
+    with _tqdm("synth", count) as bar:
+        yield lambda done: _move(bar, done, "images")
 
 
 @contextmanager
@@ -233,13 +233,14 @@ def training_shown() -> Iterator[Callable[[str, int, int, Mapping[str, float]], 
     if not sys.stderr.isatty():
         yield _training_lines()
         return
-    with _columns("{task.description}") as bar:
-        tasks: dict[str, Any] = {}
+    with ExitStack() as stack:
+        bars: dict[str, Any] = {}
 
         def show(phase: str, done: int, total: int, figures: Mapping[str, float]) -> None:
-            if phase not in tasks:
-                tasks[phase] = bar.add_task(phase, figures="")
-            bar.update(tasks[phase], completed=done, total=total, figures=_named(figures))
+            if phase not in bars:
+                bars[phase] = stack.enter_context(_tqdm(phase))
+            bars[phase].total = total
+            _move(bars[phase], done, _named(figures))
 
         yield show
 

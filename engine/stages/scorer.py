@@ -101,7 +101,7 @@ class Scorer:
         self.bundle = Bundle.read(Path(settings.model or default_bundle_path()))
         self.engine = engine_for(
             self.bundle,
-            device=settings.device,
+            device=settings.device.partition(",")[0],
             engine=settings.engine,
             precision=settings.precision,
             cache_dir=Path(settings.cache_dir) if settings.cache_dir else None,
@@ -227,14 +227,18 @@ class Scorer:
 
 
 def _devices(asked: str, device: str) -> tuple[str, ...]:
-    """Name the GPUs that a scan uses: those it names, else every one that torch sees; none on a CPU."""
+    """Name the GPUs that a scan uses: `cuda:0,2` those, else every one that torch sees; none on a CPU."""
     if device == "cpu":
         return ()
-    if ":" in asked:
-        return (device,)
     from ..runtime.cuda import visible_gpus
 
-    return visible_gpus()
+    visible = visible_gpus()
+    if ":" not in asked:
+        return visible
+    wanted = tuple(f"cuda:{number}" for number in asked.partition(":")[2].split(","))
+    if len(set(wanted) & set(visible)) < len(wanted):
+        raise Refused(f"--device {asked} cannot be used: name each of {', '.join(visible)} at most once")
+    return wanted
 
 
 def _joined(parts: list[Outputs]) -> Outputs:
