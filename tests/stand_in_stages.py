@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -111,6 +112,20 @@ def open_slow(settings: ScanSettings) -> Stages:
         decode(batch, in_flight)
 
     stages.decode = slow
+    return stages
+
+
+def open_listing_modules(settings: ScanSettings) -> Stages:
+    """Open stages that list the modules of their process in a file of the cache folder."""
+    stages = open_stages(settings)
+    score = stages.score
+
+    def listing(rows: list[Row], pixels: object) -> Outputs | None:
+        outputs = score(rows, pixels)
+        (Path(settings.cache_dir or ".") / "modules").write_text("\n".join(sorted(sys.modules)))
+        return outputs
+
+    stages.score = listing
     return stages
 
 

@@ -27,19 +27,19 @@ said = CliRunner().invoke(main, {words})
 assert said.exit_code == 0, said.output
 """
 SCAN = """
-from pathlib import Path
+import stand_in_stages as stand_ins
 from gbad_batch.engine import Scan, ScanSettings
-rows = list(Scan(ScanSettings(sources=({folder!r},), model=Path({model!r}), threads=1)).rows())
+settings = ScanSettings(sources={folder!r}, model={model!r}, cache_dir={cache!r}, threads=1)
+rows = list(Scan(settings, open_stages=stand_ins.open_listing_modules).rows())
 assert [row.status for row in rows] == ["ok"], rows
-import sys
-assert "nvidia.dali" not in sys.modules
 """
 
 
 def _loaded_by(code: str) -> set[str]:
     """Run `code` in a fresh interpreter and name the top-level modules that it has loaded."""
     ending = "\nimport json, sys\nprint(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
-    ran = subprocess.run([sys.executable, "-c", code + ending], capture_output=True, text=True)
+    here = Path(__file__).parent  # of the stages that stand in for real ones
+    ran = subprocess.run([sys.executable, "-c", code + ending], cwd=here, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     return set(json.loads(ran.stdout.splitlines()[-1]))
 
@@ -79,10 +79,18 @@ def test_reading_labels_loads_no_training_package() -> None:
 def test_a_scan_on_the_cpu_loads_no_training_package(tmp_path: Path, tiny_bundle: Bundle) -> None:
     from PIL import Image
 
-    Image.new("RGB", (80, 60), "white").save(tmp_path / "bag.png")
-    loaded = _loaded_by(SCAN.format(folder=str(tmp_path), model=str(tiny_bundle.path)))
-    assert "openvino" in loaded
-    assert loaded & TRAINING == set()
+    for folder in ("bags", "cache"):
+        (tmp_path / folder).mkdir()
+    Image.new("RGB", (80, 60), "white").save(tmp_path / "bags" / "bag.png")
+    cache = str(tmp_path / "cache")
+    coordinator = _loaded_by(
+        SCAN.format(folder=str(tmp_path / "bags"), model=str(tiny_bundle.path), cache=cache)
+    )
+    worker = (tmp_path / "cache" / "modules").read_text().splitlines()
+    assert "openvino" in worker
+    assert "nvidia.dali" not in worker
+    assert {name.partition(".")[0] for name in worker} & TRAINING == set()
+    assert coordinator & (TRAINING | {"openvino", "cykooz", "simplejpeg"}) == set()
 
 
 @pytest.mark.parametrize("name", gbad_batch.engine.__all__)

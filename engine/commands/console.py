@@ -81,12 +81,14 @@ def _bar() -> Iterator[Callable[["Progress"], None]]:
 
 @contextmanager
 def _tqdm(title: str, total: int | None = None) -> "Iterator[tqdm[NoReturn]]":
-    """Show a bar on standard error: title, done of total, time left, figures; the terminal may go any time."""
+    """Show a bar on standard error: title, done of total, figures, time left."""
     from tqdm import tqdm
 
     form = "{desc} {bar} {n_fmt}/{total_fmt}{postfix}, {remaining} left"
-    width = shutil.get_terminal_size().columns
-    bar: tqdm[NoReturn] = tqdm(desc=title, total=total, file=sys.stderr, ncols=width, bar_format=form)
+    columns, lines = shutil.get_terminal_size()  # some terminals have a size of zero, which tqdm would take
+    bar: tqdm[NoReturn] = tqdm(
+        desc=title, total=total, file=sys.stderr, ncols=columns, nrows=lines, bar_format=form
+    )
     try:
         yield bar
     finally:

@@ -62,7 +62,8 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # standard output is for the summary
                 pass_fds=[theirs.fileno(), *([] if inherit is None else [inherit])],
-                env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+                process_group=0,  # a Ctrl-C is for the parent, which ends its children in order
+                env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
             )
         except OSError as error:
             raise Stopped(
