@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ...export.choice import HOW, gpu_name, nvidia_gpus, unusable
+from ...export.choice import INSTALL, gpu_name, nvidia_gpus, unusable
 from ..bundle import DEMO_SENTENCE, Bundle, default_bundle_path
 from ..errors import GbadError
 from ..runtime import Engine
@@ -132,12 +132,12 @@ def _packages() -> list[Finding]:
 
 
 def _how(purpose: str, name: str) -> str:
-    """Say how a missing package is to be had."""
+    """Say how to install a missing package."""
     if name in UNNEEDED:
         return UNNEEDED[name]
     if purpose == "scan on the CPU":
         return "missing: reinstall gbad-batch"
-    return "missing: " + HOW.get(purpose, f"pip install 'gbad-batch[{purpose}]'")
+    return "missing: " + INSTALL.get(purpose, f"pip install 'gbad-batch[{purpose}]'")
 
 
 def _cache(path: Path | None) -> list[Finding]:
