@@ -132,7 +132,7 @@ def _packages() -> list[Finding]:
 
 
 def _how(purpose: str, name: str) -> str:
-    """Say how a missing package is to be had."""
+    """Say how to install a missing package."""
     if name in UNNEEDED:
         return UNNEEDED[name]
     if purpose == "scan on the CPU":
