@@ -1,4 +1,4 @@
-"""A scan on one page: candidates are found, dealt to workers that decode and score them, and written."""
+"""A scan on one page: candidates are listed, processed by workers, and written in order."""
 
 import logging
 import tempfile
@@ -25,10 +25,10 @@ log = logging.getLogger(__name__)
 
 
 class Scan:
-    """A scan of an archive with one model; `run` stores the rows, `rows` yields them, each more than once.
+    """A scan of an archive with one model: `run` stores rows, `rows` yields them; both can be repeated.
 
-    `open_stages`, a function of a module, gives each worker process what reads, decodes and scores. Raises
-    Refused before the first image is read, Stopped where the machine failed, TooManyFailures.
+    `open_stages`, a function of an importable module, opens the stages in each worker process. Raises Refused
+    before the first image is read, Stopped if the machine fails, TooManyFailures.
     """
 
     def __init__(self, settings: ScanSettings, open_stages: OpenStages = open_stages):
@@ -37,7 +37,7 @@ class Scan:
         self.progress, self.listed, self._stopped = Progress(), ListingCounts(), Event()
 
     def run(self, watch: Callable[[Progress], None] = lambda _: None) -> Summary:
-        """Scan into `settings.out`, resuming what is there; returns the summary of the whole result."""
+        """Scan into `settings.out`, resuming what is unfinished; returns the summary of the whole result."""
         with self._workers() as workers, self._results(workers) as results:
             if results.finished is None:
                 for chunk in self._scored(workers, results.index, results.folder, results.suspects):
@@ -51,28 +51,28 @@ class Scan:
             return summarize(self.settings, results, workers.setup, self.progress, self.listed)
 
     def rows(self) -> Iterator[Row]:
-        """Yield the row of every candidate, in order; nothing is stored."""
+        """Yield the row of every candidate, in order, and store nothing."""
         with self._workers() as workers, tempfile.TemporaryDirectory(prefix="gbad-batch-") as folder:
             for chunk in self._scored(workers, Index(), Path(folder)):
                 yield from rows_of(batch_of(chunk.columns))
 
     def stop(self) -> None:
-        """End the scan in order, from a signal handler or another thread: finished rows are kept."""
+        """Stop the scan from a signal handler or another thread; finished rows are kept."""
         self._stopped.set()
 
     def _scored(
         self, workers: Pool, index: Index, folder: Path, suspects: frozenset[bytes] = frozenset()
     ) -> Iterator[FinishedChunk]:
-        """Yield what the workers make of all that is listed and not finished, in the listing's order."""
+        """Yield the finished chunks of all candidates that no earlier run has finished, in order."""
         log.info("%s", workers.setup.introduction())
         self.progress.start()
-        with Feed(self._found(index), self.progress) as feed:
+        with Feed(self._unfinished(index), self.progress) as feed:
             for chunk in workers.finished(feed, folder, suspects, self.settings.features is not None):
                 self.progress.count(chunk)
                 yield chunk
 
-    def _found(self, index: Index) -> Iterator[Candidate]:
-        """List the candidates that no earlier run has finished; with a limit, of the first so many."""
+    def _unfinished(self, index: Index) -> Iterator[Candidate]:
+        """List the candidates that no earlier run has finished, among the first `limit` if there is one."""
 
         def wanted(candidate: Candidate) -> bool:
             if self.settings.limit is not None and index.listed >= self.settings.limit:
@@ -87,7 +87,7 @@ class Scan:
 
     @contextmanager
     def _workers(self) -> Iterator[Pool]:
-        """Start the workers of a fresh run, once the sources are known to be there."""
+        """Check the sources, then start the workers of a fresh run."""
         self.progress, self.listed = Progress(), ListingCounts()
         check(self.settings)
         try:

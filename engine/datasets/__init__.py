@@ -37,7 +37,7 @@ def read_folders(path: Path, classes: ClassMap) -> Labels:
         name = image.relative_to(path)
         if len(name.parts) == 1:
             raise Refused(
-                f"{image} lies in no folder named by its class; move it into one, or name a label file."
+                f"{image} lies in no folder named by its class; move it into one, or name a label file"
             )
         threat = classes(name.parts[-2], f"folder {image.parent}")
         gathered.add(name.as_posix(), {threat} if threat else (), str(image))
@@ -67,10 +67,10 @@ def read_labels(path: Path, form: str = "auto", class_map: Path | None = None) -
     file = path / DEFAULT_LIST if form in ("auto", "sixray", "table") and path.is_dir() else path
     path = file if file.exists() else path
     if not path.exists():
-        raise Refused(f"{path} does not exist; name a label file or the folder of a data set.")
+        raise Refused(f"{path} does not exist; name a label file or the folder of a data set")
     chosen = detect_form(path) if form == "auto" else form
     if chosen not in _READERS:
-        raise Refused(f"The format {form!r} is unknown; choose from {', '.join(FORMS)}.")
+        raise Refused(f"the format {form!r} is unknown; choose from {', '.join(FORMS)}")
     labels = _READERS[chosen](path, classes)
     classes.check()
     return labels
@@ -86,7 +86,7 @@ def _form_of_file(path: Path) -> str:
     if suffix == ".csv":
         return "sixray" if first_line(path) == SIXRAY_HEADER else "table"
     if suffix not in _BY_SUFFIX:
-        raise Refused(f"The format of {path} cannot be detected; say --form {' or '.join(FORMS)}.")
+        raise Refused(f"the format of {path} cannot be detected; say --form {' or '.join(FORMS)}")
     return _BY_SUFFIX[suffix]
 
 
@@ -100,6 +100,4 @@ def _form_of_folder(path: Path) -> str:
         return forms[0]
     held = ", ".join(sorted(kind.decode(errors="replace") for kind in kinds if kind)) or "nothing known"
     choice = f", or say --form {' or '.join(forms)}" if forms else ""
-    raise Refused(
-        f"The format of the folder {path} cannot be detected ({held}); name the label file{choice}."
-    )
+    raise Refused(f"the format of the folder {path} cannot be detected ({held}); name the label file{choice}")

@@ -22,7 +22,7 @@ def read_voc(path: Path, classes: ClassMap) -> Labels:
     for file in listed(path, ".xml"):
         texts = read_xml(file)
         if not texts or not texts[-1].path == "annotation":
-            raise Refused(f"{file}, line 1: the root is not <annotation>, so this is not Pascal VOC.")
+            raise Refused(f"{file}, line 1: the root is not <annotation>, so this is not Pascal VOC")
         boxes = [box for box in _voc_boxes(file, texts, classes) if box]
         name = next((text.text for text in texts if text.path == "annotation/filename"), "") or file.stem
         gathered.add(name, {box.threat for box in boxes}, str(file), boxes=boxes)
@@ -43,7 +43,7 @@ def _voc_boxes(file: Path, texts: list[Text], classes: ClassMap) -> Iterator[Box
 def _voc_box(file: Path, of_object: dict[str, Text], line: int, classes: ClassMap) -> Box | None:
     for key in ("name", *(f"bndbox/{corner}" for corner in _CORNERS)):
         if key not in of_object:
-            raise Refused(f"{file}, line {line}: the object has no <{key.rpartition('/')[2]}>.")
+            raise Refused(f"{file}, line {line}: the object has no <{key.rpartition('/')[2]}>")
     name, *sides = (of_object[key] for key in ("name", *(f"bndbox/{corner}" for corner in _CORNERS)))
     threat = classes(name.text, f"{file}, line {name.line}")
     box = corners([side.text for side in sides], f"{file}, line {sides[0].line}")
@@ -73,7 +73,7 @@ def _text_images(file: Path, text: str, classes: ClassMap) -> dict[str, tuple[in
         if len(words) != 6:
             raise Refused(
                 f"{origin}: file name, class, x min, y min, x max and y max are expected, blanks between, "
-                f"not {len(words)} values."
+                f"not {len(words)} values"
             )
         threat, box = classes(words[1], origin), corners(words[2:], origin)
         _, boxes = images.setdefault(words[0], (number, []))
@@ -85,5 +85,5 @@ def listed(path: Path, suffix: str) -> list[Path]:
     """Return the file, or the files of this suffix below the folder, sorted; raises Refused for none."""
     files = sorted(path.rglob(f"*{suffix}")) if path.is_dir() else [path]
     if not files:
-        raise Refused(f"{path} holds no {suffix} file; name the folder with the annotations.")
+        raise Refused(f"{path} holds no {suffix} file; name the folder with the annotations")
     return files

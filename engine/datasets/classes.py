@@ -44,7 +44,7 @@ class ClassMap:
         raise Refused(
             f"{origin}: the class {name!r} is unknown{also}; give a TOML file by --class-map that holds, "
             f'below [classes], "{name}" = "knife" (or another of {", ".join(THREATS)}) or '
-            f'"{name}" = "{IGNORE}".'
+            f'"{name}" = "{IGNORE}"'
         )
 
 
@@ -62,16 +62,16 @@ def read_class_map(path: Path | None) -> ClassMap:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise Refused(f"The class map {path} cannot be read: {error.strerror}.") from error
+        raise Refused(f"the class map {path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise Refused(f"The class map {path} is not a TOML file: {error}.") from error
+        raise Refused(f"the class map {path} is not a TOML file: {error}") from error
     table = content.pop("classes", None)
     if not isinstance(table, dict) or content:
-        raise Refused(f"The class map {path} must hold one table, [classes], and no more.")
+        raise Refused(f"the class map {path} must hold one table, [classes], and no more")
     for name, threat in table.items():
         if threat not in (*THREATS, IGNORE):
             raise Refused(
-                f"The class map {path} maps {name!r} to {threat!r}; write one of {', '.join(THREATS)} "
-                f"or {IGNORE}."
+                f"the class map {path} maps {name!r} to {threat!r}; write one of {', '.join(THREATS)} "
+                f"or {IGNORE}"
             )
     return ClassMap(table)

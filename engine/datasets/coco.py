@@ -45,13 +45,13 @@ def _parts(path: Path) -> list[list[Any]]:
     try:
         content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        raise Refused(f"{path}, line {error.lineno}: this is not JSON: {error.msg}.") from error
+        raise Refused(f"{path}, line {error.lineno}: this is not JSON: {error.msg}") from error
     except (RecursionError, ValueError) as error:
-        raise Refused(f"{path} is not COCO: its JSON is nested too deep, or a number too long.") from error
+        raise Refused(f"{path} is not COCO: its JSON is nested too deep, or a number too long") from error
     parts = [content.get(part) if isinstance(content, dict) else None for part in _PARTS]
     for name, part in zip(_PARTS, parts, strict=True):
         if not isinstance(part, list):
-            raise Refused(f"{path} is not COCO: its list of {name} is missing.")
+            raise Refused(f"{path} is not COCO: its list of {name} is missing")
     return [part for part in parts if isinstance(part, list)]
 
 
@@ -60,7 +60,7 @@ def _entries(path: Path, part: str, entries: list[Any]) -> list[tuple[str, dict[
     placed = [(f"{path}, {part} {number}", entry) for number, entry in enumerate(entries, start=1)]
     for origin, entry in placed:
         if not isinstance(entry, dict):
-            raise Refused(f"{origin}: an object is expected.")
+            raise Refused(f"{origin}: an object is expected")
     return placed
 
 
@@ -68,7 +68,7 @@ def _get(entry: dict[str, Any], key: str, kind: type[T], origin: str) -> T:
     value = entry.get(key)
     if not isinstance(value, kind) or isinstance(value, bool):
         wanted = "a whole number" if kind is int else "a text"
-        raise Refused(f"{origin}: {key} must be {wanted}, not {json.dumps(value)[:40]}.")
+        raise Refused(f"{origin}: {key} must be {wanted}, not {json.dumps(value)[:40]}")
     return value
 
 
@@ -77,7 +77,7 @@ def _ids(path: Path, images: list[Any]) -> set[int]:
     for origin, entry in _entries(path, "images", images):
         number = _get(entry, "id", int, origin)
         if number in ids:
-            raise Refused(f"{origin}: another image has the id {number} too; give each its own.")
+            raise Refused(f"{origin}: another image has the id {number} too; give each its own")
         ids.add(number)
     return ids
 
@@ -91,10 +91,10 @@ def _by_image(
         image, category = (_get(entry, key, int, origin) for key in ("image_id", "category_id"))
         if image not in ids:
             raise Refused(
-                f"{origin}: there is no image of the id {image}; add it or leave out the annotation."
+                f"{origin}: there is no image of the id {image}; add it or leave out the annotation"
             )
         if category not in threats:
-            raise Refused(f"{origin}: there is no category of the id {category}; add it to the categories.")
+            raise Refused(f"{origin}: there is no category of the id {category}; add it to the categories")
         box = _numbers(entry["bbox"], origin) if entry.get("bbox") is not None else None
         if threat := threats[category]:
             found.setdefault(image, []).append((threat, Box(threat, *box) if box else None))
@@ -105,7 +105,7 @@ def _numbers(values: Any, origin: str) -> tuple[float, float, float, float]:
     numbers = values if isinstance(values, list) else []
     plain = [float(v) for v in numbers if isinstance(v, int | float) and abs(v) < LARGEST]
     if len(numbers) != 4 or len(plain) != 4 or min(plain[2:]) <= 0:
-        raise Refused(f"{origin}: bbox must be x, y, width and height, the last two above 0.")
+        raise Refused(f"{origin}: bbox must be x, y, width and height, the last two above 0")
     return plain[0], plain[1], plain[2], plain[3]
 
 

@@ -41,10 +41,10 @@ def convert(
     """
     if out.suffix.lower() not in (".csv", ".json"):
         raise Refused(
-            f"{out} ends neither in .csv (SIXray's format) nor in .json (COCO's); name a file that does."
+            f"{out} ends neither in .csv (SIXray's format) nor in .json (COCO's); name a file that does"
         )
     if out.exists():
-        raise Refused(f"{out} exists already; remove it or name another file.")
+        raise Refused(f"{out} exists already; remove it or name another file")
     labels = read_labels(source, form, class_map)
     paths = None
     if image_folder is not None:
@@ -73,7 +73,7 @@ def write_sixray(labels: Labels) -> bytes:
         return file.getvalue().encode()
     except UnicodeEncodeError as error:
         name = next(name for name in labels.names if not _is_utf8(name))
-        raise Refused(f"The name {name!r} is not UTF-8, which a CSV must be; write a .json.") from error
+        raise Refused(f"the name {name!r} is not UTF-8, which a CSV must be; write a .json") from error
 
 
 def _is_utf8(name: str) -> bool:
@@ -90,6 +90,6 @@ def _sizes(paths: list[Path] | None) -> Callable[[int], tuple[int, int]] | None:
             with Image.open(paths[k]) as image:
                 return image.size
         except (OSError, Image.DecompressionBombError) as error:
-            raise Refused(f"{paths[k]} is not an image whose size can be read: {error}.") from error
+            raise Refused(f"{paths[k]} is not an image whose size can be read: {error}") from error
 
     return None if paths is None else size

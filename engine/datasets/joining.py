@@ -68,8 +68,8 @@ def join(labels: Labels, uris: Sequence[str]) -> NDArray[np.intp]:
     if counts:
         first = min(int(k) for k in (*missing, *ambiguous, *found.repeated))
         raise Refused(
-            f"Of {len(labels.names)} names, {', '.join(counts)}; the first is {labels.names[first]!r} "
-            f"({labels.origins[first]}): {_remedy(found, first, labels, uris)}."
+            f"of {len(labels.names)} names, {', '.join(counts)}; the first is {labels.names[first]!r} "
+            f"({labels.origins[first]}): {_remedy(found, first, labels, uris)}"
         )
     return found.position
 
@@ -149,7 +149,7 @@ def find_images(folder: Path) -> list[Path]:
     Raises Refused where the folder is none, or cannot be listed.
     """
     if not folder.is_dir():
-        raise Refused(f"The image folder {folder} does not exist; name the folder that holds the images.")
+        raise Refused(f"the image folder {folder} does not exist; name the folder that holds the images")
     found = []
     for parent, folders, files in os.walk(folder, onerror=_unlistable):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -162,4 +162,4 @@ def _is_image(name: str) -> bool:
 
 
 def _unlistable(error: OSError) -> None:
-    raise Refused(f"The folder {error.filename} cannot be listed: {error.strerror}.")
+    raise Refused(f"the folder {error.filename} cannot be listed: {error.strerror}")

@@ -80,16 +80,16 @@ class Gathered:
         """Take one image that holds these threats; raises Refused for a name or split that cannot be."""
         name = name.strip()
         if not name:
-            raise Refused(f"{origin}: the image has no name; give the name of its file.")
+            raise Refused(f"{origin}: the image has no name; give the name of its file")
         if split and split not in SPLITS:
-            raise Refused(f"{origin}: the split {split!r} is unknown; write {', '.join(SPLITS)} or nothing.")
+            raise Refused(f"{origin}: the split {split!r} is unknown; write {', '.join(SPLITS)} or nothing")
         flags = tuple(threat in threats for threat in THREATS)
         self._entries.append(_Entry(name, flags, origin, group, split, tuple(boxes)))
 
     def labels(self, path: Path) -> Labels:
         """Return what was gathered from `path`; raises Refused for no image or a name listed twice."""
         if not self._entries:
-            raise Refused(f"{path} names no image; list each with its labels.")
+            raise Refused(f"{path} names no image; list each with its labels")
         self._check_once()
         entries = self._entries
         return Labels(
@@ -108,5 +108,5 @@ class Gathered:
             also = f", as are {len(twice) - 1} other names" if len(twice) > 1 else ""
             raise Refused(
                 f"{twice[0].origin}: {twice[0].name!r} is listed twice{also}; it stands first in "
-                f"{first[twice[0].name].origin}; list each image once."
+                f"{first[twice[0].name].origin}; list each image once"
             )

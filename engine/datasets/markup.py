@@ -25,7 +25,7 @@ def read_xml(path: Path) -> list[Text]:
         reader.parser.Parse(read_bytes(path, MOST_BYTES), True)
     except expat.ExpatError as error:
         reason = expat.ErrorString(error.code)
-        raise Refused(f"{path}, line {error.lineno}: this is not XML: {reason}.") from error
+        raise Refused(f"{path}, line {error.lineno}: this is not XML: {reason}") from error
     return reader.found
 
 
@@ -43,7 +43,7 @@ class _Reader:
 
     def _refuse(self, *_: object) -> None:
         line = self.parser.CurrentLineNumber
-        raise Refused(f"{self.path}, line {line}: a document type is not read; remove <!DOCTYPE ...>.")
+        raise Refused(f"{self.path}, line {line}: a document type is not read; remove <!DOCTYPE ...>")
 
     def _start(self, name: str, _attributes: dict[str, str]) -> None:
         self._open.append(name)

@@ -59,10 +59,10 @@ class Decision:
             array = getattr(self, field)
             if array is None or array.shape != shape or not np.isfinite(array).all():
                 raise BundleError(
-                    f"The array {field!r} of the decision {self.name!r} is missing or not usable."
+                    f"the array {field!r} of the decision {self.name!r} is missing or not usable"
                 )
         if not (self.std > 0).all():
-            raise BundleError(f"The decision {self.name!r} divides by a standard deviation of zero.")
+            raise BundleError(f"the decision {self.name!r} divides by a standard deviation of zero")
 
     @classmethod
     def from_tensors(cls, name: str, tensors: Mapping[str, np.ndarray]) -> "Decision":
@@ -70,9 +70,9 @@ class Decision:
         prefix = f"decision.{name}."
         found = {key.removeprefix(prefix): tensors[key] for key in tensors if key.startswith(prefix)}
         if name not in INPUTS or not found:
-            raise BundleError(f"The bundle holds no decision {name!r}; it may hold {', '.join(INPUTS)}.")
+            raise BundleError(f"the bundle holds no decision {name!r}; it may hold {', '.join(INPUTS)}")
         if not {"mean", "std", "weights", "intercept"} <= found.keys() <= cls.__dataclass_fields__.keys():
-            raise BundleError(f"The arrays of the decision {name!r} are not those of a decision.")
+            raise BundleError(f"the arrays of the decision {name!r} are not those of a decision")
         return cls(name, **{key: array.astype(np.float64) for key, array in found.items()})
 
     def tensors(self) -> dict[str, np.ndarray]:

@@ -1,8 +1,8 @@
 """The images that are in a decoder right now, in a file that outlives its process.
 
-A worker notes an image before it decodes it, without a lock: each of its threads has a slot of a file that is
-mapped to memory. The coordinator reads the slots for images that take too long, and those of a worker that
-died; a later scan reads what a coordinator left that died too. All of these images are then decoded apart.
+A worker notes an image before it decodes it, without a lock: each of its threads has slots in a memory-mapped
+file. From the slots the coordinator learns which images take too long and which a dead worker was decoding; a
+later run learns the same if the coordinator died as well. All of these images are then decoded apart.
 """
 
 import mmap
