@@ -8,8 +8,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from gbad_batch.engine import results, sources
+from gbad_batch.engine import sources
 from gbad_batch.engine.commands.guarded import guarded_scan
+from gbad_batch.engine.results import session
 from gbad_batch.engine.settings import ScanSettings
 
 PART_SECONDS = 1.0  # shorter than a user's, so that kills fall on many parts
@@ -17,7 +18,7 @@ PART_SECONDS = 1.0  # shorter than a user's, so that kills fall on many parts
 
 def main(archive: str, out: str, counter: str, step: str) -> int:
     """Scan as the command does, counting reads; end by SIGKILL behind a step of the finish."""
-    results.PART_SECONDS = PART_SECONDS
+    session.PART_SECONDS = PART_SECONDS
     if counter != "-":
         _count_reads(Path(counter))
     if step != "-":
