@@ -1,6 +1,9 @@
 """What tests share: a small bundle that is real in every part, and a cache that is not the user's."""
 
 import logging
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,3 +34,21 @@ def own_log_level() -> Iterator[None]:
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Write a bundle of 64 x 64 pixels and a few random convolutions; scores in milliseconds."""
     return write_bundle(tmp_path_factory.mktemp("bundles") / "tiny", tiny.manifest(), tiny.files())
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """Give a folder that other users may reach, as pytest's own, and on some machines /tmp, may not be."""
+    above = next(filter(_is_open, map(Path, (tempfile.gettempdir(), "/var/tmp", "/dev/shm"))), None)
+    if above is None:
+        pytest.skip("this machine has no folder for temporary files that another user may reach")
+    folder = Path(tempfile.mkdtemp(dir=above))
+    folder.chmod(0o755)
+    yield folder
+    subprocess.run(["chmod", "-R", "u+rwx", str(folder)], check=True)
+    shutil.rmtree(folder)
+
+
+def _is_open(folder: Path) -> bool:
+    """Tell whether every user may pass through a folder and those above it."""
+    return folder.is_dir() and all(each.stat().st_mode & 0o001 for each in (folder, *folder.parents))

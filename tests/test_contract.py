@@ -9,11 +9,10 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
-import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -93,16 +92,6 @@ def command(tiny_bundle: Bundle, own_cache: Path) -> Any:
 
 
 # --- bad input, as a user that permissions hold for ----------------------------------------------------
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """Give a folder that other users may reach, as pytest's own may not be."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o755)
-    yield folder
-    subprocess.run(["chmod", "-R", "u+rwx", str(folder)], check=True)
-    shutil.rmtree(folder)
 
 
 @pytest.fixture

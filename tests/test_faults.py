@@ -25,15 +25,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faults, "DELAYS_S", (0.01, 0.02))
 
 
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """Give a folder that other users may reach, as pytest's own may not be."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
-
-
 @contextmanager
 def not_root() -> Iterator[None]:
     """Be a user that permissions hold for."""

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
 from multiprocessing.connection import wait
 from pathlib import Path
 from threading import Event
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.25
 PAUSE_S = 2.0  # a tick that takes longer means that this process was paused
-CHUNK_SECONDS = 0.25  # that a chunk should take one thread
+CHUNK_SECONDS = 0.1  # that a chunk should take one thread
 MOST_IMAGES = 256  # of a chunk on a CPU
 AHEAD_ROWS = 32_768  # dealt or done, but not yet yielded in order
 MOST_DEATHS = 30  # of workers that held the same chunk
@@ -81,6 +82,7 @@ class Pool:
     def __enter__(self) -> Self:
         try:
             worker = self._started(0, self._settings)
+            import_module("pyarrow.parquet")  # which takes a while, as the worker does
             while not worker.child.connection.poll(TICK_S):
                 self._check_stopped()
             self._setup = self._first_setup(worker)
