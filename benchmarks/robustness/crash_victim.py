@@ -42,15 +42,15 @@ def _count_reads(counter: Path) -> None:
 
 
 def _die_behind(last: int) -> None:
-    steps = results.Session.finish_steps
+    steps = session.Session.finish_steps
 
-    def finish(self: results.Session) -> Any:
+    def finish(self: session.Session) -> Any:
         for number, _ in enumerate(steps(self)):
             if number == last:
                 os.kill(os.getpid(), signal.SIGKILL)
         return self.finished
 
-    results.Session.finish = finish  # type: ignore[method-assign]
+    session.Session.finish = finish  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

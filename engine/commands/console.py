@@ -1,4 +1,4 @@
-"""What a person sees: progress on standard error, the summary on standard output."""
+"""Output for people: progress on standard error, the summary on standard output."""
 
 import io
 import logging
@@ -26,8 +26,8 @@ LINE_EVERY_S = 10.0
 def whole_streams() -> None:
     """Make the standard streams usable however the command was started.
 
-    A closed one becomes the null device: else a file of the archive would get its number, and what a
-    library prints. Letters that the locale lacks are written as escapes.
+    A closed stream becomes the null device; otherwise a file of the archive would get its descriptor, and
+    receive what libraries print. Letters that the locale lacks are escaped.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # the lowest free number first
         if getattr(sys, name) is None:
@@ -37,16 +37,16 @@ def whole_streams() -> None:
 
 
 class LogLines(logging.Handler):
-    """Writes log records to what is standard error at that moment: a progress bar may stand in for it."""
+    """Writes log records to the current standard error, which a progress bar may have replaced."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one line, with its level where that is a warning or worse."""
+        """Write one line, with the level of warnings and errors."""
         level = f"{record.levelname}: " if record.levelno > logging.INFO else ""
         tell(level + record.getMessage())
 
 
 def tell(sentence: str) -> None:
-    """Write a line to standard error; a terminal that is gone stops no scan."""
+    """Write a line to standard error; ignores a terminal that is gone."""
     line = f"gbad-batch: {escaped(sentence)}\n"
     bars = sys.modules.get("tqdm")
     with suppress(OSError):
@@ -58,7 +58,7 @@ def tell(sentence: str) -> None:
 
 @contextmanager
 def progress_shown(quiet: bool) -> Iterator[Callable[["Progress"], None]]:
-    """Show a bar on a terminal, plain lines elsewhere, nothing when quiet; yields the watcher to call."""
+    """Show a bar on a terminal, lines elsewhere, nothing if quiet; yields the callback for progress."""
     if quiet:
         yield lambda _: None
     elif sys.stderr.isatty():
@@ -130,7 +130,7 @@ def _figures(progress: "Progress") -> str:
 
 
 def summary_text(summary: "Summary") -> str:
-    """Write the summary as a person reads it."""
+    """Format the summary for a person."""
     lines = [_headline(summary)]
     if summary.demo:
         lines.append("  Model trained on synthetic images, not for operational decisions.")
@@ -192,7 +192,7 @@ def _stages(seconds: Mapping[str, float]) -> str:
 
 
 def findings_text(findings: "list[Finding]") -> str:
-    """Write what the doctor found, a section at a time."""
+    """Format the findings of the doctor by section."""
     lines: list[str] = []
     section = ""
     for finding in findings:
@@ -205,7 +205,7 @@ def findings_text(findings: "list[Finding]") -> str:
 
 
 def tuning_text(tuning: "Tuning") -> str:
-    """Write the trials as a table, and what was chosen."""
+    """Format the trials as a table, and the choice."""
     lines = [f"{tuning.engine}, model {escaped(tuning.model)}, on {escaped(tuning.pictures)}", ""]
     lines.append("  batch  workers  threads each    img/s")
     for trial in tuning.trials:
@@ -221,7 +221,7 @@ def tuning_text(tuning: "Tuning") -> str:
 
 @contextmanager
 def synth_bar(count: int) -> Iterator[Callable[[int], None]]:
-    """Show how many images are written, on a terminal; yields what takes the number so far."""
+    """Show a bar of the images written, on a terminal; yields the callback for their number."""
     if not sys.stderr.isatty():
         yield lambda _: None
         return
@@ -231,7 +231,7 @@ def synth_bar(count: int) -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def training_shown() -> Iterator[Callable[[str, int, int, Mapping[str, float]], None]]:
-    """Show each phase of training: a bar on a terminal, lines elsewhere; yields what training tells."""
+    """Show each phase of training, as a bar on a terminal, else as lines; yields the callback."""
     if not sys.stderr.isatty():
         yield _training_lines()
         return

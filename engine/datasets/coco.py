@@ -19,8 +19,8 @@ T = TypeVar("T")
 def read_coco(path: Path, classes: ClassMap) -> Labels:
     """Read a file of images, annotations and categories; an image without an annotation is benign.
 
-    An annotation without a `bbox` is a label alone. Raises Refused with the line of broken JSON, or the
-    number of the entry (from 1 on) that is wrong.
+    An annotation without a `bbox` is a label only. Raises Refused with the line of invalid JSON, or with the
+    number (from 1) of an invalid entry.
     """
     images, annotations, categories = _parts(path)
     threats: dict[Any, str | None] = {}
@@ -56,7 +56,7 @@ def _parts(path: Path) -> list[list[Any]]:
 
 
 def _entries(path: Path, part: str, entries: list[Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Pair each entry with its origin; raises Refused for one that is no object."""
+    """Pair each entry with its origin; raises Refused for one that is not an object."""
     placed = [(f"{path}, {part} {number}", entry) for number, entry in enumerate(entries, start=1)]
     for origin, entry in placed:
         if not isinstance(entry, dict):
@@ -85,14 +85,12 @@ def _ids(path: Path, images: list[Any]) -> set[int]:
 def _by_image(
     path: Path, annotations: list[Any], threats: dict[Any, str | None], ids: set[int]
 ) -> dict[int, list[tuple[str, Box | None]]]:
-    """Gather the threats of each image, with their boxes where they have one."""
+    """Collect the threats of each image, with their boxes if they have any."""
     found: dict[int, list[tuple[str, Box | None]]] = {}
     for origin, entry in _entries(path, "annotations", annotations):
         image, category = (_get(entry, key, int, origin) for key in ("image_id", "category_id"))
         if image not in ids:
-            raise Refused(
-                f"{origin}: there is no image of the id {image}; add it or leave out the annotation"
-            )
+            raise Refused(f"{origin}: there is no image of the id {image}; add it or remove the annotation")
         if category not in threats:
             raise Refused(f"{origin}: there is no category of the id {category}; add it to the categories")
         box = _numbers(entry["bbox"], origin) if entry.get("bbox") is not None else None
@@ -110,9 +108,9 @@ def _numbers(values: Any, origin: str) -> tuple[float, float, float, float]:
 
 
 def write_coco(labels: Labels, size: Callable[[int], tuple[int, int]] | None = None) -> bytes:
-    """Return the file's bytes: every label an annotation, with a box where one is known.
+    """Return the bytes of a COCO file: an annotation per label, with its box if it is known.
 
-    `size` gives width and height of an image; without it they are left out. Groups and splits go along.
+    `size` returns width and height of an image; without it they are left out. Groups and splits are included.
     """
     images, annotations = [], []
     for k, name in enumerate(labels.names):

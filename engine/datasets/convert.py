@@ -1,4 +1,4 @@
-"""From any format that can be read to SIXray's CSV or COCO's JSON."""
+"""Conversion of labels from any format to SIXray's CSV or COCO's JSON."""
 
 import csv
 import io
@@ -19,7 +19,7 @@ from .tables import SIXRAY_HEADER
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written."""
+    """Counts of a conversion."""
 
     images: int
     positives: int
@@ -37,7 +37,7 @@ def convert(
     """Write the labels of `source` to `out`, a .csv in SIXray's format or a .json in COCO's.
 
     With `image_folder`, names become paths of images below that folder, and the JSON holds their sizes.
-    Raises Refused for what cannot be read or joined, and where `out` exists already.
+    Raises Refused for labels that cannot be read or joined, and if `out` exists already.
     """
     if out.suffix.lower() not in (".csv", ".json"):
         raise Refused(
@@ -60,9 +60,9 @@ def convert(
 
 
 def write_sixray(labels: Labels) -> bytes:
-    """Return a list in SIXray's form: a line an image, 1 for a threat and -1 for none.
+    """Return a list in SIXray's format: one image per line, 1 for a threat and -1 for its absence.
 
-    Raises Refused for a name that is not UTF-8, as files may have.
+    Raises Refused for a file name that is not UTF-8.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -81,7 +81,7 @@ def _is_utf8(name: str) -> bool:
 
 
 def _sizes(paths: list[Path] | None) -> Callable[[int], tuple[int, int]] | None:
-    """Return what tells width and height of an image, from its header; None where no image is known."""
+    """Return a function that reads width and height of an image from its header; None without images."""
     from PIL import Image
 
     def size(k: int) -> tuple[int, int]:

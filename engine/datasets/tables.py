@@ -21,7 +21,7 @@ def read_sixray(path: Path) -> Labels:
     """Read a list `name,Gun,Knife,Wrench,Pliers,Scissors` of 1, -1 or 0; raises Refused with the line."""
     lines = _csv_lines(path)
     if next(lines, (1, None))[1] != SIXRAY_HEADER:
-        raise Refused(f"{path}, line 1: {','.join(SIXRAY_HEADER)} is expected as the first line")
+        raise Refused(f"{path}, line 1: {','.join(SIXRAY_HEADER)} must be the first line")
     gathered = Gathered()
     for number, line in lines:
         origin = f"{path}, line {number}"
@@ -32,9 +32,9 @@ def read_sixray(path: Path) -> Labels:
 
 
 def read_table(path: Path) -> Labels:
-    """Read a CSV or Parquet table with `path` or `name`, the five threats, and perhaps `split` and `group`.
+    """Read a CSV or Parquet table with `path` or `name`, the five threats, optionally `split` and `group`.
 
-    Labels are 1 / true or 0 / -1 / false; other columns are left alone. Raises Refused with the line or row.
+    Labels are 1 / true or 0 / -1 / false; other columns are ignored. Raises Refused with the line or row.
     """
     is_parquet = path.suffix.lower() == ".parquet"
     header, rows = _parquet_rows(path) if is_parquet else _csv_rows(path)
@@ -59,7 +59,7 @@ def _positions(origin: str, columns: list[str]) -> tuple[int, list[int], int | N
     if twice := sorted(
         {c for c in columns if columns.count(c) > 1 and c in (*_NAMES, *THREATS, "split", "group")}
     ):
-        raise Refused(f"{origin}: the column {twice[0]} stands twice; keep one")
+        raise Refused(f"{origin}: the column {twice[0]} occurs twice; keep one")
     name = next((column for column in _NAMES if column in columns), None)
     lacking = [threat for threat in THREATS if threat not in columns]
     if name is None or lacking:
@@ -70,15 +70,15 @@ def _positions(origin: str, columns: list[str]) -> tuple[int, list[int], int | N
 
 
 def _threats(values: list[str], meanings: dict[str, bool], origin: str) -> list[str]:
-    """Name the threats whose value says that they are there."""
-    found = []
+    """Return the threats whose value is true."""
+    present = []
     for threat, value in zip(THREATS, values, strict=True):
-        present = meanings.get(value.strip().lower())
-        if present is None:
+        meaning = meanings.get(value.strip().lower())
+        if meaning is None:
             raise Refused(f"{origin}: the label {value!r} of {threat} is none of {', '.join(meanings)}")
-        if present:
-            found.append(threat)
-    return found
+        if meaning:
+            present.append(threat)
+    return present
 
 
 def _csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -119,5 +119,5 @@ def _as_text(value: Any) -> str:
 
 
 def first_line(path: Path) -> list[str]:
-    """Return the header of a CSV file; raises Refused where it is none."""
+    """Return the header of a CSV file; raises Refused if it is not CSV."""
     return next(_csv_lines(path), (0, []))[1]

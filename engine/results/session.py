@@ -82,9 +82,9 @@ def open_results(
 
 
 class Session:
-    """One run of a scan, from its first row to the finish; leaving it keeps the parts.
+    """One run of a scan, from its first row to the finish; leaving the context keeps the parts.
 
-    `write`, `flush`, `finish` and `close` belong to one thread. They raise Stopped where the disk fails.
+    Call `write`, `flush`, `finish` and `close` from one thread. They raise Stopped if the disk fails.
     """
 
     def __init__(self, command: Command, found: ScanState | FinishReport, description: dict[str, Any]):
@@ -110,7 +110,7 @@ class Session:
 
     @property
     def folder(self) -> Path:
-        """The private folder of the scan, while it is unfinished."""
+        """Private folder of the scan, while it is unfinished."""
         return self._staging.folder
 
     # Opening
@@ -135,7 +135,7 @@ class Session:
         self._begin_run()
 
     def _import_finished(self, retry: list[str]) -> None:
-        """Write the rows of the finished output that are not to be scanned again as the first part."""
+        """Write the rows of the finished output that are kept as the first part."""
         through = self._features.import_finished() if self._features else 1
         batches = (
             _without(batch, retry) for file in files_of(self._staging.target) for batch in read_parquet(file)
@@ -177,7 +177,7 @@ class Session:
         self._staging.lock.tell(self.index.finished + self.rows_written + self._held)
 
     def flush(self) -> None:
-        """Make all rows so far durable."""
+        """Make all rows written so far durable."""
         if not self._held:
             return
         self._writable = False  # a part that failed half-way is not tried again
@@ -191,7 +191,7 @@ class Session:
         self._writable = True
 
     def _join_loose(self) -> None:
-        """Copy small batches into one, so that what they were read from can go."""
+        """Copy small batches into one, so that the memory they refer to can be freed."""
         import pyarrow as pa
 
         self._joined.append(pa.concat_batches(self._batches))
@@ -205,14 +205,14 @@ class Session:
     # Ending
 
     def finish(self) -> FinishReport:
-        """Put the result in its place, all or nothing; raises Stopped where a row is missing, parts kept."""
+        """Put the result in its place, all or nothing; raises Stopped, with parts kept, if a row is missing."""
         for _ in self.finish_steps():
             pass
         assert self.finished is not None
         return self.finished
 
     def finish_steps(self) -> Iterator[str]:
-        """Finish step by step, yielding the name of each when it is durable."""
+        """Finish step by step; yields the name of each step once it is durable."""
         with disk_faults_stop(self._staging.target):
             self.flush()
             yield "flushed"
@@ -262,7 +262,7 @@ class Session:
         }
 
     def discard(self) -> None:
-        """End a run that met no candidate: what earlier runs left stays, else nothing does."""
+        """End a run without candidates; keeps what earlier runs left, otherwise removes the folder."""
         if self.index.finished or self.rows_written or self._held:
             return self.close()
         self._writable = False
@@ -273,7 +273,7 @@ class Session:
         return None
 
     def close(self) -> None:
-        """Keep what is written and give the output free; a second call does nothing."""
+        """Keep what is written and release the output; a second call does nothing."""
         if not self._staging.lock.held:
             return
         try:
