@@ -205,7 +205,7 @@ class Session:
     # Ending
 
     def finish(self) -> FinishReport:
-        """Put the result in its place, all or nothing; raises Stopped, with parts kept, if a row is missing."""
+        """Put the result in its place, all or nothing; raises Stopped if a row is missing, keeping parts."""
         for _ in self.finish_steps():
             pass
         assert self.finished is not None
