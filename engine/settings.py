@@ -132,6 +132,20 @@ class LimitSettings:
     )
     max_failures: str | None = setting(None, "Stop with exit code 4 once more images than this have failed.")
 
+    @property
+    def failure_limit(self) -> tuple[float, bool] | None:
+        """Bound of --max-failures, and whether it is a percentage."""
+        if self.max_failures is None:
+            return None
+        text = self.max_failures.strip()
+        try:
+            bound = float(text.removesuffix("%"))
+        except ValueError:
+            bound = -1.0
+        if not 0 <= bound < float("inf") or (text.endswith("%") and bound > 100):
+            raise Refused(f"--max-failures {text!r} is neither a number nor a percentage: try 100 or 1%")
+        return bound, text.endswith("%")
+
 
 @dataclass(frozen=True, kw_only=True)
 class OutputSettings:
@@ -194,20 +208,6 @@ class ScanSettings(SourceSettings, ModelSettings, LimitSettings, OutputSettings)
     def out_is_folder(self) -> bool:
         """Whether the output was given with a trailing slash: a data set without the last merge."""
         return self.out is not None and os.fspath(self.out).endswith("/")
-
-    @property
-    def failure_limit(self) -> tuple[float, bool] | None:
-        """Bound of --max-failures, and whether it is a percentage."""
-        if self.max_failures is None:
-            return None
-        text = self.max_failures.strip()
-        try:
-            bound = float(text.removesuffix("%"))
-        except ValueError:
-            bound = -1.0
-        if not 0 <= bound < float("inf") or (text.endswith("%") and bound > 100):
-            raise Refused(f"--max-failures {text!r} is neither a number nor a percentage: try 100 or 1%")
-        return bound, text.endswith("%")
 
 
 def declared(name: str) -> Field[Any]:

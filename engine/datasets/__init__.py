@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import Refused
-from ..sources.archive_names import IMAGE_EXTENSIONS, extension_of
+from ..sources.names import IMAGE_EXTENSIONS, extension_of
 from .boxes import read_boxes, read_voc
 from .classes import ClassMap, read_class_map
 from .coco import read_coco

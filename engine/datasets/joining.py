@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Refused
-from ..sources.archive_names import IMAGE_EXTENSIONS, extension_of
+from ..sources.names import IMAGE_EXTENSIONS, extension_of
 from .labels import Labels
 
 MISSING, AMBIGUOUS = -1, -2  # in place of a position

@@ -48,6 +48,7 @@ class Index:
         self.listed = 0  # distinct candidates of this run: the number of rows that its result must have
         self.listed_containers = 0
         self.finished = 0  # rows that earlier runs left
+        self.skipped = 0  # of these, listed by this run as they were
         self.duplicates = 0  # listed more than once by this run
 
     @property
@@ -73,6 +74,7 @@ class Index:
         position = self._next_position(kind).to_bytes(4, "little")
         if unchanged >= 0:
             shard[unchanged + POSITION_AT : unchanged + ENTRY_SIZE] = position
+            self.skipped += 1
             return "finished"
         shard += key[UNCHANGED] + position
         if self.finished:

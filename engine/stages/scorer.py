@@ -13,6 +13,7 @@ from ...export import engine_for
 from ..bundle import DEMO_SENTENCE, Bundle, OperatingPoint, default_bundle_path, operating_point
 from ..errors import Refused, Stopped
 from ..model.decision import Decision, on_device, sigmoid
+from ..results.schema import SCHEMA_VERSION
 from ..row import ImageFault, Row, threat_names
 from ..runtime import OUTPUTS, WITH_STREAMS, EngineFailed, Outputs, Runner, open_engine
 from ..settings import ScanSettings
@@ -74,6 +75,7 @@ class Setup:
             "decision": self.point.decision,
             "pfa": None if settings.threshold is not None else self.point.pfa,
             "threshold": self.point.threshold,
+            "schema": SCHEMA_VERSION,
         }
 
     def notes(self) -> list[str]:

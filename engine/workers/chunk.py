@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+CHUNK_SECONDS = 0.1  # that a chunk should take one thread
+MOST_IMAGES = 256  # of a chunk on a CPU
+CHUNK_BYTES = 64_000_000  # of the files of a chunk, as listed; one file alone may have more
+
 
 @dataclass(slots=True)
 class Chunk:
@@ -49,3 +53,26 @@ class Clock:
         self.seconds[stage] = wall - self._wall
         self.cpu_seconds[stage] = cpu - self._cpu
         self._wall, self._cpu = wall, cpu
+
+
+class ChunkSize:
+    """How many images the next chunk should have: whole batches that take a thread about CHUNK_SECONDS.
+
+    On a GPU a chunk is one batch.
+    """
+
+    def __init__(self, batch_size: int, on_gpu: bool):
+        self.images = batch_size
+        self._batch_size = batch_size
+        self._on_gpu = on_gpu
+        self._image_seconds = 0.0  # of one thread, as the last chunks took
+
+    def learn(self, chunk: FinishedChunk) -> None:
+        """Take a finished chunk's speed into account."""
+        if self._on_gpu:
+            return
+        spent = sum(chunk.seconds.values()) / chunk.rows
+        self._image_seconds += (spent - self._image_seconds) / 4 if self._image_seconds else spent
+        batches = round(CHUNK_SECONDS / max(self._image_seconds, 1e-9) / self._batch_size)
+        most = MOST_IMAGES // self._batch_size
+        self.images = self._batch_size * max(1, min(batches, most))

@@ -9,10 +9,10 @@ from contextlib import suppress
 
 from ..errors import Stopped
 from ..sources import Candidate
+from .chunk import CHUNK_BYTES
 from .progress import Progress
 
 AHEAD = 16_384  # candidates that are listed ahead of the workers
-CHUNK_BYTES = 64_000_000  # of the files of a chunk, as listed; a chunk of one file may have more
 CLOCK_EVERY = 256  # candidates between two readings of the clock
 
 

@@ -22,7 +22,7 @@ from ..settings import ScanSettings
 from ..stages import OpenStages, Setup
 from ..stages.scorer import resolved_settings
 from ..system.child import Child
-from .chunk import Chunk, FinishedChunk
+from .chunk import Chunk, ChunkSize, FinishedChunk
 from .feed import Feed
 from .worker import Begin, serve
 
@@ -30,8 +30,6 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.25
 PAUSE_S = 2.0  # a tick that takes longer means that this process was paused
-CHUNK_SECONDS = 0.1  # that a chunk should take one thread
-MOST_IMAGES = 256  # of a chunk on a CPU
 AHEAD_ROWS = 32_768  # dealt or done, but not yet yielded in order
 MOST_DEATHS = 30  # of workers that held the same chunk
 MOST_STARTS = 3  # of workers that die before they are ready
@@ -71,7 +69,6 @@ class Pool:
         self._unready_deaths = self._losses = 0
         self._dealt = self._handed_out = self._rows_ahead = 0
         self._files = 0
-        self._image_seconds = 0.0  # of one thread
         self._looked = self._resumed = time.monotonic_ns()
 
     @property
@@ -89,7 +86,7 @@ class Pool:
         except BaseException:
             self.__exit__()
             raise
-        self._size = self._setup.plan.batch_size
+        self._size = ChunkSize(self._setup.plan.batch_size, on_gpu=bool(self._setup.devices))
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -98,16 +95,18 @@ class Pool:
         for worker in self._workers:
             worker.child.end()
         self._workers = []
+        self._stopped.clear()  # the next run begins anew
 
-    def finished(
-        self, feed: Feed, folder: Path, suspects: frozenset[bytes] = frozenset(), features: bool = False
+    def process(
+        self, feed: Feed, folder: Path, suspects: frozenset[bytes] = frozenset()
     ) -> Iterator[FinishedChunk]:
         """Process what the feed lists; yields finished chunks in its order.
 
         `folder` is for the workers' files of images in decoders; `suspects` are the keys of images that were
         in decoders when an earlier run died. Raises Stopped, and any error of the listing or of a worker.
         """
-        self._begin = Begin(folder, features)
+        log.info("%s", self._setup.introduction())
+        self._begin = Begin(folder, self._settings.features is not None)
         self._suspects = set(suspects)
         self._make_ready(self._workers[0])
         for number in range(1, self._setup.plan.workers):
@@ -141,7 +140,7 @@ class Pool:
         if self._redo:
             chunk = self._redo.popleft()
         else:
-            candidates = feed.take(self._size, at_once)
+            candidates = feed.take(self._size.images, at_once)
             if not candidates:
                 return None
             chunk = Chunk(self._dealt, candidates)
@@ -156,16 +155,6 @@ class Pool:
             self._handed_out += 1
             self._rows_ahead -= chunk.rows
             yield chunk
-
-    def _learn_size(self, chunk: FinishedChunk) -> None:
-        """Make chunks of whole batches that take a thread about CHUNK_SECONDS; on a GPU, of one batch."""
-        if self._setup.devices:
-            return
-        spent = sum(chunk.seconds.values()) / chunk.rows
-        self._image_seconds += (spent - self._image_seconds) / 4 if self._image_seconds else spent
-        batch = self._setup.plan.batch_size
-        batches = round(CHUNK_SECONDS / max(self._image_seconds, 1e-9) / batch)
-        self._size = max(batch, min(batches * batch, MOST_IMAGES // batch * batch))
 
     # Listening
 
@@ -200,7 +189,7 @@ class Pool:
                 del worker.chunks[message.number]
                 self._deaths.pop(message.number, None)
                 self._done[message.number] = message
-                self._learn_size(message)
+                self._size.learn(message)
             elif isinstance(message, Setup):
                 self._welcome(worker, message)
 

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..errors import TooManyFailures
+from ..results import Session
+from ..results.index import Index
+from ..settings import LimitSettings
 from .chunk import FinishedChunk
 
 PERCENT_FROM = 1000  # images before a percentage of failures means something
@@ -16,7 +19,6 @@ class Progress:
 
     def __init__(self) -> None:
         self.total: int | None = None  # candidates in all, once everything is listed
-        self.skipped = 0  # candidates that an earlier run has finished
         self.done = 0  # rows of this run
         self.failed = 0  # of these, rows whose status is not ok
         self.alarms = 0
@@ -28,12 +30,18 @@ class Progress:
         self.startup_seconds = 0.0
         self.started = time.monotonic()
         self._cpu_at_start = 0.0
+        self._index: Index | None = None
 
-    def start(self) -> None:
+    @property
+    def skipped(self) -> int:
+        """Candidates met that an earlier run has finished."""
+        return self._index.skipped if self._index else 0
+
+    def start(self, index: Index) -> None:
         """End the start-up: clocks count from here."""
         now = time.monotonic()
         self.startup_seconds, self.started = now - self.started, now
-        self._cpu_at_start = time.process_time()
+        self._cpu_at_start, self._index = time.process_time(), index
 
     def elapsed(self) -> float:
         """Return the seconds since `start`."""
@@ -67,17 +75,16 @@ class Progress:
             self.seconds[stage] += time.perf_counter() - began
             self.cpu_seconds[stage] += time.thread_time() - cpu_began
 
-    def check_failures(self, limit: tuple[float, bool] | None, failed_before: int, done_before: int) -> None:
-        """Raise TooManyFailures if more rows of all runs failed than a number or (True) a percentage."""
-        if limit is None:
+    def check_failures(self, settings: LimitSettings, results: Session) -> None:
+        """Raise TooManyFailures if more rows of all runs failed than `max_failures` allows."""
+        if settings.failure_limit is None:
             return
-        failed, done = self.failed + failed_before, self.done + done_before
-        bound, is_percentage = limit
-        given = f"{bound:g}%" if is_percentage else f"{bound:g}"
+        failed, done = self.failed + results.failed_before, self.done + results.index.finished
+        bound, is_percentage = settings.failure_limit
         if is_percentage:
             bound = bound / 100 * done
         if failed > bound and (done >= PERCENT_FROM or not is_percentage):
             raise TooManyFailures(
-                f"{failed} of {done} images failed, more than --max-failures {given}; finished rows are "
-                "kept: look at them, or run the command with a higher limit to resume"
+                f"{failed} of {done} images failed, more than --max-failures {settings.max_failures}; "
+                "finished rows are kept: look at them, or run the command with a higher limit to resume"
             )
