@@ -1,4 +1,4 @@
-"""The night's run, kept in a history and held against it: throughput in short, memory, exactness."""
+"""The nightly run, compared with a history: throughput in a short form, memory, exactness."""
 
 import argparse
 import tempfile

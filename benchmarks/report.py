@@ -68,7 +68,7 @@ class Report:
     title: str
     notes: list[str] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
-    not_run: dict[str, str] = field(default_factory=dict)  # figures that are not to be had here, and why
+    not_run: dict[str, str] = field(default_factory=dict)  # figures that are unavailable here, and why
     facts: dict[str, Any] = field(default_factory=dict)  # what the record holds besides figures
     tables: list[Table] = field(default_factory=list)  # what a person reads before the figures
 

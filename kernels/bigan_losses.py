@@ -12,7 +12,7 @@ from torch import Tensor
 def two_losses(
     s: Tensor, reconstruction: Tensor, f_s: Tensor, f_reconstruction: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Reconstruction and feature matching loss of each image, both float32 [N].
+    """Return the reconstruction and feature matching loss of each image, both float32 [N].
 
     `s` and `reconstruction` = G(E(s)) are [N, features]; `f_s` = f_D(s, E(s)) and `f_reconstruction` =
     f_D(G(E(s)), E(s)) are [N, f_d]; all in half, bfloat16 or float32 on one CPU or NVIDIA GPU, subtracted and

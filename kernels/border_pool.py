@@ -12,7 +12,7 @@ from torch import Tensor
 
 @torch.library.custom_op("gbad_batch::border_means", mutates_args=(), device_types="cpu")
 def border_means(features: Tensor) -> Tensor:
-    """Means of a map [N, C, H, W] over the nine windows, entered zeros counted: float32 [N, C, 3, 3].
+    """Return the means of a map [N, C, H, W] over the nine windows, zeros counted: float32 [N, C, 3, 3].
 
     `features`: half, bfloat16 or float32, H and W at least 2, on a CPU or an NVIDIA GPU; channels_last is
     read in place (pass a buffer [N, H, W, C] as `buffer.permute(0, 3, 1, 2)`), other layouts are copied

@@ -38,7 +38,7 @@ def launch(features: Tensor, means: Tensor) -> None:
 def shape_of(channels: int, height: int, width: int) -> dict[str, Any]:
     """Return the constants of `sum_tiles`, which divide a map among programs.
 
-    They depend on the map's size alone, not on the batch's, so that an image's sums keep order and bits.
+    They depend only on the map's size, not on the batch's, so that an image's sums keep order and bits.
     """
     columns = min(triton.next_power_of_2(width), COLUMNS)
     rows = triton.cdiv(height, triton.cdiv(height, ROWS))

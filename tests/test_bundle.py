@@ -128,7 +128,7 @@ def test_a_link_to_a_bundle_is_followed(tiny_bundle: Bundle, tmp_path: Path) -> 
 
 
 def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
-    refused(tmp_path / "absent", "no such folder")
+    refused(tmp_path / "absent", "does not exist")
     refused(tmp_path, "bundle.json is missing")
     (tmp_path / "file").touch()
     refused(tmp_path / "file", "cannot be opened as a folder")

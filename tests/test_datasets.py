@@ -179,7 +179,7 @@ def test_unknown_classes_are_named_at_once_with_the_way_out(tmp_path: Path) -> N
     assert said.startswith(
         f"{tmp_path / 'l.txt'}, line 2: the class 'Dagger' is unknown, as are 'Power_Bank';"
     )
-    assert '--class-map that holds, below [classes], "Dagger" = "knife"' in said
+    assert '--class-map that maps it, below [classes]: "Dagger" = "knife"' in said
 
 
 @pytest.mark.parametrize(

@@ -591,7 +591,7 @@ def test_retry_needs_a_result_of_the_same_fingerprint_and_a_known_reason(tmp_pat
     scan(out, some(5))
     with pytest.raises(Refused, match="another precision"):
         opened(out, {**FINGERPRINT, "precision": "int8"}, retry=frozenset({"failed"}))
-    with pytest.raises(Refused, match="'broken' is no status"):
+    with pytest.raises(Refused, match="'broken' is not a status"):
         opened(out, retry=frozenset({"broken"}))
     assert names(tmp_path) == {"r.parquet"}
 
@@ -619,8 +619,8 @@ def test_outputs_that_cannot_be_are_refused_and_nothing_is_made(tmp_path: Path):
     refused(tmp_path / "link", "symbolic link", overwrite=True)
     refused(tmp_path / "dangling", "symbolic link")
     refused(tmp_path / "pipe", "neither a file nor a folder", overwrite=True)
-    refused(tmp_path / "file", "is no result of gbad-batch")
-    refused(tmp_path / "file", "no result of gbad-batch", retry=frozenset({"failed"}))
+    refused(tmp_path / "file", "is not a result of gbad-batch")
+    refused(tmp_path / "file", "not a result of gbad-batch", retry=frozenset({"failed"}))
     refused(tmp_path / ("x" * 300), "cannot be used")
     refused(tmp_path / "r", "other files than results", features=tmp_path)
     refused(tmp_path / "r", "both rows and features", features=tmp_path / "r")

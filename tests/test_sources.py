@@ -433,7 +433,7 @@ def test_what_is_no_list_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, "there is no source"),
+        ({}, "the source is missing"),
         ({"sources": ("",)}, "empty name"),
         ({"sources": ("/no/such/folder",)}, "'/no/such/folder' is not there"),
         ({"sources": ("/no/such/*.jpg",)}, "matches nothing"),

@@ -66,7 +66,7 @@ class Bench:
         self.stack = stack  # what is to be closed at the end
 
     def open(self, name: str, kind: str, bundle: Path, cache: Path | None = None) -> None:
-        """Open a system of a kind that `peers` knows, or note why it is not to be had."""
+        """Open a system of a kind that `peers` knows, or note why it is unavailable."""
         print(f"  opening {name} ...", file=sys.stderr)
         try:
             self.systems[name] = open_system(kind, bundle, cache or self.cache, self.passes.pictures)

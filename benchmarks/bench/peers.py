@@ -22,7 +22,7 @@ WORKER = Path(__file__).with_name("anomalib_worker.py")
 def open_system(
     name: str, bundle: Path, cache: Path, pictures: Sequence[Path], settings: LoopSettings | None = None
 ) -> System:
-    """Open a system by its name; raises NotRun where it is not to be had here."""
+    """Open a system by its name; raises NotRun if it is unavailable here."""
     if name in LOOPS:
         return Loop(
             [sys.executable, "-m", f"{__package__}.loop_worker", name, str(bundle), str(cache)], settings

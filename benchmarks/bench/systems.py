@@ -21,7 +21,7 @@ COMMAND = (str(Path(sys.executable).with_name("gbad-batch")),)
 
 
 class NotRun(Exception):
-    """A system, or a figure of one, is not to be had here; the text says why."""
+    """A system, or a figure of one, is unavailable here; the text says why."""
 
 
 @dataclass(frozen=True)

@@ -32,16 +32,16 @@ IMAGES = 64  # that statistics, operating points and gate come from
 SEED = 302
 LOOSE = {"loss_rel": 1.0, "score": 1.0, "flips": 1.0}  # speed is all that is asked of it,
 LOOSE_INT8 = {"loss_rel": 1e6, "score": 1e6, "flips": 1.0}  # of its INT8 form too
-TEXT = "# {name}\n\nRandom weights, for figures of speed alone: its scores say nothing about a bag.\n"
+TEXT = "# {name}\n\nRandom weights, for figures of speed only: its scores say nothing about a bag.\n"
 
 
 def write_untrained(out: Path, architecture: Architecture, count: int = IMAGES) -> Path:
-    """Write the bundle to the new folder `out` and return it; `count` synthetic bags settle and check it."""
+    """Write the bundle to the new folder `out` and return it; `count` synthetic bags calibrate it."""
     torch.manual_seed(SEED)
     images = gate_images(count, SEED, architecture.input_size)
     pixels = torch.from_numpy(_decoded(images, architecture.input_size))
     model = GBAD(architecture).requires_grad_(False)
-    settle(model, pixels)
+    set_batch_norms(model, pixels)
     outcome = _outcome(model, pixels)
     name = f"untrained-{architecture.backbone}"
     content = manifest(name, True, outcome, Phase3Settings())
@@ -62,7 +62,7 @@ def write_untrained(out: Path, architecture: Architecture, count: int = IMAGES) 
     return out
 
 
-def settle(model: GBAD, pixels: Tensor) -> None:
+def set_batch_norms(model: GBAD, pixels: Tensor) -> None:
     """Set the batch norms' statistics and the standardization from images uint8 [n, S, S, 3]."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

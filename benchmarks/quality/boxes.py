@@ -1,4 +1,4 @@
-"""What the boxes of threats bring phase I: windows around them, and places, beside labels of images alone."""
+"""What boxes of threats bring to phase I, as windows and as places, compared with labels of images only."""
 
 import argparse
 import sys
@@ -43,7 +43,7 @@ SEED = 41  # of the pool
 class Size:
     """How much each arm is trained on, and how long."""
 
-    images: int  # with threats and without, together
+    images: int  # with and without threats
     pixels: int  # a side
     windows: int  # epochs on windows of half of each side, of half the pixels
     epochs: int  # on whole images, after them

@@ -1,4 +1,4 @@
-"""How well near-duplicates are told: false matches of unlike bags, altered copies found, time for 100,000."""
+"""Detection of near-duplicates: false matches of unlike bags, altered copies found, time for 100,000."""
 
 import argparse
 import os

@@ -66,7 +66,7 @@ class Size:
 def options(parser: argparse.ArgumentParser) -> None:
     """Declare which classes are left out, how much is trained, and where parts are kept."""
     add = parser.add_argument
-    add("--class", dest="threat", choices=THREATS, help="this one alone; otherwise each in turn")
+    add("--class", dest="threat", choices=THREATS, help="only this one; default: each in turn")
     add("--images", type=int, default=2000, metavar="N", help="training images with threats, and without")
     add("--pixels", type=int, default=128, metavar="S", help="a side")
     add("--windows", type=int, default=4, metavar="N", help="epochs of phase I on windows around threats")

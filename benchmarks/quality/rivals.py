@@ -1,4 +1,4 @@
-"""Detectors that learn benign features alone, as the BiGAN does: `fit(benign x, seed)` gives `score(x)`.
+"""Detectors that learn benign features only, as the BiGAN does: `fit(benign x, seed)` gives `score(x)`.
 
 All see the features as the BiGAN does: standardized by the benign ones, floored and clipped.
 """

@@ -34,9 +34,9 @@ from ..quality.projected import IMAGES, projected_figures, write_projected
 from ..report import ROOT, Report
 from .guards import guard_auroc
 
-SEEN = ("white", "grey")  # looks; the third, vivid, is in T3 alone
+SEEN = ("white", "grey")  # looks; the third, vivid, is only in T3
 SETS = {
-    # scarce classes are raised here alone; calibration and test sets keep SIXray's shares
+    # scarce classes are raised only here; calibration and test sets keep SIXray's shares
     "phase1": SynthSettings(16_000, 101, 0.5, looks=SEEN, class_shares=(0.30, 0.28, 0.28, 0.34, 0.24)),
     "phase2": SynthSettings(12_000, 102, 0.0, looks=SEEN),
     "validation": SynthSettings(1_500, 104, 0.3, looks=SEEN),

@@ -77,7 +77,7 @@ def exponent(images: Sequence[int], seconds: Sequence[float]) -> float:
 
 
 def _add_resume(report: Report, count: int) -> None:
-    """Add how long it takes to know what is finished, and to have asked so for each row."""
+    """Add the time to find the finished rows, and to look up each row."""
     print(f"  finding {count} finished rows ...", file=sys.stderr)
     found = find_finished(count)
     report.add("find_finished_1m_seconds", found.open_s + found.claim_s, "s", at_most=LONGEST_S)

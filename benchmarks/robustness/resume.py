@@ -1,4 +1,4 @@
-"""How long an unfinished scan of a million rows takes to be gone on with: finding what is finished."""
+"""How long it takes to resume an unfinished scan of a million rows, that is, to find the finished ones."""
 
 import argparse
 import tempfile
@@ -27,7 +27,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> Report:
     """Report how long opening takes, and each question whether a row is finished."""
     count = arguments.rows
-    report = Report("An unfinished scan that is gone on with")
+    report = Report("Resuming an unfinished scan")
     found = find_finished(count)
     report.add("open_s", found.open_s, "s", at_most=LONGEST_S * max(1, count / ROWS))
     report.add("claim_us", found.claim_s / count * 1e6, "us a candidate")
@@ -37,9 +37,9 @@ def run(arguments: argparse.Namespace) -> Report:
 
 @dataclass(frozen=True)
 class Found:
-    """What finding the finished rows of an unfinished scan took."""
+    """Time to find the finished rows of an unfinished scan."""
 
-    open_s: float  # until the scan knows what is finished
+    open_s: float  # until the finished rows are known
     claim_s: float  # to ask for each row once
     lost: int  # rows that were not found
 

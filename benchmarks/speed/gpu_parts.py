@@ -95,7 +95,7 @@ def scan(subject: Subject, report: Report, engine: str = "auto", name: str = "sc
 
 
 def inductor(subject: Subject, report: Report) -> None:
-    """Measure Inductor as engine, alone and in a scan."""
+    """Measure Inductor as an engine, by itself and in a scan."""
     engine = engine_for(subject.bundle, device=subject.device, engine="inductor")
     report.add("inductor_engine_img_s", _engine_speed(subject, engine), "img/s")
     scan(subject, report, "inductor", "inductor_scan")

@@ -68,7 +68,7 @@ class Found:
     """What a run found."""
 
     runs: dict[str, list[Measured]]  # by system, a round each
-    not_run: dict[str, str]  # systems and figures that were not to be had, and why
+    not_run: dict[str, str]  # unavailable systems and figures, and why
     bundles: dict[str, str]  # by role: name, network, hash
     archive: Mapping[str, object]
     loop: LoopSettings

@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> Report:
 
 
 def _open(bench: Bench, name: str, bundle: Path) -> None:
-    """Open the system of a step, or note why it is not to be had."""
+    """Open the system of a step, or note why it is unavailable."""
     step = STEPS[name]
     if name.startswith("tuned"):
         cache = bench.settings.work / "engines-tuned"

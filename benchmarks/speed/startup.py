@@ -1,4 +1,4 @@
-"""How long a user waits for `--help`, and for the import alone."""
+"""How long a user waits for `--help`, and for the import by itself."""
 
 import argparse
 import statistics

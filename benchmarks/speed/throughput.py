@@ -73,7 +73,7 @@ def add_figures(report: Report, found: Found) -> None:
 
 
 def add_bars(report: Report, found: Found) -> None:
-    """Add the figures that are held to something; what was not to be had is named."""
+    """Add the figures that are held to something; unavailable ones are listed."""
     vnni = has_vnni()
     for name, least in BARS[vnni].items():
         _add_ratio(report, found, name, least)

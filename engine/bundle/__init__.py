@@ -1,7 +1,7 @@
 """A trained model on disk: reads, verifies and writes files; computes nothing.
 
 A bundle is a folder with a fixed list of files. Each is opened without following links, read up to a limit
-and hashed as read, so that the bytes that were checked are the bytes that are used. There is no pickle and no
+and hashed as read, so that the bytes that were checked are the bytes that are used. It holds no pickle and no
 reference to anything outside the folder.
 """
 
@@ -135,7 +135,7 @@ def _read(path: Path) -> Bundle:
     try:
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise BundleError("there is no such folder") from None
+        raise BundleError("the folder does not exist") from None
     except OSError as error:
         raise BundleError(f"it cannot be opened as a folder ({error.strerror})") from None
     try:

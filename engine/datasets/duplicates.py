@@ -1,11 +1,11 @@
 """Images of the same bag: equal bytes, or so alike that one side of a split would reveal the other.
 
 Two perceptual hashes of imagehash must agree, both of the pixels that a scan sees. The difference hash
-(dHash, 64 bits) finds candidates, 10 bits or fewer apart. By itself it errs on two in a thousand pairs
-of unlike bags, because one bag on white air is much like another at 9 x 8 pixels. The DCT hash (pHash, 256
+(dHash, 64 bits) finds candidates, 10 bits or fewer apart. By itself it errs on two in a thousand pairs of
+unlike bags, because one bag on white air is much like another at 9 x 8 pixels. The DCT hash (pHash, 256
 bits) then confirms them, 68 bits or fewer apart. Both hashes confused none of 519,690 pairs of synthetic
-bags, so at most 6 in a million; `python -m benchmarks duplicates` measures that, and which altered copies are found.
-Mirrored and rotated copies are not looked for.
+bags, so at most 6 in a million; `python -m benchmarks duplicates` measures that, and which altered copies
+are found. Mirrored and rotated copies are not looked for.
 """
 
 import hashlib

@@ -35,7 +35,7 @@ def _list_lines(one: ListFindings, longest: int) -> Iterator[str]:
     yield f"  {one.images} images, {_rate(one)}"
     for threat, number in one.labels.items():
         yield f"  {threat:<9} {number:>8} {_bar(number, longest)}".rstrip()
-    yield f"  held together: {_some([f'{name} {number}' for name, number in one.combinations.items()])}"
+    yield f"  combinations: {_some([f'{name} {number}' for name, number in one.combinations.items()])}"
     if one.splits:
         yield f"  splits: {', '.join(f'{name} {number}' for name, number in one.splits.items())}"
     if one.missing:
@@ -107,7 +107,7 @@ def plot(findings: Findings, path: Path) -> None:
     left.legend(loc="upper left", fontsize=8)
     right.set_yticks(range(len(combinations)), combinations)
     right.invert_yaxis()
-    right.set(xlabel="share of images with a threat (%)", title="Threats held together")
+    right.set(xlabel="share of images with a threat (%)", title="Threats in the same image")
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:

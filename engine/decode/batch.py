@@ -1,6 +1,6 @@
 """Decode for a GPU: check each header by itself, then decode the JPEGs a batch at a time.
 
-Who decodes an image follows from its own header alone. What nvJPEG decodes as libjpeg does (baseline and
+The header of an image alone decides which decoder it gets. What nvJPEG decodes as libjpeg does (baseline and
 progressive JPEGs, gray or of the usual samplings, of moderate size) waits for its batch; CMYK, odd samplings
 and every other format are decoded on the CPU, as in a scan there.
 
@@ -138,7 +138,7 @@ class BatchDecoder:
         return [decoded.ids[k] for k in good], pixels
 
     def _joined(self, rows: Sequence[Row], parts: Sequence[tuple[list[int], Any]]) -> tuple[list[Row], Any]:
-        """Put parts together in the order of the rows; what is whole already stays where it is."""
+        """Join parts in the order of the rows; a single part is returned as it is."""
         order = sorted(i for ids, _ in parts for i in ids)
         for i in order:
             rows[i].status = "ok"

@@ -50,7 +50,7 @@ class ScratchBuffer(threading.local):
     ) -> npt.NDArray[np.uint8 | np.uint16]:
         """Return an array [height, width, channels] of any content, valid until the thread's next call.
 
-        What is larger than KEPT_BYTES is allocated for this image alone.
+        What is larger than KEPT_BYTES is allocated for this image only.
         """
         size = height * width * channels * (1 if dtype is np.uint8 else 2)
         if size > KEPT_BYTES:

@@ -68,7 +68,7 @@ class DaliGraph:
         fails, at an image that it cannot decode too, and may be called again after that.
         """
         if not 0 < len(images) == len(ids) <= self._settings.most:
-            raise ValueError(f"{len(images)} images with {len(ids)} ids are no batch")
+            raise ValueError(f"{len(images)} images with {len(ids)} ids do not make a batch")
         self._pipeline = self._pipeline or self._made()
         fed = [np.array([number], np.int64) for number in ids]
         pixels, returned, least, most, *moments = self._pipeline.run(images=list(images), ids=fed)
@@ -115,10 +115,10 @@ def define(settings: GraphSettings, encoded: bool) -> tuple[Any, ...]:
         images = fn.external_source(name="images", device=device, dtype=kind.UINT8, ndim=3, layout="HWC")
     linear = types.DALIInterpType.INTERP_LINEAR
     pixels: Any = fn.resize(images, size=(settings.size, settings.size), interp_type=linear, antialias=True)
-    told: tuple[Any, ...] = (
+    statistics: tuple[Any, ...] = (
         fn.reductions.min(pixels, axes=axes),
         fn.reductions.max(pixels, axes=axes),
         fn.reductions.sum(pixels, axes=axes, dtype=kind.UINT64),
         fn.reductions.mean_square(pixels, axes=axes),
     )
-    return pixels, ids, *(each.cpu() for each in told)
+    return pixels, ids, *(value.cpu() for value in statistics)

@@ -1,9 +1,9 @@
-"""From the bytes of a file to the network's pixels; a bad image gets a reason and harms no other.
+"""From the bytes of a file to the network's pixels; a bad image gets a reason and does not affect others.
 
 What an image means here, the same on every backend and never guessed from pixel values:
 
 - *Orientation* (EXIF, TIFF) is not applied: the stored grid is what scanners write and models see. An
-  orientation other than 1 is said in `warnings`.
+  orientation other than 1 is noted in `warnings`.
 - *Alpha* is composited on white, which is what air looks like in these pictures; a transparent colour
   or palette entry likewise. An unspecified fourth channel (TIFF) and the fourth byte of a 32-bit BMP are
   left out.
@@ -13,9 +13,9 @@ What an image means here, the same on every backend and never guessed from pixel
   to the nearest of 256 levels.
 - *CMYK* is converted without a profile, R = (255 - C)(255 - K) / 255; a JPEG with Adobe's marker stores
   it inverted. Colour profiles and gamma are not applied.
-- The first page of a TIFF is read, and further ones said in `warnings`. Animated files are unsupported.
-- A JPEG cut short (no end marker) is `truncated` and never scored; other damage that libjpeg can step
-  over is decoded, scored and said in `warnings`.
+- The first page of a TIFF is read, and further ones are noted in `warnings`. Animated files are unsupported.
+- A truncated JPEG (no end marker) is `truncated` and never scored; other damage that libjpeg
+  tolerates is decoded, scored and noted in `warnings`.
 """
 
 import threading
@@ -60,7 +60,7 @@ class Decoder:
     def __call__(
         self, row: Row, blob: bytes, out: npt.NDArray[np.uint8] | None = None
     ) -> npt.NDArray[np.uint8] | None:
-        """Decode one file to RGB pixels [input_size, input_size, 3]; None is a bad image.
+        """Decode one file to RGB pixels [input_size, input_size, 3]; None for a bad image.
 
         Without an input size the pixels are [height, width, 3], as stored. With `out`, a C-contiguous array
         of the result's shape, the pixels are written there and `out` is returned; after a bad image its
@@ -74,7 +74,7 @@ class Decoder:
         return None if image is None else self.pixels(row, image, out)
 
     def gate(self, row: Row, blob: bytes) -> CodedImage | None:
-        """Check what the header tells, the first half of a call; None is a bad image."""
+        """Check the header, the first half of a call; None for a bad image."""
         try:
             image = inspect(row, blob, self.limits)
         except Exception as error:  # noqa: BLE001 - whatever a file provokes becomes its row
@@ -152,14 +152,14 @@ class Decoder:
         try:
             return self._decode_jpeg(image.data, space, buffer=pixels)
         except ValueError as error:
-            said = one_line(error)
-        if "memory" in said.lower():
-            raise MemoryError(said)
-        if "Premature end of JPEG" in said:
+            reason = one_line(error)
+        if "memory" in reason.lower():
+            raise MemoryError(reason)
+        if "Premature end of JPEG" in reason:
             raise ImageFault("truncated", "the JPEG's data end before its last line")
         pixels.fill(0)
         self._decode_jpeg(image.data, space, buffer=pixels, strict=False)
-        row.warnings = "; ".join((*image.warnings, said))
+        row.warnings = "; ".join((*image.warnings, reason))
         return pixels
 
     def _read_other(self, image: CodedImage, width: int, height: int) -> Pixels:
@@ -189,7 +189,7 @@ class Decoder:
 
 
 def _fail(row: Row, error: Exception) -> None:
-    """Make whatever a file provoked its row; raises MemoryError again."""
+    """Record an error of a decoder in the row; re-raises MemoryError."""
     if isinstance(error, MemoryError):
         raise error
     known = isinstance(error, ImageFault)
@@ -206,7 +206,7 @@ _CHANNELS: dict[Layout, int] = {"gray": 1, "rgb": 3, "rgba": 4, "premultiplied":
 
 
 def _check_room(pixels: int) -> None:
-    """Raise MemoryError where an image of so many pixels finds no room to be decoded."""
+    """Raise MemoryError if there is no memory to decode so many pixels."""
     np.empty(ROOM_BYTES + ROOM_BYTES_A_PIXEL * pixels, np.uint8)
 
 

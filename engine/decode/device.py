@@ -43,7 +43,7 @@ class DeviceDecoder:
     ) -> DecodedBatch | None:
         """Decode images of the shapes [height, width]; what comes out is those of `ids` that could be.
 
-        None is no image. Raises DeviceLost where the GPU is lost to this process.
+        None marks a bad image. Raises DeviceLost if this process loses the GPU.
         """
         reason = None
         if sum(self._failed) <= MOST_FAILED * RECENT:

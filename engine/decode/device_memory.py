@@ -34,7 +34,7 @@ class DeviceMemory(HostMemory):
             if self.is_lost():
                 raise DeviceLost(f"the GPU failed while it decoded ({reason})") from error
             raise Stopped(
-                f"{self._device} cannot hold the pixels of a batch ({reason}); what is finished is kept: "
+                f"{self._device} cannot hold the pixels of a batch ({reason}); finished rows are kept: "
                 "give a smaller --batch-size, and run the same command again"
             ) from error
 

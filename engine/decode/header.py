@@ -63,7 +63,7 @@ def _foreign(row: Row, blob: bytes) -> ImageFault:
     if not blob.strip(b"\0"):
         return ImageFault("not_an_image", f"all {len(blob)} bytes are zero")
     start = ascii(blob[:12])[1:]
-    return ImageFault("not_an_image", f"the content is no image known here; it begins with {start}")
+    return ImageFault("not_an_image", f"the content is not of a known image format; it begins with {start}")
 
 
 _FOREIGN = (
@@ -223,7 +223,7 @@ def _png_chunks(blob: bytes) -> dict[bytes, bytes]:
             raise_undecodable(f"the checksum of the PNG's chunk {kind.decode()} is wrong")
         if kind == b"IDAT":
             if data_end not in (0, start):
-                raise_undecodable("the PNG's data chunks are not together")
+                raise_undecodable("the PNG's data chunks are not consecutive")
             data_start, data_end = data_start or start, position
         elif kind in chunks or (data_end and kind in (b"PLTE", b"tRNS")):
             raise_undecodable(f"the PNG's chunk {kind.decode()} is misplaced")
@@ -261,7 +261,7 @@ def _bmp(row: Row, blob: bytes, limits: DecodeLimits) -> CodedImage:
     elif header_size in (40, 52, 56, 108, 124):
         width, height, planes, bits, compression = struct.unpack_from("<iiHHI", blob, 18)
     else:
-        raise ImageFault("not_an_image", "the content begins with BM and is no BMP image")
+        raise ImageFault("not_an_image", "the content begins with BM but is not a BMP image")
     if planes != 1 or bits not in (1, 4, 8, 16, 24, 32):
         raise_undecodable(f"the BMP's header says {planes} planes of {bits} bits")
     row.color = "palette" if bits <= 8 else "rgb"

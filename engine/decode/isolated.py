@@ -34,7 +34,7 @@ BYTES_A_PIXEL = 32  # decoder's copy, ours, and the resizer's, of 16-bit RGBA
 
 
 class IsolatedDecoder:
-    """Decodes as `Decoder` does, bit by bit, but survives images that kill or hang the decoder."""
+    """Decodes like `Decoder`, with the same bits, but survives images that crash or hang the decoder."""
 
     def __init__(self, input_size: int, limits: DecodeLimits, timeout_s: float):
         self.input_size = input_size
@@ -44,10 +44,10 @@ class IsolatedDecoder:
         self._lock = threading.Lock()
 
     def __call__(self, row: Row, blob: bytes) -> npt.NDArray[np.uint8] | None:
-        """Decode one file to RGB pixels [input_size, input_size, 3]; None is a bad image.
+        """Decode one file to RGB pixels [input_size, input_size, 3]; None for a bad image.
 
-        Fills the row as `Decoder` does, with decoder_crash and decoder_timeout besides. Raises Stopped
-        where the child does not even start, and where its end is the machine's fault or may be.
+        Fills the row as `Decoder` does, and also decoder_crash and decoder_timeout. Raises Stopped
+        if the child does not start, or if the machine may have ended it.
         """
         with self._lock:
             try:
@@ -57,8 +57,8 @@ class IsolatedDecoder:
                     fields, pixels = self._ask(blob)
             except _Killed:
                 raise Stopped(
-                    "the decoder's process was killed twice, as the system does where memory ends; what is "
-                    "finished is kept: free some memory and run the same command again"
+                    "the decoder's process was killed twice, which the system does when memory is short; "
+                    "finished rows are kept: free memory and run the same command again"
                 ) from None
             except ImageFault as fault:
                 row.fail(fault)
@@ -76,7 +76,7 @@ class IsolatedDecoder:
         if allowed != resource.RLIM_INFINITY and allowed < most:
             raise Stopped(
                 f"a decoder died, and with {allowed >> 20} MB for each process (ulimit -v) nobody can tell "
-                f"whether the image or a lack of memory ended it; what is finished is kept: raise the limit "
+                f"whether the image or a lack of memory ended it; finished rows are kept: raise the limit "
                 f"to {most >> 20} MB or more, or lift it, and run the same command again"
             )
 

@@ -140,11 +140,11 @@ def _class_thresholds(settings: EvaluateSettings, rows: Results) -> Floats:
             f"{validation.path} and {rows.path} come from different models: scan both with the same"
         )
     path = settings.validation_labels or settings.labels
-    seen, labels = labelled(validation, path, "validation", settings.form, settings.class_map)
-    if both := len(set(seen.uris) & set(rows.uris)):
+    other, labels = labelled(validation, path, "validation", settings.form, settings.class_map)
+    if both := len(set(other.uris) & set(rows.uris)):
         raise Refused(f"{both} images are both judged and in the validation of {path}: use other images")
     for k in np.flatnonzero(labels.labels.any(axis=0)):
-        thresholds[k] = _best_threshold(labels.labels[:, k], seen.probabilities[:, k])
+        thresholds[k] = _best_threshold(labels.labels[:, k], other.probabilities[:, k])
     return thresholds
 
 

@@ -93,8 +93,8 @@ def _roc(axes: Axes, predictions: Predictions) -> None:
 
 def _scores(axes: Axes, predictions: Predictions) -> None:
     scores = predictions.scores[predictions.decision]
-    seen = scores[~np.isnan(scores)]
-    bins = np.histogram_bin_edges(seen, bins=int(np.clip(np.sqrt(len(seen)), 10, 60)))
+    scored = scores[~np.isnan(scores)]
+    bins = np.histogram_bin_edges(scored, bins=int(np.clip(np.sqrt(len(scored)), 10, 60)))
     for name, color, kind in (
         ("benign", BENIGN, ~predictions.positive),
         ("threat", THREAT, predictions.positive),
@@ -165,9 +165,9 @@ def _boundary(axes: Axes, decision: Decision, threshold: float) -> None:
 
 
 def _reliability(axes: Axes, predictions: Predictions) -> None:
-    seen = ~np.isnan(predictions.probabilities[:, 0])
+    scored = ~np.isnan(predictions.probabilities[:, 0])
     for k, (name, color) in enumerate(CLASSES.items()):
-        labels, p = predictions.labels[seen, k], predictions.probabilities[seen, k]
+        labels, p = predictions.labels[scored, k], predictions.probabilities[scored, k]
         if labels.any():
             predicted, actual = _filled_bins(labels, p)
             axes.plot(predicted, actual, "o-", markersize=4, color=color, label=name)

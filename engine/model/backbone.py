@@ -67,21 +67,21 @@ def load_backbone_state(backbone: nn.Module, name: str, state: Mapping[str, Tens
     classifier = timm.get_pretrained_cfg(name).classifier or ()  # type: ignore[union-attr]
     heads = tuple(f"{head}." for head in ([classifier] if isinstance(classifier, str) else classifier))
     expected = {key: tuple(full[key].shape) for key in full if not key.startswith(heads)}
-    found = {key: tuple(state[key].shape) for key in state if not key.startswith(heads)}
-    _compare(name, source, expected, found)
+    shapes = {key: tuple(state[key].shape) for key in state if not key.startswith(heads)}
+    _compare(name, source, expected, shapes)
     own = {_plain(key): key for key in backbone.state_dict()}
-    wanted = {own[_plain(key)]: state[key] for key in found if _plain(key) in own}
+    wanted = {own[_plain(key)]: state[key] for key in shapes if _plain(key) in own}
     missing, _ = backbone.load_state_dict(wanted, strict=False)
     absent = [key for key in missing if not key.endswith("num_batches_tracked") and not key.startswith(heads)]
     if absent:
         raise Refused(f"{source} lacks {absent[0]} of the backbone {name}: give another file")
 
 
-def _compare(name: str, source: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+def _compare(name: str, source: str, expected: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
     counters = "num_batches_tracked"  # older files lack these counters, and nothing here reads them
-    missing = [key for key in expected if key not in found and not key.endswith(counters)]
-    surplus = [key for key in found if key not in expected]
-    unlike = [key for key in expected if key in found and found[key] != expected[key]]
+    missing = [key for key in expected if key not in shapes and not key.endswith(counters)]
+    surplus = [key for key in shapes if key not in expected]
+    unlike = [key for key in expected if key in shapes and shapes[key] != expected[key]]
     if missing or surplus or unlike:
         example = (missing or surplus or unlike)[0]
         raise Refused(

@@ -66,12 +66,12 @@ class Decision:
     def from_tensors(cls, name: str, tensors: Mapping[str, np.ndarray]) -> "Decision":
         """Read a decision from a bundle's arrays `decision.NAME.*`; raises BundleError if there is none."""
         prefix = f"decision.{name}."
-        found = {key.removeprefix(prefix): tensors[key] for key in tensors if key.startswith(prefix)}
-        if name not in INPUTS or not found:
+        arrays = {key.removeprefix(prefix): tensors[key] for key in tensors if key.startswith(prefix)}
+        if name not in INPUTS or not arrays:
             raise BundleError(f"the bundle holds no decision {name!r}; it may hold {', '.join(INPUTS)}")
-        if not {"mean", "std", "weights", "intercept"} <= found.keys() <= cls.__dataclass_fields__.keys():
+        if not {"mean", "std", "weights", "intercept"} <= arrays.keys() <= cls.__dataclass_fields__.keys():
             raise BundleError(f"the decision {name!r} has missing or unknown arrays")
-        return cls(name, **{key: array.astype(np.float64) for key, array in found.items()})
+        return cls(name, **{key: array.astype(np.float64) for key, array in arrays.items()})
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Return the decision as a bundle's arrays, float64."""

@@ -159,7 +159,7 @@ class Command:
         state.features = self._features_target
         if not self._stands:
             if retry and not former:
-                raise Refused(f"there is no result at {out} of which images could be scanned again")
+                raise Refused(f"there is no result at {out} whose images could be scanned again")
             return state
         self.staging.check_replaceable()
         if footer is not None and retry:
@@ -172,7 +172,7 @@ class Command:
                 "--retry-failed or --retry REASON to scan those images again"
             )
         elif not overwrite:
-            raise Refused(f"{out} exists and is no result of gbad-batch: name another, or add --overwrite")
+            raise Refused(f"{out} exists and is not a result of gbad-batch: name another, or add --overwrite")
         return state
 
     def _check_retry(self, footer: dict[str, Any]) -> None:
@@ -204,7 +204,7 @@ def statuses_of(retry: frozenset[str]) -> list[str]:
     """Expand `failed` to all statuses but ok; raises Refused for an unknown status."""
     known = get_args(Status)
     if unknown := sorted(retry - {*known, "failed"}):
-        raise Refused(f"--retry {unknown[0]!r} is no status: name failed, {', '.join(known)}")
+        raise Refused(f"--retry {unknown[0]!r} is not a status: name failed, {', '.join(known)}")
     return sorted({s for s in known if s in retry or ("failed" in retry and s != "ok")})
 
 

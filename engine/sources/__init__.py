@@ -59,7 +59,7 @@ def find(
 
 @dataclass
 class SourceSummary:
-    """Summary of what a scan would read, by names and sizes alone."""
+    """Summary of what a scan would read, from names and sizes only."""
 
     listed: ListingCounts = field(default_factory=ListingCounts)
     extensions: Counter[str] = field(default_factory=Counter)  # images, by extension in lower case
@@ -100,7 +100,7 @@ def check(settings: SourceSettings) -> None:
     """Check that each source exists, before anything is read; raises Refused if one does not."""
     if not settings.sources and settings.files_from is None:
         raise Refused(
-            "there is no source; name a directory, an image, a tar or a pattern, or use --files-from"
+            "the source is missing; name a directory, an image, a tar or a pattern, or use --files-from"
         )
     for source in settings.sources:
         _check_source(os.fsencode(source))

@@ -311,7 +311,7 @@ class Listing:
         return Candidate(row, path, folder)
 
     def _judge(self, row: Row, name: bytes, kind: NameKind) -> None:
-        """Fail a row that name or size alone decide."""
+        """Fail a row if its name or size is enough to do so."""
         if kind == "unsupported":
             row.fail(ImageFault("unsupported", f"{_dotted(name)} files are not decoded; make it a PNG"))
             return

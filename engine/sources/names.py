@@ -1,4 +1,4 @@
-"""What a name alone says about a file: an image, an archive, or neither."""
+"""Classifies a file by its name: an image, an archive, or neither."""
 
 from collections.abc import Collection
 from typing import Literal
@@ -32,7 +32,7 @@ def is_unfinished_result(folder: bytes, names: Collection[bytes]) -> bool:
 
 
 def extension_of(name: bytes) -> bytes:
-    """Return the extension of a file's name without its dot, as written; empty where there is none."""
+    """Return the extension of a file's name without its dot, as written; empty if there is none."""
     stem, _, extension = name.rpartition(b".")
     return extension if stem.strip(b".") else b""
 

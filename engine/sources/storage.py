@@ -97,7 +97,7 @@ class Folder:
             status = "unreadable"
         if status is None:
             raise Stopped(
-                f"{shown(path)} could not be read, and it is not this file alone ({reason_of(error)}); "
+                f"{shown(path)} could not be read, and neither could other files ({reason_of(error)}); "
                 "run the same command again when the disk works"
             ) from error
         return ImageFault(status, f"it could not be read: {reason_of(error)}")

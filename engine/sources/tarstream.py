@@ -64,7 +64,7 @@ class TarStream(Protocol):
         ...
 
     def finish(self) -> None:
-        """Check what the members alone did not; raises ArchiveFault."""
+        """Check what reading the members did not; raises ArchiveFault."""
         ...
 
 
@@ -303,7 +303,7 @@ def _tidy(name: bytes) -> bytes:
 
 
 def _number(field: bytes) -> int | None:
-    """Read a header's number: octal text or GNU's base 256; None where it is neither."""
+    """Read a header's number: octal text or GNU's base 256; None if it is neither."""
     if field[0] in (0x80, 0xFF):
         return int.from_bytes(field[1:], "big") - (256 ** (len(field) - 1) if field[0] == 0xFF else 0)
     text = field.partition(b"\0")[0].strip()

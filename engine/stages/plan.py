@@ -43,8 +43,8 @@ class WorkPlan:
     def sizes(self) -> str:
         """Describe batch size, workers and threads."""
         counts = {"worker": self.workers, "thread": self.threads}
-        named = [f"{count} {name}{'s' * (count > 1)}" for name, count in counts.items()]
-        return ", ".join([f"batch {self.batch_size}", *named])
+        parts = [f"{count} {name}{'s' * (count > 1)}" for name, count in counts.items()]
+        return ", ".join([f"batch {self.batch_size}", *parts])
 
 
 def plan_for(settings: ScanSettings, engine: Engine, gpus: int = 1) -> WorkPlan:

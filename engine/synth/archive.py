@@ -1,4 +1,4 @@
-"""Writes a synthetic archive: images, labels in SIXray's form, boxes in COCO's, and the settings."""
+"""Writes a synthetic archive: images, labels in SIXray's format, boxes in COCO's, and the settings."""
 
 import csv
 import hashlib
@@ -30,7 +30,7 @@ NOT_GENERATOR = ("__init__", "air", "archive", "isolated")  # their changes chan
 
 @dataclass(frozen=True)
 class Counts:
-    """What was written."""
+    """Counts of the images written."""
 
     images: int
     positives: int
@@ -39,7 +39,7 @@ class Counts:
 
 
 class _Record(NamedTuple):
-    """What the archive's files say of one image."""
+    """Entry of one image in the files of the archive."""
 
     name: str
     width: int
@@ -62,9 +62,9 @@ def generator_hash() -> str:
 def write_archive(
     out: Path, settings: SynthSettings, progress: Callable[[int], None] | None = None
 ) -> Counts:
-    """Write OUT/images, labels.csv, boxes.json and synth.json; `progress` is told the images done.
+    """Write OUT/images, labels.csv, boxes.json and synth.json; `progress` gets the number of images done.
 
-    Raises Refused where the settings make no sense or OUT already holds files, and Stopped where one of the
+    Raises Refused if the settings are invalid or OUT is not empty, and Stopped if one of the
     worker processes is ended from outside.
     """
     _check(out, settings)
@@ -102,12 +102,12 @@ def _check(out: Path, settings: SynthSettings) -> None:
 
 
 def is_positive(index: int, share: float) -> bool:
-    """Tell whether image `index` holds a threat: evenly spread, the share exact to one image."""
+    """Tell whether image `index` holds a threat; positives are evenly spread."""
     return int((index + 1) * share + 1e-9) > int(index * share + 1e-9)
 
 
 def render(index: int, settings: SynthSettings) -> Picture:
-    """Render image `index`, which depends on the seed, the index and what to draw alone."""
+    """Render image `index`, which depends only on the seed, the index and what to draw."""
     rng = np.random.default_rng([settings.seed, index])
     return render_bag(rng, settings, is_positive(index, settings.positive))
 
@@ -158,7 +158,7 @@ def _jpeg(pixels: np.ndarray, quality: int) -> bytes:
 
 
 def _annotation(threat: ThreatBox, height: int, width: int) -> dict[str, Any]:
-    """Describe a threat as COCO does; its outline is run lengths down the columns, from a run of zeros on."""
+    """Return a threat's COCO annotation; its outline is run lengths down the columns, zeros first."""
     x, y, w, h = threat.box
     sheet = np.zeros((height, width), bool)
     sheet[y : y + h, x : x + w] = threat.mask
@@ -214,7 +214,7 @@ def _write_settings(path: Path, settings: SynthSettings, counts: Counts) -> None
 
 
 def gate_images(count: int, seed: int, size: int) -> list[bytes]:
-    """Return JPEGs (quality 90) of size x size pixels, positives and benign in turn, in every look."""
+    """Return JPEGs (quality 90) of size x size pixels, alternately positive and benign, in every look."""
     settings = SynthSettings(count=count, seed=seed, positive=0.5)
     pictures = (Image.fromarray(render(k, settings).pixels) for k in range(count))
     small = (picture.resize((size, size), Image.Resampling.BILINEAR) for picture in pictures)

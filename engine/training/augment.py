@@ -1,4 +1,4 @@
-"""Phase I's images: DALI decodes, resizes, flips, moves and normalizes; one definition for CPU and GPU."""
+"""Images for phase I: DALI decodes, resizes, flips, moves and normalizes them, alike on CPU and GPU."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from .settings import Augmentation
 
 @dataclass(frozen=True)
 class Draw:
-    """One image's random numbers, from the seed, the epoch and the image alone."""
+    """Random numbers of one image, which depend only on the seed, the epoch and the image."""
 
     affine: NDArray[np.float32]  # [2, 3], pixels of the output to pixels of the input
     mirror: bool
@@ -38,7 +38,7 @@ def draw(augmentation: Augmentation, size: int, key: Sequence[int]) -> Draw:
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """What DALI makes of an image file."""
+    """How DALI prepares an image file."""
 
     size: int  # pixels a side
     mean: tuple[float, ...]  # of RGB in [0, 1]: the bundle's constants
@@ -58,8 +58,8 @@ def training_images(
 ) -> Iterator[tuple[Index, Tensor]]:
     """Yield positions [n] and images float32 [n, 3, S, S] (channels last) of each batch, in order.
 
-    `parts`: left, top, width and height of what is seen of each path's image, as shares of it, [., 4];
-    None for whole images. The batches must have one size. DALI resizes with an antialiased triangle filter,
+    `parts` [., 4]: left, top, width and height of the visible part of each image, as shares of it; None for
+    whole images. The batches must have one size. DALI resizes with an antialiased triangle filter,
     as the scan does (`python -m benchmarks training-pixels` measures what is left); at the border of a moved
     image its edge is repeated, not black: scanners leave air around a bag.
     """
@@ -69,16 +69,16 @@ def training_images(
     for expected in batches:
         images, index = pipeline.run()
         # each image brings its own position: results are never joined again by counting
-        found = np.array(index.as_array() if hasattr(index, "as_array") else index)[:, 0]
-        if not np.array_equal(found, expected):
-            raise RuntimeError(f"DALI returned images {found[:4]} where {expected[:4]} were fed")
+        returned = np.array(index.as_array() if hasattr(index, "as_array") else index)[:, 0]
+        if not np.array_equal(returned, expected):
+            raise RuntimeError(f"DALI returned images {returned[:4]} where {expected[:4]} were fed")
         tensor = torch.from_dlpack(images.as_tensor())  # [n, S, S, 3]
         yield expected, tensor.permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
 class _Source:
-    """What is fed to DALI of each image."""
+    """What DALI is fed for each image."""
 
     paths: Sequence[Path]
     epoch: int
@@ -86,7 +86,7 @@ class _Source:
     parts: NDArray[np.float32] | None
 
     def batch(self, index: Index) -> tuple[list[Any], ...]:
-        """Bytes, mirrors and positions and, where asked for, parts and maps of a batch."""
+        """Return bytes, mirrors, positions and, if requested, parts and maps of a batch."""
         settings = self.settings
         augmentation = settings.augmentation or Augmentation(0, 0, 0, 0, 0)
         drawn = [draw(augmentation, settings.size, (settings.seed, self.epoch, int(i))) for i in index]

@@ -27,10 +27,10 @@ class RunFolder:
         self._config = ""
 
     def open(self, config: Mapping[str, Any], may_change: Collection[str] = ()) -> set[str]:
-        """Make the folder, or reopen that of the same training; raises Refused for another training's.
+        """Create the folder, or reopen it for the same training; raises Refused for another training's.
 
-        Keys of the configuration in `may_change` are free to differ; returns those of them that do, since
-        what they govern must be done again.
+        Keys of the configuration in `may_change` may differ; returns those that do, because the phases that
+        depend on them must be repeated.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         config = json.loads(json.dumps(config))
@@ -54,7 +54,7 @@ class RunFolder:
         return different
 
     def accept_configuration(self) -> None:
-        """Store the configuration, once everything that a change of it makes stale is dropped."""
+        """Store the configuration, after everything that its change makes stale has been dropped."""
         write_whole(self.path / CONFIG, self._config.encode())
 
     def save(self, name: str, state: State) -> None:
@@ -64,7 +64,7 @@ class RunFolder:
         write_whole(self._file(name), buffer.getvalue())
 
     def load(self, name: str) -> State | None:
-        """Return the checkpoint of this name, None where there is none."""
+        """Return the checkpoint of this name, or None."""
         file = self._file(name)
         return torch.load(file, map_location="cpu", weights_only=True) if file.exists() else None
 

@@ -1,4 +1,4 @@
-"""Pictures of a training: losses and figures by epoch, the BiGAN's balance, predictions beside the truth."""
+"""Plots of a training: losses and figures by epoch, the BiGAN's balance, predictions beside the truth."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,7 +37,7 @@ def draw_epochs(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def draw_bigan(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Draw the reconstruction term, and what the collapse check looks at, by step."""
+    """Draw the reconstruction term and the quantities of the collapse check, by step."""
     lines = [line for line in lines if line["phase"] == "phase2"]
     steps = [line["step"] for line in lines]
     figure, (left, middle, right) = _axes(3)
@@ -71,8 +71,10 @@ def draw_samples(folder: Path, chosen: Labelled, predicted: NDArray[np.float32],
             continue
         axes.imshow(image)
         right = np.array_equal(truth, p >= 0.5)
-        said = " ".join(f"{name} {value:.2f}" for name, value in zip(THREATS, p, strict=True) if value >= 0.5)
-        title = f"is: {_names(truth)}\nsaid: {said or 'benign'}"
+        classes = " ".join(
+            f"{name} {value:.2f}" for name, value in zip(THREATS, p, strict=True) if value >= 0.5
+        )
+        title = f"is: {_names(truth)}\npredicted: {classes or 'benign'}"
         axes.set_title(title, fontsize=7, color="black" if right else "tab:red")
     _save(figure, folder / "samples.png")
 

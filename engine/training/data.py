@@ -1,4 +1,4 @@
-"""Labelled images for training, and their deal into four disjoint splits."""
+"""Labelled images for training, and their division into four disjoint splits."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ Index = NDArray[np.intp]
 
 @dataclass(frozen=True)
 class Labelled:
-    """Paths of images and what they hold."""
+    """Paths of images and their labels."""
 
     paths: tuple[Path, ...]
     labels: NDArray[np.bool_]  # [n, 5] in the order of THREATS; a benign image has none
@@ -43,7 +43,7 @@ class Labelled:
         )
 
     def concatenated(self, more: "Labelled") -> "Labelled":
-        """Return these images and, after them, more."""
+        """Return these images followed by others."""
         return Labelled(
             self.paths + more.paths,
             np.concatenate([self.labels, more.labels]),
@@ -53,13 +53,13 @@ class Labelled:
         )
 
     def digest(self, folder: Path) -> str:
-        """Identify this data set by the SHA-256 of paths as seen from a folder, labels and splits."""
+        """Return the SHA-256 of the data set: paths relative to a folder, labels and splits."""
         paths = [os.path.relpath(path, folder) for path in self.paths]
         lines = zip(paths, self.labels.tolist(), self.groups, self.splits, strict=True)
         return hashlib.sha256("\n".join(str(line) for line in lines).encode()).hexdigest()
 
     def boxes_digest(self) -> str:
-        """Identify the boxes by their SHA-256."""
+        """Return the SHA-256 of the boxes."""
         return hashlib.sha256(repr(self.boxes).encode()).hexdigest()
 
 
@@ -69,14 +69,14 @@ class Splits:
 
     train: Index
     validation: Index  # stops phase I, chooses the decision
-    calibration: Index  # benign alone: sets operating points
+    calibration: Index  # benign only: sets operating points
     test: Index  # gives the card's figures
 
 
 def load_labelled(
     labels: Path, image_folder: Path, form: str = "auto", class_map: Path | None = None
 ) -> Labelled:
-    """Read labels in any format and find their images below a folder; raises Refused with what is wrong."""
+    """Read labels in any format and find their images below a folder; raises Refused if that fails."""
     read = read_labels(labels, form, class_map)
     paths = find_images(image_folder)
     position = join(read, [str(path) for path in paths])
@@ -85,11 +85,11 @@ def load_labelled(
 
 
 def split(labelled: Labelled, alike: Index, shares: Shares, seed: int) -> Splits:
-    """Deal images into four parts, all images of a group into one.
+    """Divide images into four parts, with all images of a group in one.
 
-    A group is a bag, or images that `alike` [n] gives one number; it is positive if one of its images is.
-    Where the labels say the split of any image, theirs holds, and images without one are left out. Raises
-    Refused where a part lacks positives or benign images that it needs.
+    A group is a bag, or images with the same number in `alike` [n]; it is positive if one of its images is.
+    If the labels name splits, these are used, and images without one are left out. Raises Refused if a part
+    lacks positive or benign images that it needs.
     """
     parts = _given(labelled) if any(labelled.splits) else _dealt(labelled, alike, shares, seed)
     _check(labelled, parts)
@@ -97,8 +97,8 @@ def split(labelled: Labelled, alike: Index, shares: Shares, seed: int) -> Splits
 
 
 def _given(labelled: Labelled) -> Splits:
-    named = np.array(labelled.splits)
-    parts = {field.name: np.flatnonzero(named == field.name) for field in fields(Splits)}
+    by_name = np.array(labelled.splits)
+    parts = {field.name: np.flatnonzero(by_name == field.name) for field in fields(Splits)}
     parts["calibration"] = parts["calibration"][~labelled.positive[parts["calibration"]]]
     return Splits(**parts)
 
@@ -120,7 +120,7 @@ def _dealt(labelled: Labelled, alike: Index, shares: Shares, seed: int) -> Split
 
 
 def group_numbers(bags: Sequence[str], alike: Index) -> Index:
-    """Join images by bag and likeness; returns the group of each, named by its first image, [n]."""
+    """Join images by bag and likeness; returns the first image of each image's group, [n]."""
     group = alike.copy()
     first: dict[str, int] = {}
     for k, bag in enumerate(bags):
@@ -151,5 +151,5 @@ def counts(labels: NDArray[np.bool_]) -> dict[str, int]:
 
 
 def batches(index: Index, size: int) -> Sequence[Index]:
-    """Cut positions into whole batches; a shorter rest is left out."""
+    """Divide positions into whole batches; a shorter rest is left out."""
     return [index[start : start + size] for start in range(0, len(index) - size + 1, size)]

@@ -1,4 +1,4 @@
-"""Features x and logits of every image, extracted once and stored: what phases II and III are trained on."""
+"""Features x and logits of every image, extracted once and stored, on which phases II and III are trained."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -78,7 +78,7 @@ class Features:
 
 
 def open_features(folder: Path, images: int, length: int) -> Features:
-    """Open the stored features of a run; raises Refused where they are of other images."""
+    """Open the stored features of a run; raises Refused if they belong to other images."""
     try:
         return Features(folder, images, length)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Images as a scan decodes them, on threads: what features, figures and thresholds rest on."""
+"""Images decoded as by a scan, on several threads, for features, figures and thresholds."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +15,7 @@ AHEAD = 64  # images decoded before they are asked for
 
 
 def decoded(paths: Sequence[Path], size: int) -> Iterator[NDArray[np.uint8] | None]:
-    """Yield the pixels [size, size, 3] of each image in order, None where it cannot be decoded."""
+    """Yield the pixels [size, size, 3] of each image in order, or None if it cannot be decoded."""
     decoder = Decoder(size, DecodeLimits())
 
     def decode(path: Path) -> NDArray[np.uint8] | None:

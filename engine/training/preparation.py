@@ -1,4 +1,4 @@
-"""What comes before phase I: read the labels, look at every image, deal out the splits, project threats."""
+"""Preparation of phase I: read labels, decode every image, divide images into splits, project threats."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -38,14 +38,14 @@ class Prepared:
 
     @property
     def benign(self) -> Index:
-        """Positions of the benign training images."""
+        """Return the positions of the benign training images."""
         return self.splits.train[~self.labelled.positive[self.splits.train]]
 
 
 def prepare(settings: TrainSettings, threads: int, folder: RunFolder, progress: ProgressCallback) -> Prepared:
-    """Make everything that phase I needs, which takes long: every image is decoded once.
+    """Prepare everything that phase I needs, which takes long, since every image is decoded once.
 
-    The run folder remembers what was looked at and projected, so a killed preparation continues. Raises
+    The run folder remembers which images were decoded and projected, so a killed preparation resumes. Raises
     Refused for a data set that training cannot use, and for the run folder of another training.
     """
     listed = load_labelled(settings.labels, settings.image_folder, settings.form, settings.class_map)
@@ -58,7 +58,7 @@ def prepare(settings: TrainSettings, threads: int, folder: RunFolder, progress: 
 
 
 def configuration(settings: TrainSettings, listed: Labelled, threads: int) -> dict[str, Any]:
-    """Return what must be the same for a training to continue in a run folder."""
+    """Return what must be the same for a training to be resumed in a run folder."""
     own = plain(asdict(settings))
     boxes = listed.boxes_digest()
     source = boxes if settings.projected_from is None else str(settings.projected_from)
@@ -75,14 +75,14 @@ def configuration(settings: TrainSettings, listed: Labelled, threads: int) -> di
 
 
 def plain(value: Any) -> Any:
-    """Return settings as JSON holds them, without paths: those mean nothing on another machine."""
+    """Return settings as JSON values, without paths, which mean nothing on another machine."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items() if not isinstance(item, Path)}
     return [plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _check_boxes(settings: TrainSettings, listed: Labelled) -> None:
-    """Refuse a lack of boxes, or of threats to project, before looking at all images takes its time."""
+    """Refuse a lack of boxes, or of threats to project, before decoding all images."""
     if settings.projected:
         open_threats(settings.projected_from, listed, settings.class_map)
     elif 1 in settings.phases and settings.phase1.needs_boxes and not listed.boxes:
@@ -90,7 +90,7 @@ def _check_boxes(settings: TrainSettings, listed: Labelled) -> None:
 
 
 def _may_change(settings: TrainSettings) -> set[str]:
-    """Name the parts of the configuration whose phases were asked for by number, so may be done again."""
+    """Return the keys of the configuration whose phases were requested by number, so may be repeated."""
     if settings.phases == PHASES:
         return set()
     phases = {f"phase{number}" for number in settings.phases}
@@ -98,7 +98,7 @@ def _may_change(settings: TrainSettings) -> set[str]:
 
 
 def _drop_stale(folder: RunFolder, changed: Collection[str]) -> None:
-    """Drop what a change of the configuration makes stale, and what rests on it."""
+    """Drop what a change of the configuration makes stale, and what depends on it."""
     if "projected" in changed:
         remove(folder.path / FOLDER)
     if NETWORK_RESTS_ON.intersection(changed):
@@ -112,7 +112,7 @@ def _drop_stale(folder: RunFolder, changed: Collection[str]) -> None:
 def _split_readable(
     settings: TrainSettings, listed: Labelled, folder: RunFolder, progress: ProgressCallback
 ) -> tuple[Labelled, Splits, list[str]]:
-    """Leave out unreadable images and deal the rest into splits, images that look alike into the same one."""
+    """Leave out unreadable images and divide the rest into splits, with look-alikes in the same one."""
     stored = folder.load("images")
     if stored is None:
         prints = fingerprints(listed.paths, progress)
@@ -133,7 +133,7 @@ def _split_readable(
 
 
 def _shared_bags(alike: NDArray[np.intp], splits: Splits) -> list[str]:
-    """Warn of images in other splits that look like training images; the labels' own splits may have some."""
+    """Warn of images in other splits that look like training images, which splits in labels may have."""
     warnings = []
     training = np.unique(alike[splits.train])
     for name in ("validation", "calibration", "test"):
@@ -146,7 +146,7 @@ def _shared_bags(alike: NDArray[np.intp], splits: Splits) -> list[str]:
 def _project(
     settings: TrainSettings, prepared: Prepared, folder: RunFolder, progress: ProgressCallback
 ) -> Prepared:
-    """Add the images that projection makes, to the train split alone.
+    """Add projected images to the train split.
 
     Threats come from training images too; the benign images that they are projected into stay as well.
     """

@@ -1,4 +1,4 @@
-"""Phase I as the report has it: the backbone with its final layer changed, and no feature pyramid."""
+"""Phase I as in the report: the backbone with another final layer, and no feature pyramid."""
 
 from dataclasses import replace
 from typing import Any
@@ -15,12 +15,12 @@ REPORTED = Phase1Settings(stages=(Stage(256, 15),), weight_decay=0.0, patience=1
 
 
 def train_as_reported(settings: TrainSettings, progress: ProgressCallback = silent) -> list[dict[str, Any]]:
-    """Run phase I as the report has it; returns the figures of each epoch. It gives no bundle.
+    """Run phase I as in the report and return the figures of each epoch, without a bundle.
 
-    Raises Refused for settings with a bundle to start from, whose network is another.
+    Raises Refused if the settings name a bundle to start from, because its network differs.
     """
     if settings.start is not None:
-        raise Refused("--report-exact trains another network than bundles hold: leave out --start")
+        raise Refused("--report-exact trains another network than bundles have: leave out --start")
     settings = replace(settings, phase1=REPORTED, phases=(1,))
     run = TrainingRun(settings, progress)
     run.prepare()

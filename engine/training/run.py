@@ -1,4 +1,4 @@
-"""From labelled images to a bundle: the three phases in order, each continued where a kill left it."""
+"""From labelled images to a bundle: the three phases in order, each of which can be resumed."""
 
 import logging
 import time
@@ -44,8 +44,8 @@ DRAWN_SAMPLES = 16  # validation images in samples.png
 def train(settings: TrainSettings, progress: ProgressCallback = silent) -> Path | None:
     """Run the phases that the settings name and write the bundle; returns its folder, None without phase III.
 
-    A run folder that holds finished or half-finished phases is continued; a phase that is named alone, with
-    other settings than before, is done again. The same settings, images and threads on the same CPU give the
+    A run folder with finished or unfinished phases is resumed; a phase that is requested by number, with
+    other settings than before, is repeated. The same settings, images and threads on the same CPU give the
     same bytes of weights. Raises Refused for a data set that cannot be used, and Stopped where the BiGAN
     collapses.
     """
@@ -65,13 +65,13 @@ def train(settings: TrainSettings, progress: ProgressCallback = silent) -> Path 
 
 
 class TrainingRun:
-    """One training: its images, its model, and the run folder that remembers how far it is."""
+    """One training: its images, its model, and the run folder that stores its state."""
 
     prepared: Prepared  # by prepare()
     features: Features  # by extract_features()
 
     def __init__(self, settings: TrainSettings, progress: ProgressCallback):
-        """Raise Refused where the bundle's folder is taken."""
+        """Raise Refused if the bundle's folder exists already."""
         if 3 in settings.phases:
             check_vacant(settings.out)
         self.settings, self.progress = settings, progress
@@ -83,11 +83,11 @@ class TrainingRun:
         self.folder = RunFolder(settings.run)
 
     def prepare(self) -> None:
-        """Look at all images, deal them into splits, and project threats: the long step before phase I."""
+        """Decode all images, divide them into splits, and project threats: the long step before phase I."""
         self.prepared = prepare(self.settings, self.threads, self.folder, self.progress)
 
     def phase_one(self) -> None:
-        """Train the network, or keep a finished one; its float16 weights are what ships."""
+        """Train the network, or keep a finished one; the bundle gets its weights as float16."""
         if self.folder.load("network") is not None:
             return
         settings, network = self.settings, self.model.network
@@ -105,7 +105,7 @@ class TrainingRun:
         self._draw_samples()
 
     def trainer(self) -> Trainer:
-        """Return what trains a network of phase I on this run's images."""
+        """Return the trainer of phase I for this run's images."""
         splits, settings = self.prepared.splits, self.settings
         data = Phase1Data(self.prepared.labelled, splits.train, splits.validation)
         return Trainer(self.model, data, settings.phase1, settings.seed, self.folder, self.progress)
@@ -160,7 +160,7 @@ class TrainingRun:
         return outcome
 
     def pack(self, outcome: Outcome) -> Path:
-        """Write the bundle, with an INT8 form where it can have one; returns its folder."""
+        """Write the bundle, with an INT8 form if possible; returns its folder."""
         settings = self.settings
         seed, size = GATE_SEED + settings.seed, settings.architecture.input_size
         gate = gate_images(settings.gate_image_count, seed, size)
@@ -172,7 +172,7 @@ class TrainingRun:
         return settings.out
 
     def _write_with_int8(self, bundle: Bundle) -> None:
-        """Write the bundle with an INT8 form; without one, and a warning, where quantizing fails."""
+        """Write the bundle with an INT8 form, or with a warning if quantizing fails."""
         settings, prepared = self.settings, self.prepared
         calibration = [prepared.labelled.paths[i] for i in prepared.splits.calibration]
         chosen = QuantizeSettings(image_count=settings.int8_image_count, seed=settings.seed)
@@ -197,7 +197,7 @@ class TrainingRun:
         ]
 
     def _initialize(self) -> None:
-        """Give the network the weights that phase I starts from."""
+        """Load the weights that phase I starts from."""
         settings, network = self.settings, self.model.network
         if settings.start is None:
             load_imagenet(network.backbone, settings)
@@ -231,7 +231,7 @@ class TrainingRun:
         return finished["figures"]
 
     def _provenance(self, losses: Losses, outcome: Outcome) -> dict[str, Any]:
-        """Gather counts of the splits, figures of phase I, and how the decisions do on each split."""
+        """Collect counts of the splits, figures of phase I, and figures of the decisions on each split."""
         settings, prepared = self.settings, self.prepared
         labelled, splits, decisions = prepared.labelled, prepared.splits, outcome.decisions
         held = {name: index for name, index in vars(splits).items() if len(index)}
@@ -241,7 +241,7 @@ class TrainingRun:
             "images": {name: counts(labelled.labels[index]) for name, index in held.items()},
             "projected": counts(labelled.labels[prepared.projected]),
             "validation": separation(losses.take(splits.validation), decisions),
-            # figures of training images stand here for the gap alone
+            # figures of training images are only here to show the gap
             "training": separation(losses.take(splits.train), decisions),
             "test": figures_on_test(
                 losses.take(splits.test),
@@ -254,7 +254,7 @@ class TrainingRun:
         }
 
     def _draw_samples(self) -> None:
-        """Draw validation images with what the network says of them beside the truth."""
+        """Draw validation images with the network's predictions beside the truth."""
         random = np.random.default_rng((self.settings.seed, 6))
         validation = random.permutation(self.prepared.splits.validation)[:DRAWN_SAMPLES]
         chosen = self.prepared.labelled.take(np.sort(validation))
@@ -264,7 +264,7 @@ class TrainingRun:
 
 
 def load_imagenet(backbone: nn.Module, settings: TrainSettings) -> None:
-    """Load the ImageNet weights that the settings name into a backbone; none leave it as it is."""
+    """Load the ImageNet weights of the settings, if any, into a backbone."""
     name = settings.architecture.backbone
     if settings.backbone_weights == HUB:
         fetch_backbone_weights(backbone, name)

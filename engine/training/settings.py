@@ -1,6 +1,6 @@
-"""What a training is asked to do: the settings of all phases, and how the command line writes them.
+"""Settings of a training, by phase, which the command line fills and takes its defaults from.
 
-Nothing here loads torch; the command line takes its defaults from these classes.
+Nothing here loads torch.
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ SMALLEST_SIDE = 32  # pixels; the last map of a backbone is 32 times smaller tha
 
 @dataclass(frozen=True)
 class Shares:
-    """How much of a data set goes into each split; the rest is for training."""
+    """Share of a data set for each split; the rest is for training."""
 
     validation: float = 0.10
     """Share of all images."""
@@ -29,7 +29,7 @@ class Shares:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far an image is moved at random in training."""
+    """Random changes to an image in training."""
 
     flip: float = 0.5
     """Probability of a left-right flip."""
@@ -51,10 +51,10 @@ class Stage(NamedTuple):
     epochs: int
     """Epochs at this size."""
     window: float = 1.0
-    """Share of each side that is seen; below 1, only the part around a boxed threat."""
+    """Visible share of each side; below 1, only the part around a boxed threat."""
 
     def __str__(self) -> str:
-        """Write the stage as `--stages` takes it."""
+        """Format the stage as `--stages` takes it."""
         return f"{self.size}:{self.epochs}" + (f":{self.window:g}" if self.window < 1 else "")
 
 
@@ -67,7 +67,7 @@ class Phase1Settings:
     batch_size: int = 32
     """Images."""
     learning_rate: float = 2e-3
-    """At its peak."""
+    """Peak learning rate."""
     weight_decay: float = 0.05
     """Of the weights of layers; biases and norms are not decayed."""
     warm_up: float = 0.05
@@ -92,7 +92,7 @@ class Phase1Settings:
 
     @property
     def needs_boxes(self) -> bool:
-        """Tell whether boxes are learned from, by windows or by localization."""
+        """Tell whether training uses boxes, for windows or localization."""
         return self.localization > 0 or any(stage.window < 1 for stage in self.stages)
 
 
@@ -149,16 +149,16 @@ class QuantizeSettings:
     """How a network is quantized to INT8."""
 
     image_count: int = 300
-    """Images whose activations give the ranges of the maps."""
+    """Number of images whose activations give the ranges of the maps."""
     seed: int = 0
-    """Of the draw of these images, where there are more."""
+    """Seed for choosing these images, if there are more."""
     overflow_fix: str = "enable"
     """Whether weights are held to 7 bits, as `export.to_int8.quantize` explains."""
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What is trained, on what, and where the bundle goes."""
+    """What to train, on which images, and where to write the bundle."""
 
     labels: Path
     """A label file or folder in any form that `read_labels` reads."""
@@ -175,7 +175,7 @@ class TrainSettings:
     name: str = "gbad"
     """Name of the bundle."""
     seed: int = 0
-    """Of everything random."""
+    """Seed of all random numbers."""
     threads: int = 0
     """Threads of torch; 0 takes all usable cores. Another number changes the last bits of the weights."""
     device: str = "cpu"
@@ -211,7 +211,7 @@ class TrainSettings:
 
 
 def train_settings(dataset: Path, **given: Any) -> TrainSettings:
-    """Make the settings of `gbad-batch train` from its options; raises Refused for values it cannot use."""
+    """Make the settings of `gbad-batch train` from its options; raises Refused for invalid values."""
     folder = dataset if dataset.is_dir() else dataset.parent
     synthetic = (folder / "synth.json").exists()
     if given["project_from"] is not None and not given["project"]:
@@ -264,12 +264,12 @@ def parse_stages(text: str) -> tuple[Stage, ...]:
 
 
 def format_stages(stages: tuple[Stage, ...]) -> str:
-    """Write stages as `--stages` takes them."""
+    """Format stages as `--stages` takes them."""
     return ",".join(map(str, stages))
 
 
 def _device(name: str) -> str:
-    """Resolve auto; raises Refused for a GPU that torch does not find."""
+    """Resolve `auto`; raises Refused for a GPU that torch does not find."""
     import torch
 
     if name == "auto":
@@ -279,5 +279,7 @@ def _device(name: str) -> str:
     except RuntimeError:
         raise Refused(f"--device {name!r} is unknown: give auto, cpu or cuda[:N]") from None
     if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
-        raise Refused(f"--device {name} cannot be used here, torch finds no such device: give --device cpu")
+        raise Refused(
+            f"--device {name} cannot be used here, since torch finds no such device: give --device cpu"
+        )
     return f"cuda:{device.index or 0}" if device.type == "cuda" else "cpu"

@@ -1,4 +1,4 @@
-"""The model card that a bundle carries as README.md."""
+"""The model card, which is the README.md of a bundle."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ GBAD: a classifier of five threats, a BiGAN on its features of benign bags, and 
 {demo}## Images
 
 Trained on {data}. The splits are disjoint by image and by near-duplicate group; each phase saw the train
-split alone, validation stopped phase I and chose the decision, calibration set the operating points.
+split only, validation stopped phase I and chose the decision, calibration set the operating points.
 
 {counts}
 {projected}
@@ -50,7 +50,7 @@ def card(
     points: Mapping[str, Sequence[Mapping[str, Any]]],
     default: str,
 ) -> str:
-    """Write the card in Markdown: what the model was trained on, how it does on other images, its limits."""
+    """Write the card in Markdown: what the model was trained on, its figures on other images, its limits."""
     settings = provenance["settings"]["phase1"]
     judged = provenance["validation"]["gbad"]
     return TEXT.format(
@@ -64,10 +64,10 @@ def card(
         default=default,
         points=_points(points[default]),
         epochs=f"{len(provenance['epochs'])} epochs",
-        sizes=", ".join(_seen(*stage) for stage in settings["stages"]),
+        sizes=", ".join(_stage_images(*stage) for stage in settings["stages"]),
         batch=settings["batch_size"],
         localization=", with a loss of where threats lie" if settings["localization"] else "",
-        begun=_begun(provenance["begun"]),
+        begun=_start(provenance["begun"]),
         steps=provenance["settings"]["phase2"]["steps"],
         **{key: provenance["bigan"][key] for key in ("d_real", "d_fake", "std_g", "std_e")},
         kernel=judged["kernel"],
@@ -111,15 +111,15 @@ def _counts(images: Mapping[str, Mapping[str, int]]) -> str:
     return _table(head, [[split, *map(str, row.values())] for split, row in images.items()])
 
 
-def _begun(begun: Mapping[str, Any]) -> str:
-    """Say what phase I started from."""
+def _start(begun: Mapping[str, Any]) -> str:
+    """Describe what phase I started from."""
     if "bundle" in begun:
         return f"backbone and pyramid of the bundle {begun['name']} ({begun['bundle'][:12]})"
     return "ImageNet weights of the backbone" if begun["imagenet"] else "random weights"
 
 
 def _projected(images: int) -> str:
-    """Say how many training images projection made."""
+    """State how many training images were made by projection."""
     made = "of the train split are benign ones into which threats were projected"
     return f"\n{images} images {made}.\n" if images else ""
 
@@ -165,6 +165,6 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def _seen(size: int, _: int, window: float) -> str:
-    """Say what the images of a stage were."""
+def _stage_images(size: int, _: int, window: float) -> str:
+    """Describe the images of a stage."""
     return str(size) if window == 1 else f"{size} (windows of {window:g} of the sides, around boxes)"

@@ -1,4 +1,4 @@
-"""How a model came about and how it does, for bundle.json and the model card."""
+"""Provenance and figures of a model, for bundle.json and the model card."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ LARGEST_PFA = 0.05  # of the partial AUROC
 
 
 def starting_point(settings: TrainSettings) -> dict[str, Any]:
-    """Say what phase I started from: another bundle's network, ImageNet's weights, or random ones."""
+    """Describe what phase I started from: another bundle's network, ImageNet's weights, or random ones."""
     if settings.start is None:
         return {"imagenet": settings.backbone_weights is not None}
     bundle = Bundle.read(settings.start)
@@ -23,7 +23,7 @@ def starting_point(settings: TrainSettings) -> dict[str, Any]:
 
 
 def separation(losses: Losses, decisions: Mapping[str, Decision]) -> dict[str, dict[str, Any]]:
-    """Say how well each decision, and each loss alone, tells threats from benign images."""
+    """Measure how well each decision, and each loss by itself, separates threats from benign images."""
     measured: dict[str, dict[str, Any]] = {}
     for name, decision in decisions.items():
         scores = losses.scores(decision)
@@ -45,7 +45,7 @@ def figures_on_test(
     calibration: Losses,
     settings: Phase3Settings,
 ) -> dict[str, list[float | None]]:
-    """Return figures of the test split as [value, low, high]; none where it lacks a kind of image.
+    """Return figures of the test split as [value, low, high]; empty if it lacks positive or benign images.
 
     `groups` name the bag of each test image; `default` is the decision that raises the alarm.
     """

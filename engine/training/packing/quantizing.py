@@ -1,4 +1,4 @@
-"""A bundle's INT8 form: made on training images, judged on calibration images, held to its own tolerance."""
+"""The INT8 form of a bundle: made on training images, judged on calibration images."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -37,7 +37,7 @@ def quantize_bundle(
     settings: QuantizeSettings,
     progress: ProgressCallback = silent,
 ) -> Bundle:
-    """Write a bundle to the new folder `out` that has an INT8 form beside all that `bundle` has.
+    """Write a copy of `bundle` with an INT8 form to the new folder `out`.
 
     `images` are training images, with and without threats. `benign` are calibration images, on which INT8
     gets operating points of its own; without any it uses FP32's. The same images and seed give the same bytes
@@ -65,7 +65,7 @@ def quantize_bundle(
 
 
 def report(bundle: Bundle) -> str:
-    """Summarize in a line what the INT8 form of a bundle was made from, and how it does."""
+    """Summarize in one line how the INT8 form of a bundle was made, and its figures."""
     made = bundle.manifest.provenance["int8"]
     name = f"{bundle.manifest.default_decision} at PFA {DEFAULT_PFA:g}"
     words = [f"INT8 form quantized on {made['images']} images"]
@@ -84,7 +84,7 @@ def _card(bundle: Bundle, manifest: Manifest) -> str:
 
 
 def sample(paths: Sequence[Path], count: int, seed: int) -> list[Path]:
-    """Draw `count` of the paths, in their order; all of them where there are fewer."""
+    """Draw `count` of the paths, in their order; or all of them if there are fewer."""
     random = np.random.default_rng((seed, 8))
     return [paths[i] for i in np.sort(random.permutation(len(paths))[:count])]
 
@@ -92,14 +92,16 @@ def sample(paths: Sequence[Path], count: int, seed: int) -> list[Path]:
 def _sample(
     images: Sequence[Path], size: int, settings: QuantizeSettings, progress: ProgressCallback
 ) -> list[NDArray[np.uint8]]:
-    """Decode the images that the network is quantized on; those that cannot be decoded are left out."""
+    """Decode the images that the network is quantized on; leaves out those that cannot be decoded."""
     chosen = sample(images, settings.image_count, settings.seed)
     images_decoded = []
     for number, pixels in enumerate(decoded(chosen, size), 1):
         progress("INT8: images", number, len(chosen), {})
         images_decoded += [] if pixels is None else [pixels]
     if not images_decoded:
-        raise Refused(f"none of {len(images)} images can be decoded, and INT8 is quantized on images")
+        raise Refused(
+            f"none of {len(images)} images can be decoded, but INT8 is quantized on images: name others"
+        )
     return images_decoded
 
 
@@ -122,7 +124,7 @@ def open_network(bundle: Bundle, precision: str, network: bytes, constants: byte
 def _calibrated(
     bundle: Bundle, int8: Runner, fp32: Runner, benign: Sequence[Path], progress: ProgressCallback
 ) -> tuple[Manifest, dict[str, float]]:
-    """Give INT8 operating points that match FP32's; returns the share of images that both decide alike."""
+    """Give INT8 operating points that match FP32's; returns the share of images on which both agree."""
     scored = list(_scored(bundle, (int8, fp32), benign, progress))
     if not scored:
         raise Refused(
@@ -193,12 +195,12 @@ def _scored(
 
 
 def _joined(parts: Sequence[Outputs]) -> Outputs:
-    """Put the outputs of successive batches together."""
+    """Concatenate the outputs of successive batches."""
     return Outputs(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in OUTPUTS})
 
 
 def _tolerance(parity: Parity) -> Tolerance:
-    """Return what an engine of this INT8 form may differ from FP32 by, wherever it runs.
+    """Return how much an engine of this INT8 form may differ from FP32, on any machine.
 
     Losses and scores differ by the noise of quantization, which is the same on every CPU that computes
     correctly; so they are bounded by what they differ by here, with a margin, and a CPU whose sums overflow
@@ -208,7 +210,7 @@ def _tolerance(parity: Parity) -> Tolerance:
     """
     from scipy.stats import binom
 
-    sure = 1 - (1 - CONFIDENCE) / len(parity.flips)  # at all of the points together (Bonferroni)
+    sure = 1 - (1 - CONFIDENCE) / len(parity.flips)  # jointly at all points (Bonferroni)
     flips = float(binom.ppf(sure, parity.images, 1 - AGREEMENT)) / parity.images
     point, most = max(parity.flips.items(), key=lambda item: item[1])
     if most > flips:
@@ -222,7 +224,7 @@ def _tolerance(parity: Parity) -> Tolerance:
 def _provenance(
     settings: QuantizeSettings, images: int, benign: int, agreement: Mapping[str, float], parity: Parity
 ) -> dict[str, Any]:
-    """Return how the INT8 form was made and what it differs by, for bundle.json."""
+    """Return how the INT8 form was made and how much it differs, for bundle.json."""
     return {
         "images": images,
         "seed": settings.seed,

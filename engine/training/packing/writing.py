@@ -1,4 +1,4 @@
-"""The files of a bundle from what training made."""
+"""The files of a bundle, made from the outcome of a training."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,12 +28,12 @@ TOLERANCE = {"loss_rel": 1e-2, "score": 0.1, "flips": 0.005}
 
 @dataclass
 class Outcome:
-    """What training made: everything that a bundle holds but its gate images."""
+    """Outcome of a training: everything that a bundle holds except its gate images."""
 
     model: GBAD
     decisions: dict[str, Decision]
     default_decision: str
-    calibration: Losses  # of benign images alone
+    calibration: Losses  # of benign images only
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
@@ -56,7 +56,7 @@ def pack(  # noqa: PLR0913
     weights = save(arrays)
     stored = load(weights)
     if not all(np.array_equal(stored[key], array) for key, array in arrays.items()):
-        raise Stopped("the weights read back differ from those written, so no bundle is written: train again")
+        raise Stopped("the weights read back differ from those written; no bundle is written: train again")
     # graphs and gate come from the very bytes that ship
     model = GBAD.from_arrays(outcome.model.architecture, stored, **content["preprocessing"])
     network, bigan = export_graphs(model)
@@ -72,7 +72,7 @@ def pack(  # noqa: PLR0913
 
 
 def manifest(name: str, demo: bool, outcome: Outcome, settings: Phase3Settings) -> dict[str, Any]:
-    """Return bundle.json but for its format and the list of files."""
+    """Return bundle.json without its format and the list of files."""
     model, points, quantiles, spreads = outcome.model, {}, {}, {}
     for key, decision in outcome.decisions.items():
         scores = outcome.calibration.scores(decision)
@@ -97,7 +97,7 @@ def manifest(name: str, demo: bool, outcome: Outcome, settings: Phase3Settings) 
 
 @torch.no_grad()
 def gate_archive(model: GBAD, gate: Sequence[bytes]) -> bytes:
-    """Return gate.tar: the gate images, and what the model says of them in FP32."""
+    """Return gate.tar: the gate images, and the model's outputs for them in FP32."""
     decoder = Decoder(model.architecture.input_size, DecodeLimits())
     pixels = [decoder(Row(uri="gate"), blob) for blob in gate]
     images = [image for image in pixels if image is not None]

@@ -1,1 +1,1 @@
-"""The three phases of training, one module each, and what only they use."""
+"""The three phases of training, one module each, with their helpers."""

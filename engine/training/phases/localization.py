@@ -1,8 +1,8 @@
-"""Where threats lie, as a second task of phase I: cells of the backbone's maps learn which threats they see.
+"""Localization, a second task of phase I: cells of the backbone's maps learn which threats they see.
 
-One label an image says little to a network that starts from random weights, and a threat covers a hundredth
-or two of its image. Boxes say more: every cell of C4 and C5 gets labels of its own. The layers that give the
-cells' logits are thrown away after training; what a bundle holds is the network of the report.
+One label per image teaches little to a network that starts from random weights, and a threat covers a
+hundredth or two of its image. Boxes teach more: every cell of C4 and C5 gets labels of its own. The layers
+that give the cells' logits are thrown away after training; what a bundle holds is the network of the report.
 """
 
 import math
@@ -95,7 +95,7 @@ def _cells(low: NDArray[np.float64], high: NDArray[np.float64], pitch: float) ->
 def batch_targets(
     boxed: BoxedThreats, index: Index, epoch: int, images: ImageSettings, parts: NDArray[np.float32] | None
 ) -> CellTargets:
-    """Return what gives the targets of a batch's cells, as its images were cut out and augmented."""
+    """Return a function that gives the targets of a batch's cells, as its images were cut and augmented."""
     moved = []
     for k in index.tolist():
         held = boxed.of(k, None if parts is None else parts[k])

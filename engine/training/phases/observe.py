@@ -1,4 +1,4 @@
-"""What a network does on samples of images while it trains: the figures that the report draws by epoch."""
+"""Figures of a network on samples of images while it trains, which the report plots by epoch."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -42,7 +42,7 @@ PLAIN_STATE = ("epoch", "step", "steps", "smooth", "smooth_localization", "best_
 
 @dataclass(frozen=True)
 class Phase1Data:
-    """What phase I is trained and watched on."""
+    """Data that phase I is trained and observed on."""
 
     labelled: Labelled
     train: Index
@@ -50,7 +50,7 @@ class Phase1Data:
 
 
 class Classifier:
-    """A network in training: its optimizer, its moving average, and how far it is."""
+    """A network in training, with its optimizer, moving average and position."""
 
     def __init__(self, network: nn.Module, settings: Phase1Settings):
         self.network = network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -69,8 +69,8 @@ class Classifier:
     def learn(self, images: Tensor, labels: Tensor, rate: float, targets: CellTargets | None = None) -> float:
         """Take one step on images [N, 3, S, S] and labels [N, 5]; returns the loss, smoothed over steps.
 
-        `targets` are those of the images' cells, needed where localization is learned too; the loss that is
-        returned is that of the labels alone.
+        `targets` are those of the images' cells, needed if localization is learned as well; the
+        returned loss is that of the labels only.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * rate
@@ -101,7 +101,7 @@ class Classifier:
         return loss
 
     def end_epoch(self, observed: Observed, seconds: float, images: int) -> None:
-        """Record what the average does on the watched images; keep the best of the last stage."""
+        """Record the figures of the moving average; keep the best weights of the last stage."""
         stages = self.settings.by_epoch
         stage = stages[self.epoch]
         line = {"epoch": self.epoch + 1, "size": stage.size, "window": stage.window, "loss": self.smooth}
@@ -117,14 +117,14 @@ class Classifier:
 
     @property
     def done(self) -> bool:
-        """Tell whether all epochs are done, or the last stage no longer gets better."""
+        """Tell whether all epochs are done, or the last stage no longer improves."""
         stages = self.settings.by_epoch
         last = self.lines[len(stages) - self.settings.stages[-1].epochs :]
         best = max(range(len(last)), key=lambda k: (last[k]["validation_map"] or 0, k), default=0)
         return self.epoch >= len(stages) or len(last) - 1 - best >= self.settings.patience
 
     def state(self) -> State:
-        """Return all that a later process needs to continue as if nothing had happened."""
+        """Return the state from which a later process can resume exactly."""
         return {
             "network": self.network.state_dict(),
             "average": self.average.module.state_dict(),
@@ -136,7 +136,7 @@ class Classifier:
         }
 
     def restore(self, state: State) -> None:
-        """Continue from a state."""
+        """Resume from a state."""
         self.network.load_state_dict(state["network"])
         self.average.module.load_state_dict(state["average"])
         if self.localization is not None:
@@ -183,7 +183,7 @@ class Trainer:
         return classifier.lines
 
     def _epoch(self, classifier: Classifier, stage: Stage, boxed: BoxedThreats | None) -> int:
-        """Take the steps that an epoch still lacks; returns the number of images seen."""
+        """Take the remaining steps of an epoch; returns the number of images used."""
         epoch, first = classifier.epoch, classifier.step
         plan = epoch_batches(self.data, self.settings, self.seed, epoch)
         started = saved = time.monotonic()
@@ -203,7 +203,7 @@ class Trainer:
     def _batches(
         self, classifier: Classifier, stage: Stage, boxed: BoxedThreats | None, plan: Sequence[Index]
     ) -> Iterator[tuple[Index, Tensor, Tensor, CellTargets | None]]:
-        """Yield positions, images, labels and cell targets of the batches that an epoch still lacks."""
+        """Yield positions, images, labels and cell targets of the remaining batches of an epoch."""
         data, epoch = self.data, classifier.epoch
         parts, labels = None, data.labelled.labels
         if boxed is not None and stage.window < 1:
@@ -235,7 +235,7 @@ def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def epoch_batches(data: Phase1Data, settings: Phase1Settings, seed: int, epoch: int) -> list[Index]:
-    """Return positions of each batch of an epoch: every positive, and as many benign images drawn anew."""
+    """Return the positions of each batch of an epoch: all positives, and as many benign images."""
     random = np.random.default_rng((seed, 2, epoch))
     positive = data.labelled.positive[data.train]
     threats, benign = data.train[positive], data.train[~positive]
@@ -245,7 +245,7 @@ def epoch_batches(data: Phase1Data, settings: Phase1Settings, seed: int, epoch: 
 
 
 class _Watch:
-    """The images that figures are taken on: a sample of training images, and one of validation images."""
+    """Samples of training and validation images on which figures are measured."""
 
     def __init__(self, data: Phase1Data, settings: Phase1Settings, seed: int):
         random = np.random.default_rng((seed, 4))
@@ -307,12 +307,12 @@ def _copied(module: nn.Module) -> State:
 def _rate(epoch: int, step: int, steps: int, settings: Phase1Settings) -> float:
     """Return the learning rate as a share of its peak at `step` of the `steps` of an epoch.
 
-    Linear warm-up, then a cosine down to a hundredth over the pixels to be seen, not over steps: small images
-    come first and are many, and the last size would else have nothing left to learn with.
+    Linear warm-up, then a cosine down to a hundredth over the pixels, not over steps: small images
+    come first and are many, and the last size would otherwise have no learning rate left.
     """
     pixels = [stage.size**2 for stage in settings.by_epoch]
     warm = max(1, round(settings.warm_up * len(pixels) * steps))
     if epoch * steps + step < warm:
         return (epoch * steps + step + 1) / warm
-    seen = (sum(pixels[:epoch]) + pixels[epoch] * step / steps) / sum(pixels)
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * seen))
+    done = (sum(pixels[:epoch]) + pixels[epoch] * step / steps) / sum(pixels)
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))

@@ -34,7 +34,7 @@ def train_bigan(
 ) -> dict[str, float]:
     """Train in place on features x [n, 1024] of benign images; returns figures of the last steps.
 
-    With a run folder, training continues from its checkpoint and ends as it would have without a break.
+    With a run folder, training resumes from its checkpoint, with the same result as without an interruption.
     """
     set_standardization(bigan, x)
     s = bigan.standardize(torch.from_numpy(x))[:, :, None, None]
@@ -123,19 +123,19 @@ class _Adversaries:
         )
 
     def _anneal(self, step: int) -> None:
-        """Let learning rates fall: at constant ones E(x) drifts off to many times the spread of z."""
+        """Lower the learning rates: at constant ones E(x) drifts to many times the spread of z."""
         share = 0.5 * (1 + math.cos(math.pi * step / self.settings.steps))
         rates = self.settings.rate_discriminator, self.settings.rate_generator
         for optimizer, rate in zip((self.adam_d, self.adam_eg), rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * share
 
     def state(self) -> State:
-        """Return all that a later process needs to continue as if nothing had happened."""
+        """Return the state from which a later process can resume exactly."""
         modules = {name: module.state_dict() for name, module in self._stateful().items()}
         return {**modules, "generator_state": self.generator.get_state(), "figures": self.figures}
 
     def restore(self, state: State) -> None:
-        """Continue from a state."""
+        """Resume from a state."""
         for name, module in self._stateful().items():
             module.load_state_dict(state[name])
         self.generator.set_state(state["generator_state"])
@@ -151,7 +151,7 @@ class _Adversaries:
         }
 
     def finish(self) -> None:
-        """Leave the averaged E and G and the plain weights of D in the BiGAN."""
+        """Copy the averaged E and G and the plain weights of D to the BiGAN."""
         self.mappings.load_state_dict(self.average.module.state_dict())
         self.discriminator.eval()
         for layer in self.discriminator.children():
@@ -169,18 +169,18 @@ def discriminator_loss(real: Tensor, fake: Tensor, real_label: float) -> Tensor:
 
 
 def adversarial_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Return the non-saturating loss of E and G, which want their pairs taken for the other kind."""
+    """Return the non-saturating loss of E and G, whose pairs should be taken for the other kind."""
     return F.softplus(real).mean() + F.softplus(-fake).mean()
 
 
 def check_collapse(
     figures: dict[str, float], auroc: float, benign: int, settings: Phase2Settings
 ) -> str | None:
-    """Return a warning where the BiGAN looks collapsed and the set is small; raises Stopped on a large one.
+    """Return a warning if the BiGAN looks collapsed on a small set; raises Stopped on a large one.
 
-    G(z) is held to the spread of the features themselves, for that is below 1 where most of them are dead;
-    E(x) to that of z, which is 1. `figures` are those of `train_bigan`, `auroc` that of the reconstruction
-    loss on validation images.
+    The spread of G(z) is compared with that of the features, which is below 1 if most of them are dead, and
+    that of E(x) with that of z, which is 1. `figures` are those of `train_bigan`, `auroc` that of the
+    reconstruction loss on validation images.
     """
     signs = {
         f"D tells every pair apart ({figures['d_real']:.2f} / {figures['d_fake']:.2f})": min(

@@ -20,7 +20,7 @@ AT_ONCE = 1024  # images
 
 @dataclass(frozen=True)
 class Losses:
-    """What the model says of a set of images."""
+    """Losses and logits of a set of images."""
 
     reconstruction: NDArray[np.float32]  # [n]
     feature_matching: NDArray[np.float32]  # [n]
@@ -34,7 +34,7 @@ class Losses:
 
     @property
     def probabilities(self) -> Scores:
-        """Sigmoids of the logits, [n, 5]."""
+        """Return the sigmoids of the logits, [n, 5]."""
         return 1 / (1 + np.exp(-self.logits.astype(np.float64)))
 
     def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> "Losses":
@@ -46,7 +46,7 @@ class Losses:
         return inputs(decision, self.reconstruction, self.feature_matching, self.logits)
 
     def scores(self, decision: Decision) -> Scores:
-        """Return the scores [n] by a decision."""
+        """Return the scores [n] of a decision."""
         return decision.score(self.reconstruction, self.feature_matching, self.logits)
 
 
@@ -86,7 +86,7 @@ def fit_decisions(
 
 
 def halves(losses: Losses, seed: int) -> tuple[Losses, Losses]:
-    """Deal images into two halves, each with its share of positives."""
+    """Divide images into two halves with the same share of positives."""
     random = np.random.default_rng((seed, 5))
     order = random.permutation(len(losses.labels))
     order = order[np.argsort(losses.positive[order], kind="stable")]
@@ -110,7 +110,7 @@ def fit_svm(
     """Fit a class-weighted SVM: kernel, C and gamma by partial AUROC on validation, among monotone ones.
 
     The search runs on a stratified sample, the final fit on all of `train`. A linear SVM is always monotone:
-    where the data would have a negative weight, that input is left out.
+    an input whose weight would be negative is left out.
     """
     sample = train.take(_sample(train.positive, settings, random))
     choices: list[float | None] = [None, *settings.gammas]
@@ -152,7 +152,7 @@ def _fit(fitter: Fitter, name: str, losses: Losses, cost: float, gamma: float | 
 def _fit_linear(
     fitter: Fitter, empty: Decision, u: Scores, positive: NDArray[np.bool_], cost: float
 ) -> Decision:
-    """Fit on fewer and fewer inputs until no weight is negative."""
+    """Fit, leaving out inputs until no weight is negative."""
     kept = list(range(u.shape[1]))
     while kept:
         machine = fitter(u[:, kept], positive, cost, None)
@@ -161,7 +161,7 @@ def _fit_linear(
             break
         kept.pop(int(np.argmin(weights)))
     else:
-        # nothing orders as a score must: the first input alone still does
+        # no monotone fit: the first input by itself is one
         return replace(empty, weights=np.eye(u.shape[1])[0])
     full = np.zeros(u.shape[1])
     full[kept] = weights
@@ -198,7 +198,7 @@ def auroc(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float:
 
 
 def choose_default(decisions: dict[str, Decision], validation: Losses, pfa: float = 0.02) -> str:
-    """Name `gbad` where its PD at this PFA lies within the 95 % interval of the best's, else that best."""
+    """Return `gbad` if its PD at this PFA lies in the 95 % interval of the best decision's, else that."""
     detected = {
         name: _detection(validation.scores(each), validation.positive, pfa)
         for name, each in decisions.items()

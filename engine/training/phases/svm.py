@@ -1,7 +1,7 @@
 """The support vector machine of phase III: by cuML on an NVIDIA GPU, by scikit-learn elsewhere.
 
-Both name and sign what they find alike, so one set of arrays holds it: the score of u is the sum over i of
-coefficients_i k(support_i, u) + intercept, above zero where the machine says positive.
+Both use the same names and signs, so one set of arrays describes a machine: the score of u is the sum over i
+of coefficients_i k(support_i, u) + intercept, above zero for positives.
 """
 
 import logging
@@ -33,7 +33,7 @@ class FittedSvm:
 
     @property
     def weights(self) -> Scores:
-        """Weights [d] of a linear machine."""
+        """Return the weights [d] of a linear machine."""
         return (self.coefficients[None] @ self.support)[0]
 
 
@@ -42,7 +42,7 @@ Fitter = Callable[[Scores, NDArray[np.bool_], float, float | None], FittedSvm]
 
 
 def choose_fitter(device: str) -> tuple[str, Fitter]:
-    """Give the library that fits machines on torch's `device`, named with its version, and how it does."""
+    """Return the name and version of the library that fits machines on torch's `device`, and its function."""
     if device != "cpu":
         reason = cuml_unusable()
         if reason is None:
@@ -54,9 +54,9 @@ def choose_fitter(device: str) -> tuple[str, Fitter]:
 
 
 def cuml_unusable() -> str | None:
-    """Say why cuML cannot be used here, or None where it can.
+    """Return why cuML cannot be used here, or None if it can.
 
-    It imports without a GPU and fails at the first call: the device is asked, not the import.
+    It imports without a GPU and fails at the first call: so the device is tried, not the import.
     """
     for package in ("cuml", "cupy"):
         if find_spec(package) is None:
@@ -103,7 +103,7 @@ def fit_by_cuml(
 
 
 class _Fitted(Protocol):
-    """What the machines of both libraries have."""
+    """Attributes that the machines of both libraries have."""
 
     support_vectors_: Any  # [m, d]
     dual_coef_: Any  # [1, m]

@@ -1,4 +1,4 @@
-"""Parts of images around boxed threats: what phase I may begin with, before it sees whole images.
+"""Windows around boxed threats, with which phase I may begin before whole images.
 
 A threat covers a hundredth or two of its image. Windows show it at the scale that whole images will have, at
 a fraction of their pixels. `python -m benchmarks boxes`: what they bring lies within the noise there.
@@ -24,7 +24,7 @@ MARGIN = 1.1  # of a box that is larger than the window: the window grows
 
 
 class Windows(NamedTuple):
-    """What an epoch sees of each image of a data set; images that are not in the epoch are whole."""
+    """The visible part of each image in an epoch; images outside the epoch are whole."""
 
     parts: NDArray[np.float32]  # [n, 4]: left, top, width, height as shares of the image
     labels: NDArray[np.bool_]  # [n, 5]: what lies inside
@@ -34,7 +34,7 @@ class BoxedThreats:
     """The boxes of training images, as shares of the images."""
 
     def __init__(self, labelled: Labelled, train: Index):
-        """Read the sizes of the images that hold boxes; raises Refused where no training image does."""
+        """Read the sizes of the images that hold boxes; raises Refused if no training image has any."""
         self._labels = labelled.labels
         self._boxes: dict[int, NDArray[np.float64]] = {}  # position -> [m, 4] left, top, right, bottom
         self._classes: dict[int, Index] = {}  # position -> [m]
@@ -65,9 +65,9 @@ class BoxedThreats:
     def draw(self, index: Index, share: float, key: Sequence[int]) -> Windows:
         """Draw a window around a box of each image of `index`; equal keys draw equal windows.
 
-        `share`: of each side of the image that a window shows. A benign image has its window where some
-        positive image has one: otherwise threats would be told by where the window lies. Positive images
-        whose threats have no boxes are seen whole.
+        `share` is the share of each side that a window shows. A benign image gets the window of some positive
+        image; otherwise the position of a window would reveal threats. Positive images whose threats have no
+        boxes are shown whole.
         """
         n = len(self._labels)
         parts = np.tile(np.array([0, 0, 1, 1], np.float32), (n, 1))
@@ -83,15 +83,15 @@ class BoxedThreats:
             parts[k] = np.concatenate([part[:2], part[2:] - part[:2]])
             if own:
                 labels[k] = False
-                seen = overlap(boxes, part) >= LEAST_SEEN
+                visible = overlap(boxes, part) >= LEAST_SEEN
                 labels[
-                    k, [threat for threat, inside in zip(self._classes[k], seen, strict=True) if inside]
+                    k, [threat for threat, inside in zip(self._classes[k], visible, strict=True) if inside]
                 ] = True
         return Windows(parts, labels)
 
 
 def _around(box: NDArray[np.float64], share: float, random: np.random.Generator) -> NDArray[np.float64]:
-    """Lay a window [4] that holds a box and no more than the image: left, top, right, bottom."""
+    """Place a window [4] around a box, inside the image: left, top, right, bottom."""
     low, high = box[:2], box[2:]
     side = np.minimum(np.maximum(share, MARGIN * (high - low).max()), 1.0)
     first, last = np.maximum(high - side, 0), np.minimum(low, 1 - side)

@@ -42,20 +42,20 @@ SMALLEST_BAG = 0.03  # of the picture
 
 @dataclass(frozen=True)
 class Threat:
-    """A thing cut out of its surroundings."""
+    """An object cut out of its surroundings."""
 
     name: str  # one of THREATS, or what else it is
     transmission: Transmission
 
     @cached_property
     def outline(self) -> Mask:
-        """Where it lies, [h, w], holes filled."""
+        """Mask of the object, [h, w], holes filled."""
         from scipy.ndimage import binary_fill_holes
 
         return np.asarray(binary_fill_holes(self.transmission.min(axis=2) < SEEN), np.bool_)
 
     def box(self, at: tuple[int, int]) -> Box:
-        """Bound the outline in a picture where the upper left corner lies at row and column."""
+        """Return the box of the outline in a picture, for an upper left corner at row and column."""
         rows, columns = (np.flatnonzero(self.outline.any(axis=axis)).tolist() for axis in (1, 0))
         top, left = at[0] + rows[0], at[1] + columns[0]
         return Box(self.name, left, top, columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)
@@ -86,7 +86,7 @@ def project(bag: Pixels, threat: Threat, at: tuple[int, int]) -> Pixels:
 
 
 def bags_of(picture: Pixels) -> list[Bag]:
-    """Tell the bags in a picture from the belt, the largest first; straps and specks are none."""
+    """Separate the bags in a picture from the belt, the largest first; ignores straps and specks."""
     from scipy import ndimage as nd
 
     difference = picture.astype(np.int16) - air_of(picture).astype(np.int16)
@@ -109,7 +109,7 @@ def bags_of(picture: Pixels) -> list[Bag]:
 
 
 def varied(threat: Threat, bag: Bag, areas: Sequence[float], random: np.random.Generator) -> Threat | None:
-    """Mirror a threat, turn it anyhow, and give it a size in its bag; None where it is then too small.
+    """Mirror, rotate and scale a threat at random for its bag; None if it becomes too small.
 
     `areas` are the 5 %, median and 95 % of the outline's share of the bag's bounding box.
     """
@@ -131,8 +131,8 @@ def _turned(transmission: Transmission, angle: float) -> Transmission:
     bilinear = Image.Resampling.BILINEAR
     planes = [plane.rotate(angle, bilinear, expand=True, fillcolor=1) for plane in planes]
     turned = np.stack([np.asarray(plane) for plane in planes], axis=2)
-    seen = turned.min(axis=2) < 1
-    rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
+    visible = turned.min(axis=2) < 1
+    rows, columns = np.flatnonzero(visible.any(axis=1)), np.flatnonzero(visible.any(axis=0))
     return turned[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else turned
 
 
@@ -146,7 +146,7 @@ def resized(transmission: Transmission, scale: float) -> Transmission:
 
 
 def find_position(threat: Threat, bag: Bag, random: np.random.Generator) -> tuple[int, int] | None:
-    """Draw row and column of a threat's upper left corner so that it lies in the bag; None finds no place."""
+    """Draw the upper left corner (row, column) of a threat inside the bag; None if there is no room."""
     rows, columns = np.nonzero(bag.mask)
     height, width = threat.outline.shape
     for k in random.integers(len(rows), size=TRIES).tolist():

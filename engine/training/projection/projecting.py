@@ -1,4 +1,4 @@
-"""Training images that projection makes: benign ones of the train split, with threats in them."""
+"""Projected training images: benign ones of the train split, with threats in them."""
 
 import io
 import json
@@ -31,16 +31,16 @@ MANY = (0.64, 0.28, 0.08)  # share of images with one, two and three threats
 def project_threats(
     folder: Path, benign: Labelled, threats: Threats, count: int, seed: int, progress: ProgressCallback
 ) -> Labelled:
-    """Write `count` pictures into a folder, each a benign image with threats in it; what is there stays.
+    """Write `count` pictures into a folder, each a benign image with threats in it; keeps existing ones.
 
-    Each depends on the seed and its number alone, is written losslessly, and carries what it holds. A host
+    A picture depends only on the seed and its number, is written losslessly, and stores its labels. A host
     without room for a threat gives no picture. Raises Refused for more pictures than there are benign
-    images, and where no threat could be projected.
+    images, and if no threat could be projected.
     """
     if count > len(benign.paths):
         raise Refused(
             f"--project {count}: the train split holds {len(benign.paths)} benign images to project into; "
-            "ask for no more, or add benign images"
+            "give a smaller number, or add benign images"
         )
     folder.mkdir(exist_ok=True)
     hosts = np.random.default_rng((seed, 7)).permutation(len(benign.paths))[:count]
@@ -75,7 +75,7 @@ def project_threats(
 def _made(
     path: Path, host: Path, decoder: Decoder, threats: Threats, key: tuple[int, ...]
 ) -> tuple[Box, ...]:
-    """Tell what a picture holds, once it is written; nothing where its host takes no threat."""
+    """Write a picture and return its labels, or None if its host has no room for a threat."""
     if not path.exists():
         pixels = decoder(Row(uri=str(host)), host.read_bytes())
         assert pixels is not None  # training looked at every image
@@ -95,7 +95,7 @@ def _png(picture: Pixels, boxes: list[Box]) -> bytes:
 
 
 def projected(picture: Pixels, threats: Threats, random: np.random.Generator) -> tuple[Pixels, list[Box]]:
-    """Project one to three threats into the bags of a picture; returns it with what is in it now."""
+    """Project one to three threats into the bags of a picture; returns it with its threats."""
     air, bags = air_of(picture), bags_of(picture)
     boxes: list[Box] = []
     if not bags:

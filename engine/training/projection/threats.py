@@ -1,4 +1,4 @@
-"""Where projected threats come from: the boxes of the labels, grey pictures, or the synthetic generator."""
+"""Sources of projected threats: the boxes of the labels, grey pictures, or the synthetic generator."""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -37,14 +37,14 @@ class Threats(Protocol):
     names: tuple[str, ...]  # classes that it has
 
     def draw(self, name: str, air: NDArray[np.uint8], random: np.random.Generator) -> Threat | None:
-        """Draw a threat for a picture whose empty belt is `air` [3]; None where none drawn stands out."""
+        """Draw a threat for a picture whose empty belt is `air` [3]; None if no draw stands out."""
         ...
 
 
 def open_threats(source: Path | None, train: Labelled, class_map: Path | None) -> Threats:
     """Open the boxes of the training images (None), the generator (SYNTH), or a folder of grey pictures.
 
-    Raises Refused where there is nothing to project.
+    Raises Refused if there is nothing to project.
     """
     if source is None:
         return BoxThreats(train)
@@ -63,7 +63,7 @@ class BoxThreats:
         if not self.names:
             raise Refused(
                 "the labels of the training images hold no box to cut threats from: name labels with boxes "
-                "by --labels, or grey pictures of threats by --project-from"
+                "with --labels, or grey pictures of threats with --project-from"
             )
 
     def draw(self, name: str, air: NDArray[np.uint8], random: np.random.Generator) -> Threat | None:  # noqa: ARG002
@@ -81,7 +81,7 @@ class BoxThreats:
 
 
 class GreyThreats:
-    """Grey pictures of single things before an even ground, in folders named by class."""
+    """Grey pictures of single objects on an even background, in folders named by class."""
 
     def __init__(self, folder: Path, class_map: Path | None):
         self.names, self._paths = _grey_pictures(folder, class_map)
@@ -97,12 +97,12 @@ class GreyThreats:
 
 
 class SynthThreats:
-    """Threats of the generator's training pool, rendered alone."""
+    """Threats of the generator's training pool, each rendered by itself."""
 
     names: tuple[str, ...] = THREATS
 
     def draw(self, name: str, air: NDArray[np.uint8], random: np.random.Generator) -> Threat:
-        """Render one in a look with such a belt."""
+        """Render a threat in a look with such a belt."""
         bright = ("white", "vivid")[int(random.random() < 0.2)]
         look = "grey" if air.mean() < 246 else bright
         return Threat(name, isolated_threat(name, look, random))
@@ -123,9 +123,9 @@ def _stored(path: Path) -> Pixels | None:
 
 
 def cut_from_box(pixels: Pixels, box: Box) -> Transmission | None:
-    """Divide the pixels of a box by the colour around it; None where nothing stands out clearly.
+    """Divide the pixels of a box by the colour around it; None if nothing stands out clearly.
 
-    What is as faint as the surroundings are uneven lets everything through, so that no edge of the box shows.
+    Whatever is as faint as the noise of the surroundings becomes transparent, so the box shows no edge.
     """
     rows, columns = (
         _widened(start, length, end)
@@ -169,7 +169,7 @@ def cut_out(window: NDArray[np.float32], around: NDArray[np.bool_]) -> Transmiss
 
 
 def _connected(weight: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Keep the largest region of what is seen, and those that are not specks beside it."""
+    """Keep the largest visible region, and others that are not specks beside it."""
     from scipy.ndimage import binary_dilation, label
 
     region, count = label(weight > 0, np.ones((3, 3)))  # type: ignore[misc]
@@ -193,7 +193,7 @@ def feather(shape: tuple[int, ...]) -> NDArray[np.float32]:
 def _grey_pictures(
     folder: Path, class_map: Path | None
 ) -> tuple[tuple[str, ...], Mapping[str, Sequence[Path]]]:
-    """Find the pictures of each class; raises Refused where there is none."""
+    """Find the pictures of each class; raises Refused if there are none."""
     labels = read_labels(folder, "folders", class_map)
     paths = find_images(folder)
     found: dict[str, list[Path]] = {}
@@ -210,13 +210,13 @@ def _grey_pictures(
 
 @lru_cache(maxsize=512)
 def _grey_transmission(path: Path) -> Transmission | None:
-    """Cut the thing out of a grey picture; None where its ground is uneven."""
+    """Cut the object out of a grey picture; None if its background is uneven."""
     pixels = _stored(path)
     return None if pixels is None else grey_transmission(pixels)
 
 
 def grey_transmission(pixels: Pixels) -> Transmission | None:
-    """Return what a metal of this grey lets through of each channel; None where the ground is uneven.
+    """Return what a metal of this grey lets through of each channel; None if the background is uneven.
 
     One energy gives a grey value; a scanner of two paints metal blue, dimming red the most.
     """
