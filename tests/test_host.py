@@ -1,4 +1,4 @@
-"""The benchmarks of the host and of crashes at tiny sizes: every figure is there, the arithmetic holds."""
+"""The benchmarks of the host and of crashes at tiny sizes: all figures are there, the arithmetic holds."""
 
 import json
 from pathlib import Path

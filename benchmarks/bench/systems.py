@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -60,11 +61,27 @@ class Command:
     """`gbad-batch scan` on the CPU, as a user types it.
 
     Opening it scans one picture twice: the first builds and caches the engine, the second tells what
-    start-up costs. Raises NotRun where the command refuses.
+    start-up costs. `command` takes the place of the installed one. Raises NotRun where it refuses.
     """
 
-    def __init__(self, bundle: Path, precision: str, cache: Path, picture: Path):
-        self._words = [*COMMAND, "scan", "--model", str(bundle), "--device", "cpu", "--precision", precision]
+    def __init__(
+        self,
+        bundle: Path,
+        precision: str,
+        cache: Path,
+        picture: Path,
+        command: Sequence[str] | None = None,
+    ):
+        self._words = [
+            *(command or COMMAND),
+            "scan",
+            "--model",
+            str(bundle),
+            "--device",
+            "cpu",
+            "--precision",
+            precision,
+        ]
         self._words += ["--cache-dir", str(cache), "--overwrite", "--quiet", "--json"]
         with tempfile.TemporaryDirectory() as scratch:
             out = Path(scratch) / "one.parquet"
@@ -96,6 +113,28 @@ class Command:
         if spent.code not in (0, 3):  # 3: some images have a row that says why they failed
             raise NotRun(spent.said or f"the scan ended with exit code {spent.code}")
         return json.loads(spent.output), spent
+
+
+def command_of(checkout: Path, scratch: Path) -> list[str]:
+    """Give the words that run the command of another checkout; links to its packages go below `scratch`.
+
+    Raises NotRun if the folder is no checkout.
+    """
+    try:
+        project = tomllib.loads((checkout / "pyproject.toml").read_text())
+        entry, packages = project["project"]["scripts"]["gbad-batch"], project["tool"]["setuptools"]
+        folders = {name: checkout.absolute() / folder for name, folder in packages["package-dir"].items()}
+    except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
+        raise NotRun(f"{checkout} is not a checkout of gbad-batch: {error}") from error
+    root = scratch / "gbad_batch"
+    root.mkdir()
+    for file in folders.pop("gbad_batch", Path(os.devnull)).glob("*.py"):
+        (root / file.name).symlink_to(file)
+    for name, folder in folders.items():
+        (root / name.rpartition(".")[2]).symlink_to(folder)
+    module, _, function = entry.partition(":")
+    start = f"import sys; from {module} import {function}; sys.exit({function}())"
+    return ["env", f"PYTHONPATH={scratch}", sys.executable, "-P", "-c", start]
 
 
 @dataclass(frozen=True)

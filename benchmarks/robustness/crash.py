@@ -18,7 +18,6 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -114,8 +113,9 @@ class Victim:
         words += ["-" if step is None else step]
         pace = self.seconds / IMAGES * self.workers * THREADS
         environment = os.environ | {READS: str(self._counter), IMAGE_SECONDS: str(pace)}
-        quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        return subprocess.Popen(list(map(str, words)), env=environment, **quiet)
+        return subprocess.Popen(
+            list(map(str, words)), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
 
     def ended(self, step: int | None = None) -> int:
         """Run the scan to its end; returns the exit code."""

@@ -14,11 +14,12 @@ from ..bench.accuracy import Agreement, agreement
 from ..bench.bench import Bench, BenchSettings, described_bundle, open_bench, untrained
 from ..bench.peers import ANOMALIB, PRECISIONS
 from ..bench.rounds import Spread, Turns
-from ..bench.systems import Command, LoopSettings, Measured
+from ..bench.systems import Command, LoopSettings, Measured, NotRun, command_of
 from .limit import STEPS, Limit, NativeRun, Work
 
 PEER = "eager"  # the loop that a user would write; ratios are to it
 DEFAULT = "default"  # the default bundle by the command, in the precision that `auto` takes
+BEFORE = "before"  # the same by the command of another checkout
 PEERS = (PEER, "collapsed", "channels_last", "inductor", "onnxruntime", ANOMALIB)
 SYSTEMS = (*PEERS, *PRECISIONS, DEFAULT)
 JUDGED = {
@@ -38,6 +39,7 @@ class Settings:
     model: Path | None = None  # the default bundle's place; None: the one that comes with the package
     systems: Sequence[str] = SYSTEMS
     cold: bool = True  # once with the machine's page cache dropped
+    before: Path | None = None  # another checkout, whose command scans with the default bundle, too
 
 
 @dataclass
@@ -92,6 +94,11 @@ class Found:
         profile = self.profiles[bundle]
         return profile.fraction([run.images_per_second for run in self.runs[profile.system]])
 
+    def gain(self) -> Spread:
+        """How many times as fast as the other checkout the command was in the same round."""
+        pairs = zip(self.runs[DEFAULT], self.runs[BEFORE], strict=True)
+        return Spread.of([run.images_per_second / other.images_per_second for run, other in pairs])
+
     @property
     def missing(self) -> int:
         """Images without a row in the output of a command, over all runs."""
@@ -101,15 +108,16 @@ class Found:
 
 def measure(settings: Settings) -> Found:
     """Let systems and limits take turns; then measure what is measured once."""
-    bundles = {
-        "resnext50": settings.resnext or untrained(settings.bench.work),
-        "default": settings.model or default_bundle_path(),
-    }
+    bundles = {"default": settings.model or default_bundle_path()}
+    if set(settings.systems) - {DEFAULT}:
+        bundles["resnext50"] = settings.resnext or untrained(settings.bench.work)
     with open_bench(settings.bench) as bench:
         bench.not_run |= {name: "not asked for" for name in SYSTEMS if name not in settings.systems}
         for name in settings.systems:
             role, kind = ("default", "auto") if name == DEFAULT else ("resnext50", name)
             bench.open(name, kind, bundles[role])
+        if settings.before is not None:
+            _open_before(bench, settings.before, bundles["default"])
         loop, searched = bench.search(PEER)
         turns = Turns(bench)
         turns.warm_up()
@@ -132,6 +140,17 @@ def measure(settings: Settings) -> Found:
             accuracy=bench.accuracy(bundles["default"]),
             cold=_cold(bench, profiles) if settings.cold else None,
         )
+
+
+def _open_before(bench: Bench, checkout: Path, bundle: Path) -> None:
+    """Open the command of another checkout, with a cache of its own."""
+    scratch, cache = bench.scratch / BEFORE, bench.settings.work / "engines-before"
+    scratch.mkdir()
+    try:
+        command = command_of(checkout, scratch)
+        bench.systems[BEFORE] = Command(bundle, "auto", cache, bench.passes.pictures[0], command)
+    except NotRun as reason:
+        bench.not_run[BEFORE] = str(reason)
 
 
 def _profiles(bench: Bench) -> dict[str, Profile]:
@@ -165,7 +184,7 @@ def _open_limits(
 
 def _agreements(turns: Turns) -> dict[str, Agreement]:
     """Compare what each system with the same outputs wrote in its last round with the command's FP32."""
-    alike = [name for name in turns.runs if name not in ("fp32", DEFAULT, ANOMALIB)]
+    alike = [name for name in turns.runs if name not in ("fp32", DEFAULT, BEFORE, ANOMALIB)]
     if "fp32" not in turns.runs:
         return {}
     return {name: agreement(turns.out("fp32"), turns.out(name)) for name in alike}

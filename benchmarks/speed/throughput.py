@@ -13,11 +13,12 @@ from gbad_batch.engine.system.machine import cpu_flags
 from ..bench.bench import bench_options, bench_settings
 from ..bench.systems import Measured
 from ..report import Report, Table
-from .measuring import DEFAULT, PEER, SYSTEMS, Found, Profile, Settings, measure
+from .measuring import BEFORE, DEFAULT, PEER, SYSTEMS, Found, Profile, Settings, measure
 
 # against the user's loop, on CPUs with and without VNNI
 BARS = {True: {"int8": 8.0, "fp32": 2.5}, False: {"int8": 5.0, "fp32": 2.2}}
 FRACTIONS = {"resnext50": 0.95, "default": 0.92}  # of the limit, by bundle
+GAIN = 1.15  # over another checkout, with the default bundle
 STARTUP_S = 5.0
 MAP_DROP, AGREEMENT = 0.005, 0.995
 PERCENTILES = (50, 95, 99)
@@ -29,6 +30,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     add("--model", type=Path, metavar="BUNDLE", help="in the place of the default bundle")
     add("--resnext", type=Path, metavar="BUNDLE", help="in the place of an untrained ResNeXt-50")
     add("--systems", nargs="+", default=SYSTEMS, choices=SYSTEMS, metavar="NAME", help=", ".join(SYSTEMS))
+    add("--before", type=Path, metavar="CHECKOUT", help="also scan with the command of another checkout")
     add("--no-cold", dest="cold", action="store_false", help="leave the machine's page cache alone")
     bench_options(parser)
 
@@ -42,6 +44,7 @@ def run(arguments: argparse.Namespace) -> Report:
             model=arguments.model,
             systems=arguments.systems,
             cold=arguments.cold,
+            before=arguments.before,
         )
     )
     report = Report("Images a second, end to end and by stage, start-up apart")
@@ -80,8 +83,9 @@ def add_bars(report: Report, found: Found) -> None:
         other = f"ratio_{name}_{'without' if vnni else 'with'}_vnni"
         report.not_run[other] = f"this CPU has {'VNNI' if vnni else 'no VNNI'}"
     for name in found.runs:
-        if name not in (PEER, DEFAULT, *BARS[vnni]):
+        if name not in (PEER, DEFAULT, BEFORE, *BARS[vnni]):
             _add_ratio(report, found, name)
+    _add_gain(report, found)
     for role in ("resnext50", "default"):
         _add_fraction(report, found, role)
     _add_startup(report, found)
@@ -102,6 +106,17 @@ def _add_ratio(report: Report, found: Found, name: str, least: float | None = No
     report.add(f"ratio_{name}", spread.median, "times", at_least=least)
     report.add(f"ratio_{name}_low", spread.low, "times")
     report.add(f"ratio_{name}_high", spread.high, "times")
+
+
+def _add_gain(report: Report, found: Found) -> None:
+    """Add how many times as fast as another checkout the command is with the default bundle."""
+    if not {DEFAULT, BEFORE} <= found.runs.keys():
+        report.not_run["gain_over_before"] = found.not_run.get(BEFORE, "no --before checkout is given")
+        return
+    gain = found.gain()
+    report.add("gain_over_before", gain.median, "times", at_least=GAIN)
+    report.add("gain_over_before_low", gain.low, "times")
+    report.add("gain_over_before_high", gain.high, "times")
 
 
 def _add_fraction(report: Report, found: Found, role: str) -> None:
