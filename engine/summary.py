@@ -134,11 +134,10 @@ def _count_rows(summary: Summary, out: Path, class_thresholds: list[float]) -> N
     worst: list[Suspicion] = []
     batches = (batch for file in files_of(out) for batch in read_parquet(file, list(COLUMNS)))
     for batch in batches:  # files by their handles: Arrow takes no path that is not UTF-8
-        summary.containers += batch["kind"].to_pylist().count("container")
-        failed.update(batch["status"].to_pylist())
-        for threats in batch["threats"].to_pylist():
-            by_class.update(threats or ())
-        summary.alarms += batch["anomalous"].to_pylist().count(True)
+        summary.containers += _counted(batch["kind"])["container"]
+        failed.update(_counted(batch["status"]))
+        by_class.update(_counted(batch["threats"].flatten()))
+        summary.alarms += batch["anomalous"].true_count
         summary.suppressed += _suppressed(batch, class_thresholds)
         worst = _worst(worst, batch)
     summary.ok = failed.pop("ok", 0)
@@ -146,6 +145,11 @@ def _count_rows(summary: Summary, out: Path, class_thresholds: list[float]) -> N
     summary.images = summary.ok + failed.total() - summary.containers
     summary.alarms_by_class = {threat: by_class[threat] for threat in THREATS}
     summary.most_anomalous = worst
+
+
+def _counted(column: Any) -> Counter[str]:
+    """Count the values of a column of text."""
+    return Counter({each["values"].as_py(): each["counts"].as_py() for each in column.value_counts()})
 
 
 def _suppressed(batch: Any, class_thresholds: list[float]) -> int:

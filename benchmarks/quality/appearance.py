@@ -77,7 +77,7 @@ def _spectrum(light: Floats) -> Floats:
 def _patches(lab: Floats, light: Floats, front: NDArray[np.bool_]) -> Floats:
     """Return features [m, 17] of the patches that are mostly foreground."""
     gy, gx = np.gradient(light)
-    maps = np.dstack([lab, np.hypot(gx, gy), np.abs(gx), np.abs(gy), front])
+    maps = np.dstack([lab, np.hypot(gx, gy), np.abs(gx), np.abs(gy), front.astype(float)])
     patches = _blocks(maps, PATCH).reshape(-1, PATCH * PATCH, 7)
     patches = patches[patches[:, :, 6].mean(1) > 0.6]
     colour, edge = patches[:, :, :3], patches[:, :, 3]

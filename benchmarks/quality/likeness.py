@@ -90,7 +90,8 @@ def _add_shapes(report: Report, boxes: Path, masks: Path) -> None:
 
 
 def _ks(a: Floats, b: Floats) -> float:
-    return float(ks_2samp(a, b).statistic)
+    distance, _ = ks_2samp(a, b)
+    return float(distance)
 
 
 def _add_appearance(

@@ -1,44 +1,33 @@
-"""The scan that `crash` kills: the command's own code, with its reads counted in a file that survives."""
+"""The scan that `crash` kills: as the command runs it, but for networks, with reads counted in a file."""
 
-import mmap
 import os
 import signal
 import sys
-import threading
-from pathlib import Path
 from typing import Any
 
-from gbad_batch.engine import sources
-from gbad_batch.engine.commands.guarded import guarded_scan
+from gbad_batch.engine.errors import GbadError
 from gbad_batch.engine.results import session
+from gbad_batch.engine.scan import Scan
 from gbad_batch.engine.settings import ScanSettings
 
+from ..stand_ins import open_pixel_stages
+
 PART_SECONDS = 1.0  # shorter than a user's, so that kills fall on many parts
+THREADS = 2  # of each worker
 
 
-def main(archive: str, out: str, counter: str, step: str) -> int:
-    """Scan as the command does, counting reads; end by SIGKILL behind a step of the finish."""
+def main(archive: str, out: str, workers: str, step: str) -> int:
+    """Scan; end by SIGKILL behind a step of the finish. Returns the command's exit code."""
     session.PART_SECONDS = PART_SECONDS
-    if counter != "-":
-        _count_reads(Path(counter))
     if step != "-":
         _die_behind(int(step))
-    settings = ScanSettings(sources=(archive,), out=Path(out))
-    return guarded_scan(settings, quiet=True, as_json=False)
-
-
-def _count_reads(counter: Path) -> None:
-    counter.write_bytes(bytes(mmap.PAGESIZE))
-    with counter.open("r+b") as file:
-        memory = mmap.mmap(file.fileno(), mmap.PAGESIZE)
-    read, lock = sources.Candidate.read, threading.Lock()
-
-    def counted(self: sources.Candidate, max_bytes: int) -> bytes:
-        with lock:
-            memory[:8] = (int.from_bytes(memory[:8], "little") + 1).to_bytes(8, "little")
-        return read(self, max_bytes)
-
-    sources.Candidate.read = counted  # type: ignore[method-assign]
+    count = int(workers)
+    settings = ScanSettings(sources=(archive,), out=out, workers=count, threads=THREADS * count)
+    try:
+        return Scan(settings, open_pixel_stages).run().exit_code
+    except GbadError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
 
 
 def _die_behind(last: int) -> None:

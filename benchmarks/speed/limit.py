@@ -105,27 +105,24 @@ def _serve(connection: Connection, work: Work, core: int) -> None:
         return
 
 
-class Calls:
-    """The native calls of one core on buffers that are allocated once, each call timed."""
+class FileCalls:
+    """The native calls that a file takes, on buffers that are allocated once, each call timed."""
 
-    def __init__(self, work: Work):
+    def __init__(self, paths: Sequence[Path], size: int):
         self.spent = dict.fromkeys(STEPS, 0.0)
-        self._size, self._batch = work.size, work.batch
-        stored = {path: _stored(path) for path in work.paths}
-        self._buffer = np.empty(max(pixels.size for pixels in stored.values()), np.uint8)
-        self._open_resizer(stored)
-        self._open_engine(work.engine, list(stored.values()))
+        self._size = size
+        self._stored = {path: _stored(path) for path in paths}
+        self._buffer = np.empty(max(pixels.size for pixels in self._stored.values()), np.uint8)
+        self._open_resizer()
 
-    def batch(self, paths: Sequence[Path]) -> None:
-        """Do everything for a batch of files."""
+    def file(self, path: Path) -> None:
+        """Read, hash, decode and resize one of the files."""
         from simplejpeg import decode_jpeg
 
-        for path in paths:
-            blob = self._timed("read", _read, path)
-            self._timed("hash", hashlib.sha256, blob)
-            self._timed("decode", decode_jpeg, blob, "RGB", buffer=self._buffer)
-            self._timed("resize", self._resize, self._sources[path], self._target, self._options)
-        self._timed("engine", self._infer)
+        blob = self._timed("read", _read, path)
+        self._timed("hash", hashlib.sha256, blob)
+        self._timed("decode", decode_jpeg, blob, "RGB", buffer=self._buffer)
+        self._timed("resize", self._resize, self._sources[path], self._target, self._options)
 
     def _timed(self, step: str, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         began = time.perf_counter()
@@ -133,18 +130,33 @@ class Calls:
         self.spent[step] += time.perf_counter() - began
         return result
 
-    def _open_resizer(self, stored: dict[Path, NDArray[np.uint8]]) -> None:
+    def _open_resizer(self) -> None:
         import cykooz_resizer as cykooz
 
         kind = cykooz.PixelType.U8x3
         self._sources = {
             path: cykooz.ImageData(pixels.shape[1], pixels.shape[0], kind, pixels.tobytes())
-            for path, pixels in stored.items()
+            for path, pixels in self._stored.items()
         }
         self._target = cykooz.ImageData(self._size, self._size, kind)
         bilinear = cykooz.ResizeAlg.convolution(cykooz.FilterType.bilinear)
         self._options = cykooz.ResizeOptions(bilinear, use_alpha=False)
         self._resize = cykooz.Resizer().resize
+
+
+class Calls(FileCalls):
+    """All native calls of one core: those of its files, and its own stream of the engine."""
+
+    def __init__(self, work: Work):
+        super().__init__(work.paths, work.size)
+        self._batch = work.batch
+        self._open_engine(work.engine, list(self._stored.values()))
+
+    def batch(self, paths: Sequence[Path]) -> None:
+        """Do everything for a batch of files."""
+        for path in paths:
+            self.file(path)
+        self._timed("engine", self._infer)
 
     def _open_engine(self, engine: bytes, stored: Sequence[NDArray[np.uint8]]) -> None:
         """Open a stream of one thread, whose input is a batch that stays where it is."""
