@@ -185,8 +185,8 @@ def test_unknown_classes_are_named_at_once_with_the_way_out(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("classes = 3", "must hold one table"),
-        ("[classes]\na = 'gun'\n[other]\n", "must hold one table"),
+        ("classes = 3", "must hold exactly one table"),
+        ("[classes]\na = 'gun'\n[other]\n", "must hold exactly one table"),
         ("[classes]\na = 'sword'", "maps 'a' to 'sword'; write one of gun"),
         ("[classes]\na = ['gun']", "maps 'a' to"),
         ("[classes", "is not a TOML file"),
@@ -270,7 +270,7 @@ def test_a_malformed_label_file_gets_its_sentence(
 
 def test_sixrays_form_takes_no_other_header(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "name,Knife,Gun,Wrench,Pliers,Scissors\na,1,1,1,1,1")
-    with pytest.raises(Refused, match="line 1: name,Gun,Knife,Wrench,Pliers,Scissors is expected"):
+    with pytest.raises(Refused, match="line 1: name,Gun,Knife,Wrench,Pliers,Scissors must be"):
         read_labels(path, form="sixray")
 
 

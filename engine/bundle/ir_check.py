@@ -90,9 +90,9 @@ def check_ir(
         found_inputs, found_outputs = _inputs(layers), _outputs(layers)
     except _NotPlain as error:
         raise BundleError(f"{name} {error}") from None
-    for kind, found, wanted in (("inputs", found_inputs, inputs), ("outputs", found_outputs, outputs)):
-        if found != wanted:
-            raise BundleError(f"{name} has the {kind} {_describe(found)} and must have {_describe(wanted)}")
+    for kind, actual, wanted in (("inputs", found_inputs, inputs), ("outputs", found_outputs, outputs)):
+        if actual != wanted:
+            raise BundleError(f"{name} has the {kind} {_describe(actual)} and must have {_describe(wanted)}")
 
 
 def _describe(ports: Mapping[str, Port]) -> str:
@@ -267,26 +267,26 @@ def _check_constants(layers: Mapping[int, _Layer], weights: int) -> None:
 
 def _inputs(layers: Mapping[int, _Layer]) -> dict[str, Port]:
     """Return name, type and shape of the graph's inputs, as their operators say."""
-    found: dict[str, Port] = {}
+    ports: dict[str, Port] = {}
     for layer in layers.values():
         if layer.kind == "Parameter":
             shape = [each.strip() for each in layer.data.get("shape", "").split(",")]
             sizes = tuple(None if each in ("?", "-1") else _number(each) for each in shape)
-            found[_only(layer.outputs).names] = (layer.data.get("element_type", ""), sizes)
-    return found
+            ports[_only(layer.outputs).names] = (layer.data.get("element_type", ""), sizes)
+    return ports
 
 
 def _outputs(layers: Mapping[int, _Layer]) -> dict[str, Port]:
     """Return name, type and shape of the graph's outputs, as the layers that compute them say."""
-    found: dict[str, Port] = {}
+    ports: dict[str, Port] = {}
     for layer in layers.values():
         if layer.kind == "Result":
             if len(layer.sources) != 1:
                 raise _NotPlain("holds an output that is not computed by exactly one layer")
             source, number = layer.sources[0]
             port = layers[source].outputs[number]
-            found[port.names] = (PORT_TYPES.get(port.precision, port.precision), tuple(port.shape))
-    return found
+            ports[port.names] = (PORT_TYPES.get(port.precision, port.precision), tuple(port.shape))
+    return ports
 
 
 def _only(ports: Mapping[int, _Port]) -> _Port:

@@ -114,9 +114,9 @@ def parse_manifest(data: bytes) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise BundleError(f"bundle.json is not JSON ({error})") from None
     root = _Value(value, "")
-    found = root.value.get("format") if isinstance(root.value, dict) else None
-    if found != FORMAT or isinstance(found, bool):
-        raise BundleError(f"bundle.json has format {found!r:.40} but this version reads format {FORMAT}")
+    version = root.value.get("format") if isinstance(root.value, dict) else None
+    if version != FORMAT or isinstance(version, bool):
+        raise BundleError(f"bundle.json has format {version!r:.40} but this version reads format {FORMAT}")
     return _manifest(root)
 
 
@@ -221,13 +221,13 @@ def _tolerance(value: "_Value", largest: float = 1.0) -> Tolerance:
 
 
 def _files(value: "_Value") -> dict[str, FileRecord]:
-    found = value.object()
-    for name in found.keys() - {*REQUIRED_FILES, *OPTIONAL_FILES}:
+    members = value.object()
+    for name in members.keys() - {*REQUIRED_FILES, *OPTIONAL_FILES}:
         raise BundleError(f"bundle.json: files name {name!r:.80}, which is not a file of a bundle")
     for name in REQUIRED_FILES:
-        if name not in found:
+        if name not in members:
             raise BundleError(f"bundle.json: files lack {name}")
-    return {name: _file(_Value(found[name], f"files.{name}")) for name in found}
+    return {name: _file(_Value(members[name], f"files.{name}")) for name in members}
 
 
 def _file(value: "_Value") -> FileRecord:
@@ -256,22 +256,22 @@ class _Value:
 
     def fields(self, *names: str, optional: tuple[str, ...] = ()) -> dict[str, "_Value"]:
         """Return the members by name: all but the optional ones are required, no other is allowed."""
-        found = self.object()
-        for name in found.keys() - set(names):
+        members = self.object()
+        for name in members.keys() - set(names):
             raise BundleError(f"bundle.json: {self._member(name)!r:.120} is an unknown key")
         for name in names:
-            if name not in found and name not in optional:
+            if name not in members and name not in optional:
                 raise BundleError(f"bundle.json: {self._member(name)} is missing")
-        return {name: _Value(found[name], self._member(name)) for name in names if name in found}
+        return {name: _Value(members[name], self._member(name)) for name in names if name in members}
 
     def mapping(self, allowed: tuple[str, ...], read: Callable[["_Value"], T]) -> dict[str, T]:
         """Return the members, each parsed by `read`, whose names are in a known set."""
-        found = self.object()
-        for name in found.keys() - set(allowed):
+        members = self.object()
+        for name in members.keys() - set(allowed):
             raise BundleError(
                 f"bundle.json: {self._member(name)!r:.120} is unknown; known are {', '.join(allowed)}"
             )
-        return {name: read(_Value(found[name], self._member(name))) for name in found}
+        return {name: read(_Value(members[name], self._member(name))) for name in members}
 
     def items(self, fewest: int, most: int) -> list["_Value"]:
         if not isinstance(self.value, list) or not fewest <= len(self.value) <= most:

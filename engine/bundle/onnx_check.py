@@ -64,9 +64,9 @@ def check_graph(data: bytes, name: str, inputs: Mapping[str, Port], outputs: Map
     except _NotPlain as error:
         raise BundleError(f"{name} {error}") from None
     found_inputs = {key: port for key, port in graph.inputs.items() if key not in graph.initializers}
-    for kind, found, wanted in (("inputs", found_inputs, inputs), ("outputs", graph.outputs, outputs)):
-        if found != wanted:
-            raise BundleError(f"{name} has the {kind} {_describe(found)} and must have {_describe(wanted)}")
+    for kind, actual, wanted in (("inputs", found_inputs, inputs), ("outputs", graph.outputs, outputs)):
+        if actual != wanted:
+            raise BundleError(f"{name} has the {kind} {_describe(actual)} and must have {_describe(wanted)}")
 
 
 def _describe(ports: Mapping[str, Port]) -> str:

@@ -87,12 +87,12 @@ class _Listed(NamedTuple):
     source: Path
     labels: Labels
     on_disk: list[Path]
-    found: Matches
+    matches: Matches
 
     def there(self) -> list[tuple[int, Path]]:
         """Return the labels whose image exists, and its path."""
-        position = self.found.position.tolist()
-        repeated = set(self.found.repeated)
+        position = self.matches.position.tolist()
+        repeated = set(self.matches.repeated)
         return [(k, self.on_disk[at]) for k, at in enumerate(position) if at >= 0 and k not in repeated]
 
 
@@ -158,7 +158,7 @@ def _faults(name: str, images: _Images, prints: Prints) -> list[Row]:
 
 def _findings(one: _Listed, faults: Sequence[Row]) -> ListFindings:
     labels, positives = one.labels, int(one.labels.positive.sum())
-    missing, ambiguous = one.found.where(MISSING), one.found.where(AMBIGUOUS)
+    missing, ambiguous = one.matches.where(MISSING), one.matches.where(AMBIGUOUS)
     return ListFindings(
         name=one.name,
         source=str(one.source),
@@ -174,7 +174,7 @@ def _findings(one: _Listed, faults: Sequence[Row]) -> ListFindings:
         missing_names=runs(labels.names, missing),
         ambiguous=len(ambiguous),
         ambiguous_names=tuple(labels.names[k] for k in ambiguous[:SHOWN]),
-        repeated=len(one.found.repeated),
+        repeated=len(one.matches.repeated),
         unreadable=dict(Counter(str(row.status) for row in faults)),
         unreadable_images=tuple(f"{row.uri}: {row.error}" for row in faults[:SHOWN]),
     )
@@ -193,17 +193,17 @@ def runs(names: Sequence[str], chosen: NDArray[np.intp]) -> tuple[str, ...]:
     """
     order = sorted(range(len(names)), key=lambda k: _by_number(names[k]))
     picked = set(chosen.tolist())
-    found: list[list[str]] = []
+    spans: list[list[str]] = []
     before = None
     for k in order:
         prefix = _by_number(names[k])[0]
         if k in picked and prefix == before:
-            found[-1].append(names[k])
+            spans[-1].append(names[k])
         elif k in picked:
-            found.append([names[k]])
+            spans.append([names[k]])
         before = prefix if k in picked else None
-    found.sort(key=len, reverse=True)
-    return tuple(f"{run[0]}..{run[-1]} ({len(run)})" if len(run) > 1 else run[0] for run in found)
+    spans.sort(key=len, reverse=True)
+    return tuple(f"{run[0]}..{run[-1]} ({len(run)})" if len(run) > 1 else run[0] for run in spans)
 
 
 def _by_number(name: str) -> tuple[str, int, str]:

@@ -26,10 +26,10 @@ def read_coco(path: Path, classes: ClassMap) -> Labels:
     threats: dict[Any, str | None] = {}
     for origin, entry in _entries(path, "categories", categories):
         threats[_get(entry, "id", int, origin)] = classes(_get(entry, "name", str, origin), origin)
-    found = _by_image(path, annotations, threats, _ids(path, images))
+    by_image = _by_image(path, annotations, threats, _ids(path, images))
     gathered = Gathered()
     for origin, entry in _entries(path, "images", images):
-        held = found.get(entry["id"], [])
+        held = by_image.get(entry["id"], [])
         gathered.add(
             _get(entry, "file_name", str, origin),
             {threat for threat, _ in held},
@@ -86,7 +86,7 @@ def _by_image(
     path: Path, annotations: list[Any], threats: dict[Any, str | None], ids: set[int]
 ) -> dict[int, list[tuple[str, Box | None]]]:
     """Collect the threats of each image, with their boxes if they have any."""
-    found: dict[int, list[tuple[str, Box | None]]] = {}
+    by_image: dict[int, list[tuple[str, Box | None]]] = {}
     for origin, entry in _entries(path, "annotations", annotations):
         image, category = (_get(entry, key, int, origin) for key in ("image_id", "category_id"))
         if image not in ids:
@@ -95,8 +95,8 @@ def _by_image(
             raise Refused(f"{origin}: there is no category of the id {category}; add it to the categories")
         box = _numbers(entry["bbox"], origin) if entry.get("bbox") is not None else None
         if threat := threats[category]:
-            found.setdefault(image, []).append((threat, Box(threat, *box) if box else None))
-    return found
+            by_image.setdefault(image, []).append((threat, Box(threat, *box) if box else None))
+    return by_image
 
 
 def _numbers(values: Any, origin: str) -> tuple[float, float, float, float]:
@@ -119,7 +119,7 @@ def write_coco(labels: Labels, size: Callable[[int], tuple[int, int]] | None = N
             entry["width"], entry["height"] = size(k)
         known = {"group": labels.groups[k], "split": labels.splits[k]}
         images.append(entry | {key: value for key, value in known.items() if value})
-        annotations += [{"image_id": k + 1, **found} for found in _annotations(labels, k)]
+        annotations += [{"image_id": k + 1, **entry} for entry in _annotations(labels, k)]
     numbered = [{"id": number, **entry} for number, entry in enumerate(annotations, start=1)]
     categories = [{"id": k, "name": name, "supercategory": "threat"} for k, name in enumerate(THREATS, 1)]
     content = {"images": images, "annotations": numbered, "categories": categories}

@@ -60,9 +60,9 @@ def fingerprints(paths: Sequence[Path], progress: ProgressCallback = silent) -> 
     hashes = np.zeros((len(paths), 5), np.uint64)
     pool = ThreadPoolExecutor(usable_cores())
     try:
-        for k, (row, found) in enumerate(pool.map(lambda path: _fingerprint(decoder, path), paths)):
+        for k, (row, fingerprint) in enumerate(pool.map(lambda path: _fingerprint(decoder, path), paths)):
             rows.append(row)
-            hashes[k] = found
+            hashes[k] = fingerprint
             progress("look at images", k + 1, len(paths), {})
     finally:
         pool.shutdown(cancel_futures=True)  # an interrupt waits for no image that is not begun
@@ -106,8 +106,8 @@ def look_alikes(prints: Prints) -> Iterator[Pairs]:
     images = prints.distinct()
     coarse, fine = prints.hashes[images, 0], prints.hashes[images, 1:]
     for top in range(0, len(images), ROWS):
-        found = list(_candidates(coarse, top))
-        i, j = (np.concatenate(side) for side in zip(*found, strict=True))
+        pairs = list(_candidates(coarse, top))
+        i, j = (np.concatenate(side) for side in zip(*pairs, strict=True))
         near = np.bitwise_count(fine[i] ^ fine[j]).sum(axis=1, dtype=np.intp) <= FINE_BITS
         if near.any():
             yield images[i[near]], images[j[near]]

@@ -53,34 +53,34 @@ def join(labels: Labels, uris: Sequence[str]) -> NDArray[np.intp]:
     among paths one that is complete from a folder above all images. Raises Refused, with counts and the
     first example, if a name has no image, several images, or the image of another label.
     """
-    found = match(labels, uris)
-    missing, ambiguous = found.where(MISSING), found.where(AMBIGUOUS)
+    matches = match(labels, uris)
+    missing, ambiguous = matches.where(MISSING), matches.where(AMBIGUOUS)
     counts = [
         f"{len(which)} {what}"
         for which, what in (
             (missing, "have no image"),
             (ambiguous, "fit several images"),
-            (found.repeated, "name an image that is already named"),
+            (matches.repeated, "name an image that is already named"),
         )
         if len(which)
     ]
     if counts:
-        first = min(int(k) for k in (*missing, *ambiguous, *found.repeated))
+        first = min(int(k) for k in (*missing, *ambiguous, *matches.repeated))
         raise Refused(
             f"of {len(labels.names)} names, {', '.join(counts)}; the first is {labels.names[first]!r} "
-            f"({labels.origins[first]}): {_remedy(found, first, labels, uris)}"
+            f"({labels.origins[first]}): {_remedy(matches, first, labels, uris)}"
         )
-    return found.position
+    return matches.position
 
 
-def _remedy(found: Matches, first: int, labels: Labels, uris: Sequence[str]) -> str:
-    if found.position[first] == MISSING:
+def _remedy(matches: Matches, first: int, labels: Labels, uris: Sequence[str]) -> str:
+    if matches.position[first] == MISSING:
         return "add the image or leave out the line; `gbad-batch data check` shows what is missing"
-    if found.position[first] == AMBIGUOUS:
+    if matches.position[first] == AMBIGUOUS:
         name = _split_name(labels.names[first])
         some = [uri for uri in uris if _fits(name, _split_uri(uri))][:2]
         return f"write it with its folders, for it fits {' and '.join(some)}"
-    before = int(np.flatnonzero(found.position == found.position[first])[0])
+    before = int(np.flatnonzero(matches.position == matches.position[first])[0])
     return f"leave one out, for {labels.names[before]!r} ({labels.origins[before]}) is the same image"
 
 
@@ -149,11 +149,11 @@ def find_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise Refused(f"the image folder {folder} does not exist; name the folder that holds the images")
-    found = []
+    images = []
     for parent, folders, files in os.walk(folder, onerror=_unlistable):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, name) for name in files if _is_image(name)]
-    return sorted(found)
+        images += [Path(parent, name) for name in files if _is_image(name)]
+    return sorted(images)
 
 
 def _is_image(name: str) -> bool:

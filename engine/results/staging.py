@@ -140,10 +140,10 @@ class Staging:
     def _check_private(self) -> None:
         handle = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            found = os.fstat(handle)
+            status = os.fstat(handle)
         finally:
             os.close(handle)
-        if found.st_uid != os.geteuid():
+        if status.st_uid != os.geteuid():
             raise Refused(f"{self.folder} belongs to another user: name another output, or have it removed")
-        if stat.S_IMODE(found.st_mode) & 0o022:
+        if stat.S_IMODE(status.st_mode) & 0o022:
             raise Refused(f"others may write in {self.folder}: if you trust what it holds, chmod 700 it")

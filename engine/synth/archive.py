@@ -195,8 +195,8 @@ def _write_boxes(path: Path, records: list[_Record]) -> None:
         }
         for k, r in enumerate(records, 1)
     ]
-    found = [(k, threat) for k, r in enumerate(records, 1) for threat in r.threats]
-    annotations = [{"id": n, "image_id": k, **threat} for n, (k, threat) in enumerate(found, 1)]
+    threats = [(k, threat) for k, r in enumerate(records, 1) for threat in r.threats]
+    annotations = [{"id": n, "image_id": k, **threat} for n, (k, threat) in enumerate(threats, 1)]
     categories = [{"id": k, "name": name, "supercategory": "threat"} for k, name in enumerate(THREATS, 1)]
     path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
 

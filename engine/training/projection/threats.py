@@ -74,9 +74,9 @@ class BoxThreats:
             if any(_overlap(box, other) for other in others if other is not box):
                 continue
             pixels = _stored(path)
-            found = None if pixels is None else cut_from_box(pixels, box)
-            if found is not None:
-                return Threat(name, found)
+            transmission = None if pixels is None else cut_from_box(pixels, box)
+            if transmission is not None:
+                return Threat(name, transmission)
         return None
 
 
@@ -90,9 +90,9 @@ class GreyThreats:
         """Draw a picture with an even ground, as a metal dims it."""
         held = self._paths[name]
         for k in random.integers(len(held), size=TRIES).tolist():
-            found = _grey_transmission(held[k])
-            if found is not None:
-                return Threat(name, found)
+            transmission = _grey_transmission(held[k])
+            if transmission is not None:
+                return Threat(name, transmission)
         return None
 
 
@@ -196,16 +196,16 @@ def _grey_pictures(
     """Find the pictures of each class; raises Refused if there are none."""
     labels = read_labels(folder, "folders", class_map)
     paths = find_images(folder)
-    found: dict[str, list[Path]] = {}
+    pictures: dict[str, list[Path]] = {}
     for k, flags in zip(join(labels, [str(path) for path in paths]), labels.labels, strict=True):
         for name in np.array(THREATS)[flags].tolist():
-            found.setdefault(name, []).append(paths[k])
-    if not found:
+            pictures.setdefault(name, []).append(paths[k])
+    if not pictures:
         raise Refused(
             f"{folder} holds no picture of a threat: put grey pictures into folders named "
             f"{', '.join(THREATS)}"
         )
-    return tuple(name for name in THREATS if name in found), found
+    return tuple(name for name in THREATS if name in pictures), pictures
 
 
 @lru_cache(maxsize=512)
@@ -229,5 +229,5 @@ def grey_transmission(pixels: Pixels) -> Transmission | None:
         return None
     framed = np.pad(grey, ((24, 24), (24, 24), (0, 0)), constant_values=ground)  # it may touch the rim
     around = np.pad(rim & (grey[..., 0] >= ground * np.exp(-FLAT)), 24)
-    found = cut_out(framed.repeat(3, axis=2) * 255, around)
-    return None if found is None else found**METAL
+    transmission = cut_out(framed.repeat(3, axis=2) * 255, around)
+    return None if transmission is None else transmission**METAL
