@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...export import engine_for
+from ...export.choice import listed_gpus
 from ..bundle import DEMO_SENTENCE, Bundle, OperatingPoint, default_bundle_path, operating_point
 from ..errors import Refused, Stopped
 from ..model.decision import Decision, on_device, sigmoid
@@ -230,11 +231,9 @@ def _devices(asked: str, device: str) -> tuple[str, ...]:
     """Name the GPUs that a scan uses: those it names, else every one that torch sees; none on a CPU."""
     if device == "cpu":
         return ()
-    if ":" in asked:
-        return (device,)
     from ..runtime.cuda import visible_gpus
 
-    return visible_gpus()
+    return listed_gpus(asked) or visible_gpus()
 
 
 def _joined(parts: list[Outputs]) -> Outputs:
