@@ -59,7 +59,7 @@ def table(runs: Sequence[Run], names: Sequence[str]) -> str:
 
 
 def plot(runs: Sequence[Run], names: Sequence[str], path: Path) -> None:
-    """Plot ratios, and each stage alone with each bundle, over the commits of the last runs."""
+    """Plot ratios, and the bare calls of each bundle's limit, over the commits of the last runs."""
     from matplotlib.figure import Figure
 
     shown = runs[-SHOWN:]
@@ -70,10 +70,10 @@ def plot(runs: Sequence[Run], names: Sequence[str], path: Path) -> None:
         axes[0].plot([run.get(name) for run in shown], marker=".", label=name)
     axes[0].set_ylabel("times the peer")
     for ax, role in zip(axes[1:], roles, strict=True):
-        alone = [run.get("stages", {}).get(role, {}).get("alone_img_s", {}) for run in shown]
-        for stage in dict.fromkeys(stage for run in alone for stage in run):
-            ax.plot([run.get(stage) for run in alone], marker=".", label=stage)
-        ax.set(yscale="log", ylabel=f"{role}: img/s alone")
+        bare = [run.get("stages", {}).get(role, {}).get("limit_us") or {} for run in shown]
+        for step in dict.fromkeys(step for run in bare for step in run):
+            ax.plot([run.get(step) for run in bare], marker=".", label=step)
+        ax.set(yscale="log", ylabel=f"{role}: us/img, bare calls")
     for ax in axes:
         ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
     axes[-1].set_xticks(range(len(shown)), [run["commit"] for run in shown], rotation=60, ha="right")

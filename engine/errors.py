@@ -1,11 +1,11 @@
 """The errors that end a command, each with its exit code.
 
-GbadError                 one sentence for the user: what, where, what to do
+GbadError                 one sentence for the user: what happened, where, what to do
 ├── Refused          (2)  before the first image was read
 │   ├── BundleError       a model that cannot be trusted or used
 │   └── MissingExtra      a package that an option needs is not installed
 ├── Stopped          (1)  the machine failed later; the scan can be resumed
-│   └── DeviceLost        a GPU answers this process no more, a new one can use it
+│   └── DeviceLost        a GPU no longer answers this process; a new process can use it
 └── TooManyFailures  (4)  --max-failures was reached; the scan can be resumed
 """
 
@@ -13,12 +13,12 @@ from typing import Any
 
 
 class GbadError(Exception):
-    """An error that a user can act on; its text is one whole sentence."""
+    """An error that a user can act on; its text is one sentence in lower case, without a full stop."""
 
     exit_code = 1
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Let a worker process send it, whatever its constructor takes."""
+        """Make it picklable for worker processes, whatever its constructor takes."""
         return _rebuilt, (type(self), self.args, vars(self))
 
 
@@ -44,20 +44,20 @@ class MissingExtra(Refused):
 
 
 class Stopped(GbadError):
-    """A fault of the machine ended the scan; what is finished is kept."""
+    """A fault of the machine ended the scan; finished rows are kept."""
 
     exit_code = 1
 
 
 class DeviceLost(Stopped):
-    """A GPU answers this process no more, as after an illegal access to its memory; a new one can use it."""
+    """A GPU no longer answers this process, as after an illegal memory access; a new process can use it."""
 
     def __init__(self, what: str):
-        super().__init__(f"{what}; what is finished is kept: run the same command again to go on")
+        super().__init__(f"{what}; finished rows are kept: run the same command again to resume")
         self.what = what  # without what to do
 
 
 class TooManyFailures(GbadError):
-    """More images failed than the user allows; what is finished is kept."""
+    """More images failed than the user allows; finished rows are kept."""
 
     exit_code = 4

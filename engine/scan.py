@@ -1,16 +1,14 @@
-"""A scan on one page: candidates are found, dealt to workers that decode and score them, and written."""
+"""A scan on one page: list candidates, have workers read, decode and score them, write rows in order."""
 
-import logging
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 
 from .errors import Refused
 from .results import Session, open_results
 from .results.index import Index, key_of
-from .results.schema import SCHEMA_VERSION, batch_of, rows_of
+from .results.schema import batch_of, rows_of
 from .row import Row
 from .settings import ScanSettings, fingerprint
 from .sources import Candidate, Enough, ListingCounts, check, find
@@ -21,14 +19,12 @@ from .workers.feed import Feed
 from .workers.pool import Pool
 from .workers.progress import Progress
 
-log = logging.getLogger(__name__)
-
 
 class Scan:
-    """A scan of an archive with one model; `run` stores the rows, `rows` yields them, each more than once.
+    """A scan of an archive with one model: `run` stores rows, `rows` yields them; both can be repeated.
 
-    `open_stages`, a function of a module, gives each worker process what reads, decodes and scores. Raises
-    Refused before the first image is read, Stopped where the machine failed, TooManyFailures.
+    `open_stages`, a function of an importable module, opens the stages in each worker process. Raises Refused
+    before the first image is read, Stopped if the machine fails, TooManyFailures.
     """
 
     def __init__(self, settings: ScanSettings, open_stages: OpenStages = open_stages):
@@ -37,69 +33,60 @@ class Scan:
         self.progress, self.listed, self._stopped = Progress(), ListingCounts(), Event()
 
     def run(self, watch: Callable[[Progress], None] = lambda _: None) -> Summary:
-        """Scan into `settings.out`, resuming what is there; returns the summary of the whole result."""
+        """Scan into `settings.out`, by way of `OUT.parts/`, resuming what is there; returns the summary."""
         with self._workers() as workers, self._results(workers) as results:
             if results.finished is None:
                 for chunk in self._scored(workers, results.index, results.folder, results.suspects):
                     with self.progress.timed("write"):
                         results.write(batch_of(chunk.columns), chunk.features)
                     watch(self.progress)
-                    self.progress.check_failures(
-                        self.settings.failure_limit, results.failed_before, results.index.finished
-                    )
+                    self.progress.check_failures(self.settings, results)
                 self._finish(results)
             return summarize(self.settings, results, workers.setup, self.progress, self.listed)
 
     def rows(self) -> Iterator[Row]:
-        """Yield the row of every candidate, in order; nothing is stored."""
+        """Yield the row of every candidate, in order, and store nothing."""
         with self._workers() as workers, tempfile.TemporaryDirectory(prefix="gbad-batch-") as folder:
             for chunk in self._scored(workers, Index(), Path(folder)):
                 yield from rows_of(batch_of(chunk.columns))
 
     def stop(self) -> None:
-        """End the scan in order, from a signal handler or another thread: finished rows are kept."""
+        """Have `run` or `rows` raise Stopped, from a signal handler or another thread; written rows stay."""
         self._stopped.set()
 
     def _scored(
         self, workers: Pool, index: Index, folder: Path, suspects: frozenset[bytes] = frozenset()
     ) -> Iterator[FinishedChunk]:
-        """Yield what the workers make of all that is listed and not finished, in the listing's order."""
-        log.info("%s", workers.setup.introduction())
-        self.progress.start()
-        with Feed(self._found(index), self.progress) as feed:
-            for chunk in workers.finished(feed, folder, suspects, self.settings.features is not None):
+        """Yield the finished chunks of all candidates that no earlier run has finished, in order."""
+        self.progress.start(index)
+        with Feed(self._unfinished(index), self.progress) as feed:
+            for chunk in workers.process(feed, folder, suspects):
                 self.progress.count(chunk)
                 yield chunk
 
-    def _found(self, index: Index) -> Iterator[Candidate]:
-        """List the candidates that no earlier run has finished; with a limit, of the first so many."""
+    def _unfinished(self, index: Index) -> Iterator[Candidate]:
+        """List the candidates that no earlier run has finished, among the first `limit` if there is one."""
 
-        def wanted(candidate: Candidate) -> bool:
+        def accept(candidate: Candidate) -> bool:
             if self.settings.limit is not None and index.listed >= self.settings.limit:
                 raise Enough
             candidate.key = key_of(candidate.row)
-            claim = index.claim(candidate.key, candidate.row.kind)
-            self.progress.skipped += claim == "finished"
-            return claim == "new"
+            return index.claim(candidate.key, candidate.row.kind) == "new"
 
-        yield from find(self.settings, self.listed, wanted, self.settings.max_file_size, self._stopped)
+        yield from find(self.settings, self.listed, accept, self.settings.max_file_size, self._stopped)
         self.progress.total = index.listed
 
-    @contextmanager
-    def _workers(self) -> Iterator[Pool]:
-        """Start the workers of a fresh run, once the sources are known to be there."""
+    def _workers(self) -> Pool:
+        """Begin a fresh run: check the sources; entering the pool starts the workers."""
         self.progress, self.listed = Progress(), ListingCounts()
         check(self.settings)
-        try:
-            with Pool(self.settings, self._open_stages, self._stopped) as workers:
-                yield workers
-        finally:
-            self._stopped.clear()
+        return Pool(self.settings, self._open_stages, self._stopped)
 
     def _results(self, workers: Pool) -> Session:
-        resolved = workers.setup.resolved(self.settings) | {"schema": SCHEMA_VERSION}
-        same = fingerprint(self.settings, resolved)
-        return open_results(self.settings, same, workers.setup.description(), workers.setup.features)
+        """Begin or resume the output, now that the first worker knows what `auto` means here."""
+        setup = workers.setup
+        same = fingerprint(self.settings, setup.resolved(self.settings))
+        return open_results(self.settings, same, setup.description(), setup.features)
 
     def _finish(self, results: Session) -> None:
         if not results.index.listed:

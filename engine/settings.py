@@ -1,11 +1,12 @@
-"""What a scan can be told: groups of settings that the command line, a TOML file and Python all fill.
+"""Settings of a scan, in groups that the command line, a TOML file and Python all fill.
 
-Each field says, in its metadata, what it means (`help`), and whether an unfinished scan can only be resumed
-with the same value (`resume="same"`); `resume="any"` fields may differ between runs.
+The metadata of each field holds its meaning (`help`) and whether an unfinished scan can be resumed only with
+the same value (`resume="same"`) or with another one (`resume="any"`).
 """
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
@@ -29,115 +30,154 @@ def setting(
     most: float | None = None,
     unit: str = "",
 ) -> Any:
-    """Declare a field: its default, one sentence of help, and what resuming a scan asks of it.
+    """Declare a field: its default, one sentence of help, and whether resuming needs the same value.
 
-    `most` bounds a number, which must be above 0 then; `unit` is that of the value.
+    `most` is the largest number allowed; numbers that have one must be above 0. `unit` is that of the value.
     """
     return field(default=default, metadata={"help": meaning, "resume": resume, "most": most, "unit": unit})
 
 
 @dataclass(frozen=True)
 class SourceSettings:
-    """What to look at, and what of it to leave out."""
+    """What to scan, and what to leave out."""
 
     sources: Sequence[StrPath | bytes] = setting(
         (), "Folders, image files, tar shards or glob patterns.", resume="same"
     )
     files_from: str | None = setting(
-        None, "Read paths from FILE, one a line; - is standard input.", resume="same"
+        None, "Read paths from FILE, one per line; - is standard input.", resume="same"
     )
-    null: bool = setting(False, "The list is NUL-separated, as find -print0 writes it.")
-    include: Sequence[str] = setting((), "Only these are candidates, e.g. '*.png'.", resume="same")
-    exclude: Sequence[str] = setting((), "These are not, e.g. 'thumbs/**'.", resume="same")
-    hidden: bool = setting(False, "Include names that begin with a dot.", resume="same")
-    follow_links: bool = setting(False, "Follow symbolic links met in folders.", resume="same")
+    null: bool = setting(False, "Paths in the list are separated by NUL, as find -print0 writes them.")
+    include: Sequence[str] = setting((), "Scan only files that match, e.g. '*.png'.", resume="same")
+    exclude: Sequence[str] = setting((), "Skip files that match, e.g. 'thumbs/**'.", resume="same")
+    hidden: bool = setting(False, "Include files and folders whose names begin with a dot.", resume="same")
+    follow_links: bool = setting(False, "Follow symbolic links in folders.", resume="same")
     limit: int | None = setting(
-        None, "Scan only the first N candidates.", resume="same", most=1 << 62, unit="candidates"
+        None, "Scan only the first N files.", resume="same", most=1 << 62, unit="candidates"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """Which model, on what, and what is an alarm."""
+    """Which model to use, on which device, and when to raise an alarm."""
 
-    model: StrPath | None = setting(None, "A trained model; default: the demo model.", resume="same")
-    device: str = setting("auto", "Where to compute; cuda takes every visible GPU and never falls back.")
+    model: StrPath | None = setting(
+        None, "Folder of a trained model; default: the demo model.", resume="same"
+    )
+    device: str = setting(
+        "auto", "Device to compute on; cuda takes every visible GPU and never falls back to the CPU."
+    )
     engine: Backend = setting("auto", "Backend that runs the networks.", resume="same")
     precision: Precision = setting(
-        "auto", "auto: the fastest that passed the parity gate on this machine.", resume="same"
+        "auto",
+        "Precision of the networks; auto takes the fastest that passes the parity gate on this machine.",
+        resume="same",
     )
-    cache_dir: StrPath | None = setting(None, "Keep ready engines here, not in the user's cache folder.")
+    cache_dir: StrPath | None = setting(
+        None, "Folder for compiled engines; default: the user's cache folder."
+    )
     decision: str | None = setting(
-        None, "gbad, classes or combined; default: the model's choice.", resume="same"
+        None, "Decision to use: gbad, classes or combined; default: the model's own.", resume="same"
     )
     pfa: float | None = setting(
-        None, "Alarm on this share of benign bags; default: 0.05.", resume="same", unit="probability"
+        None,
+        "Share of benign bags that may raise an alarm; default: 0.05.",
+        resume="same",
+        unit="probability",
     )
     threshold: float | None = setting(
-        None, "Alarm from this anomaly_score on; excludes --pfa.", resume="same", unit="score"
+        None, "Raise an alarm at this anomaly_score or above, instead of --pfa.", resume="same", unit="score"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LimitSettings:
-    """What the machine may spend, and what one file may ask for."""
+    """How much of the machine to use, and how large or slow one file may be."""
 
     batch_size: int | None = setting(
         None,
-        "Images computed at once; never changes a score. Default: the tuned size, else 8 on a CPU, 256 on a"
-        " GPU.",
+        "Images per batch; never changes a score. Default: as tuned, else 8 on a CPU and 256 on a GPU.",
         most=4096,
         unit="images",
     )
     threads: int | None = setting(
-        None, "Cores to use; default: those that affinity and cgroup allow.", most=1024, unit="cores"
+        None, "CPU cores to use; default: all that affinity and cgroup allow.", most=1024, unit="cores"
     )
     workers: int | None = setting(
-        None, "Worker processes; default: one for up to 8 cores, one a GPU.", most=256, unit="processes"
+        None, "Worker processes; default: one for up to 8 cores, or one per GPU.", most=256, unit="processes"
     )
     hardware_share: float = setting(
-        0.65, "Share of JPEGs for a GPU's JPEG hardware; the rest are decoded by CUDA cores and the CPU."
+        0.65, "Share of JPEGs to decode on a GPU's JPEG hardware; CUDA cores and the CPU decode the rest."
     )
     max_pixels: int = setting(
-        64_000_000, "Larger images are not decoded: too_large.", resume="same", most=1 << 40, unit="pixels"
+        64_000_000,
+        "Give larger images the status too_large, without decoding them.",
+        resume="same",
+        most=1 << 40,
+        unit="pixels",
     )
     max_file_size: int = setting(
-        256_000_000, "Larger files are not read: too_large.", resume="same", most=1 << 50, unit="bytes"
+        256_000_000,
+        "Give larger files the status too_large, without reading them.",
+        resume="same",
+        most=1 << 50,
+        unit="bytes",
     )
     decode_timeout: float = setting(
-        60.0, "An image that takes longer: decoder_timeout.", resume="same", most=1_000_000, unit="seconds"
+        60.0,
+        "Give images that take longer to decode the status decoder_timeout.",
+        resume="same",
+        most=1_000_000,
+        unit="seconds",
     )
-    max_failures: str | None = setting(None, "Stop with exit 4 once more images failed (N or N%).")
+    max_failures: str | None = setting(None, "Stop with exit code 4 once more images than this have failed.")
+
+    @property
+    def failure_limit(self) -> tuple[float, bool] | None:
+        """Bound of --max-failures, and whether it is a percentage."""
+        if self.max_failures is None:
+            return None
+        text = self.max_failures.strip()
+        try:
+            bound = float(text.removesuffix("%"))
+        except ValueError:
+            bound = -1.0
+        if not 0 <= bound < float("inf") or (text.endswith("%") and bound > 100):
+            raise Refused(f"--max-failures {text!r} is neither a number nor a percentage: try 100 or 1%")
+        return bound, text.endswith("%")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputSettings:
-    """Where the rows go, and what becomes of rows that are there already."""
+    """Where to write rows, and what to do with rows that exist already."""
 
     out: StrPath | None = setting(
-        None, "results.parquet, or with a trailing / a folder of parts; None stores nothing."
+        None, "Parquet file to write, or, with a trailing /, a folder of part files."
     )
     features: StrPath | None = setting(
-        None, "Store each image's features and logits (float16) here.", resume="same"
+        None, "Also store every image's features and logits (float16) in DIR.", resume="same"
     )
-    overwrite: bool = setting(False, "Replace a finished output, at the very end.")
-    restart: bool = setting(False, "Drop what an unfinished scan has done.")
+    overwrite: bool = setting(
+        False, "Replace a finished output; the old one stays until the new one is complete."
+    )
+    restart: bool = setting(False, "Discard what an unfinished scan has done.")
     retry: frozenset[str] = setting(
-        frozenset(), "Scan again the rows of these statuses; 'failed' is all but ok."
+        frozenset(), "Scan rows with these statuses again; 'failed' means all but ok."
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScanSettings(SourceSettings, ModelSettings, LimitSettings, OutputSettings):
-    """Settings of one scan; str and Path are both taken wherever a path is meant.
+    """Settings of one scan; every path may be a str or a Path.
 
-    Raises Refused for values that cannot be, before anything is opened.
+    Raises Refused for impossible values, before anything is opened.
     """
 
     def __post_init__(self) -> None:
-        """Refuse combinations that cannot be, and bring paths to one form."""
+        """Refuse impossible values and combinations."""
         if isinstance(self.sources, str | bytes | os.PathLike):
             object.__setattr__(self, "sources", (self.sources,))
+        check_device(self.device)
         if self.pfa is not None and self.threshold is not None:
             raise Refused("--pfa and --threshold exclude each other: give one of them")
         if self.pfa is not None and not 0 < self.pfa < 1:
@@ -152,15 +192,15 @@ class ScanSettings(SourceSettings, ModelSettings, LimitSettings, OutputSettings)
         self.failure_limit  # noqa: B018 - parsed to be refused now
 
     def _check_bounds(self) -> None:
-        for each in fields(self):
-            value, most = getattr(self, each.name), each.metadata["most"]
+        for declaration in fields(self):
+            value, most = getattr(self, declaration.name), declaration.metadata["most"]
             if most is not None and value is not None and not 0 < value <= most:
-                name = each.name.replace("_", "-")
+                name = declaration.name.replace("_", "-")
                 raise Refused(f"--{name} {value} must be above 0 and at most {most}")
 
     @property
     def out_path(self) -> Path | None:
-        """The output as a path."""
+        """Output as a path."""
         return None if self.out is None else Path(self.out)
 
     @property
@@ -168,48 +208,36 @@ class ScanSettings(SourceSettings, ModelSettings, LimitSettings, OutputSettings)
         """Whether the output was given with a trailing slash: a data set without the last merge."""
         return self.out is not None and os.fspath(self.out).endswith("/")
 
-    @property
-    def failure_limit(self) -> tuple[float, bool] | None:
-        """The bound of --max-failures and whether it is a percentage."""
-        if self.max_failures is None:
-            return None
-        text = self.max_failures.strip()
-        try:
-            bound = float(text.removesuffix("%"))
-        except ValueError:
-            bound = -1.0
-        if not 0 <= bound < float("inf") or (text.endswith("%") and bound > 100):
-            raise Refused(f"--max-failures {text!r} is neither a number nor a percentage: try 100 or 1%")
-        return bound, text.endswith("%")
+
+def check_device(device: str) -> None:
+    """Raise Refused for what names no device: only the machine knows whether one that it names is there."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3}(,\d{1,3})*)?", device):
+        raise Refused(f"--device {device!r:.40} is not auto, cpu, cuda or cuda:N[,N...]: try auto")
 
 
 def declared(name: str) -> Field[Any]:
-    """Give the field of a setting by its name."""
+    """Return the field of a setting by its name."""
     return ScanSettings.__dataclass_fields__[name]
 
 
 def most(name: str) -> int:
-    """Give the largest value that a setting may have."""
+    """Return the largest value that a setting may have."""
     return declared(name).metadata["most"]
 
 
 def fingerprint(settings: ScanSettings, resolved: dict[str, Any]) -> dict[str, Any]:
-    """Say what must match for an unfinished scan to be resumed.
+    """Return everything that must be the same for an unfinished scan to be resumed.
 
-    `resolved` replaces settings by what they came to here: the hash of the model, the backend and precision
-    that `auto` chose, the operating point.
+    `resolved` replaces settings by what they were resolved to: the hash of the model, the backend and
+    precision that `auto` chose, the operating point.
     """
-    same = {each.name: getattr(settings, each.name) for each in fields(settings) if _must_match(each)}
+    same = {f.name: getattr(settings, f.name) for f in fields(settings) if f.metadata["resume"] == "same"}
     plain = {name: _as_json(name, value) for name, value in same.items()}
     return plain | resolved
 
 
-def _must_match(each: Field[Any]) -> bool:
-    return each.metadata["resume"] == "same"
-
-
 def _as_json(name: str, value: Any) -> Any:
-    """Give a value the form in which it is compared: paths absolute, and of a list that there is one."""
+    """Convert a value to the form that is compared: absolute paths; for a list, only whether there is one."""
     if name == "sources":
         return [os.path.abspath(os.fsdecode(source)) for source in value]  # noqa: PTH100 - keeps links
     if name == "files_from":
@@ -221,7 +249,7 @@ def _as_json(name: str, value: Any) -> Any:
 
 def _documented(group: type) -> None:
     """Add each field's meaning to the docstring that `help()` shows."""
-    lines = [f"    {each.name}: {each.metadata['help']}" for each in fields(group)]  # type: ignore[arg-type]
+    lines = [f"    {f.name}: {f.metadata['help']}" for f in fields(group)]  # type: ignore[arg-type]
     group.__doc__ = "\n".join([(group.__doc__ or "").rstrip(), "", "Fields:", *lines])
 
 

@@ -1,4 +1,4 @@
-"""What a finished scan says of itself, counted from the rows as they are stored."""
+"""Summary of a finished scan, counted from the stored rows."""
 
 import os
 from collections import Counter
@@ -30,7 +30,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Suspicion:
-    """One image of the short table of the most anomalous."""
+    """One image in the table of the most anomalous ones."""
 
     uri: str
     anomaly_score: float
@@ -40,7 +40,7 @@ class Suspicion:
 
 @dataclass
 class Summary:
-    """The figures at the end of a scan; counts are over the whole result, also what earlier runs did."""
+    """Figures at the end of a scan; counts cover the whole result, including earlier runs."""
 
     out: str
     images: int = 0
@@ -75,11 +75,11 @@ class Summary:
 
     @property
     def exit_code(self) -> int:
-        """0 where every candidate has a result, 3 where some failed."""
+        """0 if every candidate has a result, 3 if some failed."""
         return 3 if self.failed else 0
 
     def to_json(self) -> dict[str, Any]:
-        """Give the figures by name."""
+        """Return the figures by name."""
         use = DEMO_SENTENCE if self.demo else None
         return asdict(self) | {"use": use, "exit_code": self.exit_code}
 
@@ -87,7 +87,7 @@ class Summary:
 def summarize(
     settings: ScanSettings, session: Session, setup: Setup, progress: Progress, listed: ListingCounts
 ) -> Summary:
-    """Sum up a finished scan from its stored rows and this run's counts."""
+    """Summarize a finished scan from its stored rows and this run's counts."""
     report, point, out = session.finished, setup.point, settings.out_path
     assert report is not None
     assert out is not None
@@ -121,14 +121,14 @@ def summarize(
 
 
 def nothing_found(settings: ScanSettings, listed: ListingCounts) -> str:
-    """Say that no image was met, and what was met instead."""
+    """Return the message for a scan without images: where it looked, and what is there instead."""
     where = ", ".join(os.fsdecode(source) for source in settings.sources) or "the list"
     skipped = ", ".join(f"{number} {name}" for name, number in listed.skipped.most_common(5))
     return f"no image was found in {where}: " + (f"it holds {skipped}" if skipped else "it is empty")
 
 
 def _count_rows(summary: Summary, out: Path, class_thresholds: list[float]) -> None:
-    """Fill in what the stored rows say; reads them in batches."""
+    """Fill in the counts of the stored rows, which are read in batches."""
     failed: Counter[str] = Counter()
     by_class: Counter[str] = Counter()
     worst: list[Suspicion] = []

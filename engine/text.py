@@ -1,15 +1,15 @@
-"""Text for people: names from an archive may hold anything, also what a terminal would obey."""
+"""Text for people: names from an archive may hold anything, even terminal commands."""
 
 import signal
 
 
 def escaped(name: str) -> str:
-    """Write every character that does not print as its escape, so that no name commands a terminal."""
+    """Escape every character that does not print, so that no name can control a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)
 
 
 def one_line(error: BaseException) -> str:
-    """Say on one line what an error says on many."""
+    """Join the lines of an error's message."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -20,7 +20,7 @@ def duration(seconds: float) -> str:
 
 
 def signal_name(number: int) -> str:
-    """Name a signal as programmers know it; real-time signals have only numbers."""
+    """Return the name of a signal, such as SIGSEGV; real-time signals have only numbers."""
     try:
         return signal.Signals(number).name
     except ValueError:

@@ -2,11 +2,11 @@
 
 import importlib.util
 import logging
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..engine.errors import MissingExtra, Refused
+from ..engine.settings import check_device
 
 if TYPE_CHECKING:
     from ..engine.bundle import Bundle
@@ -40,8 +40,7 @@ def resolve(bundle: "Bundle", device: str, engine: str, precision: str) -> Choic
 
     On a CPU `auto` selects INT8 if the bundle has it; the parity gate has the last word.
     """
-    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3}(,\d{1,3})*)?", device):
-        raise Refused(f"--device {device!r:.40} is not a device: give auto, cpu, cuda, cuda:N or cuda:N,M")
+    check_device(device)
     if engine not in ("auto", *BACKENDS):
         raise Refused(f"--engine {engine!r:.40} is not an engine: give auto, {', '.join(BACKENDS)}")
     _check_together(device, engine)

@@ -1,5 +1,6 @@
 """What the system tells of other processes."""
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,3 +31,9 @@ def decoding(out: Path) -> list[int]:
     """Start, in monotonic ns, of each image that the workers of a scan into `out` have in their decoders."""
     files = Path(f"{out}.parts").glob(f"{PREFIX}*")
     return [started for path in files for _, started in in_flight(path)]
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU seconds of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

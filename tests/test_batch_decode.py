@@ -3,9 +3,14 @@
 import hashlib
 import io
 import logging
+import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +19,7 @@ import pytest
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
+from processes import children, cpu_seconds
 
 from gbad_batch.engine import Scan, ScanSettings
 from gbad_batch.engine.bundle import Bundle
@@ -21,10 +27,13 @@ from gbad_batch.engine.decode import DecodeLimits, Decoder, batch, device
 from gbad_batch.engine.decode.batch import BatchDecoder
 from gbad_batch.engine.decode.coded_image import CodedImage
 from gbad_batch.engine.errors import DeviceLost
-from gbad_batch.engine.results import journal_path
-from gbad_batch.engine.results.journal import running
 from gbad_batch.engine.row import Row
 from gbad_batch.engine.runtime import open_engine
+from gbad_batch.engine.settings import SourceSettings
+from gbad_batch.engine.sources import ListingCounts, find
+from gbad_batch.engine.stages import Batch, InFlight, Stages
+from gbad_batch.engine.stages.readers import Readers, ReaderSettings
+from gbad_batch.engine.stages.scorer import Scorer
 from gbad_batch.export import engine_for
 
 SIZE, MOST = 48, 4
@@ -257,18 +266,6 @@ def test_batches_of_one_of_none_and_of_bad_images_alone(decode: BatchDecoder) ->
     assert np.array_equal(again, clean)
 
 
-def test_those_that_wait_are_named_while_they_are_decoded(decode: BatchDecoder) -> None:
-    named = []
-
-    @contextmanager
-    def around(rows: Sequence[Row]) -> Iterator[None]:
-        named.append([row.uri for row in rows])
-        yield
-
-    decoded(decode, [*jpegs(2), saved(bag(1), "PNG"), *jpegs(3, first=2)], guard=around)
-    assert named == [["0", "1", "3", "4", "5"]]
-
-
 def test_where_many_batches_fail_dali_is_not_asked_first(
     decode: BatchDecoder, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -336,33 +333,34 @@ def test_a_graph_goes_on_after_a_bad_image_and_takes_no_empty_batch(gpu: int | N
 # --- scans --------------------------------------------------------------------------------------------
 
 
-class GraphScan(Scan):
-    """A scan that decodes as on a GPU, by DALI's CPU operators."""
+def open_graph_stages(settings: ScanSettings) -> Stages:
+    """Open stages that read and decode as for a GPU, by DALI's CPU operators."""
+    from gbad_batch.engine.stages.gpu import open_reading_and_decoding
 
-    def _open_decoder(self, limits: DecodeLimits) -> BatchDecoder:
-        alone, plan = Decoder(self._scorer.input_size, limits), self._scorer.plan
-        return BatchDecoder(alone, None, plan.batch_size, plan.threads, hardware_share=0.65)
-
-
-class LosingDecoder(BatchDecoder):
-    """Loses its GPU at the second batch."""
-
-    batches = 0
-
-    def decode_batch(self, rows: Sequence[Row], images: Sequence[Any], around: Any) -> Any:  # type: ignore[override]
-        self.batches += 1
-        if self.batches == 2:
-            with around(rows):
-                raise DeviceLost("the GPU failed")
-        return super().decode_batch(rows, images, around)
+    with ExitStack() as stack:
+        scorer = stack.enter_context(Scorer(settings))
+        limits = DecodeLimits(settings.max_pixels, settings.max_file_size)
+        read, decode = open_reading_and_decoding(settings, scorer, limits, None, stack)
+        setup = replace(scorer.setup(), devices=("cpu",))  # a worker that notes whole batches
+        return Stages(setup, read, decode, scorer, stack.pop_all().close)
 
 
-class LosingScan(GraphScan):
-    """A scan whose GPU is lost."""
+def open_losing_stages(settings: ScanSettings) -> Stages:
+    """Open stages whose GPU is lost at their second batch, in the first two workers of a scan."""
+    stages = open_graph_stages(settings)
+    decode, batches = stages.decode, iter(range(1000))
+    losses = Path(settings.cache_dir or ".") / "losses"
 
-    def _open_decoder(self, limits: DecodeLimits) -> BatchDecoder:
-        alone, plan = Decoder(self._scorer.input_size, limits), self._scorer.plan
-        return LosingDecoder(alone, None, plan.batch_size, plan.threads, hardware_share=0.65)
+    def losing(batch: Batch, in_flight: InFlight) -> None:
+        lost = len(losses.read_bytes()) if losses.exists() else 0
+        if next(batches) == 1 and lost < 2:
+            losses.write_bytes(bytes(lost + 1))
+            in_flight.begin_all([each.key for each in batch.candidates])
+            raise DeviceLost("the GPU failed")
+        decode(batch, in_flight)
+
+    stages.decode = losing
+    return stages
 
 
 @pytest.fixture
@@ -382,9 +380,9 @@ def rows_of(scan: Scan) -> list[Row]:
 
 def test_a_scan_gives_the_rows_of_a_scan_on_the_cpu(archive: Path, tiny_bundle: Bundle) -> None:
     settings = ScanSettings(sources=(str(archive),), model=tiny_bundle.path, batch_size=MOST, threads=2)
-    plain, found = rows_of(Scan(settings)), rows_of(GraphScan(settings))
-    assert [(row.uri, row.offset, *fields(row)) for row in found] == [
-        (row.uri, row.offset, *fields(row)) for row in plain
+    plain, found = rows_of(Scan(settings)), rows_of(Scan(settings, open_graph_stages))
+    assert [(row.uri, row.offset, row.sha256, *fields(row)) for row in found] == [
+        (row.uri, row.offset, row.sha256, *fields(row)) for row in plain
     ]
     for row, wanted in zip(found, plain, strict=True):
         if row.status == "ok":
@@ -392,19 +390,48 @@ def test_a_scan_gives_the_rows_of_a_scan_on_the_cpu(archive: Path, tiny_bundle: 
 
 
 def test_a_lost_gpu_leaves_its_images_to_be_decoded_apart(
-    archive: Path, tiny_bundle: Bundle, tmp_path: Path
+    archive: Path, tiny_bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    out = tmp_path / "r.parquet"
+    (tmp_path / "cache").mkdir(mode=0o700)
     settings = ScanSettings(
-        sources=(str(archive),), out=out, model=tiny_bundle.path, batch_size=MOST, threads=2
+        sources=(str(archive),),
+        out=tmp_path / "r.parquet",
+        model=tiny_bundle.path,
+        cache_dir=tmp_path / "cache",
+        batch_size=MOST,
+        threads=2,
     )
-    with pytest.raises(DeviceLost, match="run the same command again"):
-        LosingScan(settings).run()
-    assert len(running(journal_path(out))) == MOST
-    summary = GraphScan(settings).run()
+    summary = Scan(settings, open_losing_stages).run()
     wanted = rows_of(Scan(settings))
+    assert caplog.text.count("the GPU failed") == 2
+    assert f"the {MOST} images that were in decoders are decoded apart" in caplog.text
     assert summary.images == len(wanted)
     assert summary.ok == sum(row.status == "ok" for row in wanted)
+
+
+def test_a_reader_that_dies_is_replaced_and_its_image_is_decoded_apart(tmp_path: Path) -> None:
+    """The reader of a GPU's worker decodes on the CPU what the GPU does not, and may die of it."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), np.uint8)).save(
+        tmp_path / "slow.jp2", irreversible=False
+    )
+    (tmp_path / "bag.jpg").write_bytes(jpegs(1)[0])
+    candidates = list(find(SourceSettings((tmp_path,)), ListingCounts(), lambda _: True))
+    for number, candidate in enumerate(candidates):
+        candidate.key = bytes([number]) * 16
+    with Readers(ReaderSettings(SIZE, DecodeLimits(), 600.0), 1) as readers:
+        batch = Batch(candidates)
+        thread = threading.Thread(target=readers, args=(batch,))
+        before = set(children(os.getpid()))
+        thread.start()
+        (reader,) = before
+        while not cpu_seconds(reader) > 1.0:  # it is in the slow image
+            time.sleep(0.05)
+        os.kill(reader, signal.SIGSEGV)
+        thread.join()
+        assert [row.status for row in batch.rows] == [None, "ok"]
+        assert [type(content).__name__ for content in batch.contents] == ["CodedImage", "ndarray"]
+        assert bytes(batch.contents[0].data) == (tmp_path / "bag.jpg").read_bytes()
+        batch.release()
 
 
 # --- on a GPU alone -----------------------------------------------------------------------------------

@@ -782,7 +782,7 @@ def test_a_signal_at_any_moment_ends_the_command_by_its_code(
         process.wait(timeout=PATIENCE_S)  # though the list does not end
         stdout, stderr = process.communicate()
     assert (process.returncode, stdout) == (128 + number, ""), stderr
-    assert "run the same command to go on" in stderr
+    assert "run the same command to resume" in stderr
     assert "Traceback" not in stderr
 
 

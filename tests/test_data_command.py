@@ -195,7 +195,7 @@ def test_what_cannot_be_converted_is_one_sentence(bags: Path, tmp_path: Path) ->
     assert "ends neither in .csv" in refused("data", "convert", bags, tmp_path / "out.xml")
     (tmp_path / "empty").mkdir()
     words = ("data", "convert", bags, tmp_path / "out.json", "--images", tmp_path / "empty")
-    assert "Of 8 names, 8 have no image; the first is 'N00001'" in refused(*words)
+    assert "of 8 names, 8 have no image; the first is 'N00001'" in refused(*words)
     assert not (tmp_path / "out.json").exists()
 
 

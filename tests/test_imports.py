@@ -16,7 +16,7 @@ from gbad_batch.engine.bundle import Bundle
 TRAINING = {"nncf", "onnx", "onnxscript", "pandas", "ray", "scipy", "sklearn", "timm", "torch", "torchvision"}
 HEAVY = TRAINING | {
     "matplotlib",
-    *("cykooz", "numpy", "nvidia", "openvino", "PIL", "pyarrow", "rich", "safetensors", "simplejpeg"),
+    *("cykooz", "numpy", "nvidia", "openvino", "PIL", "pyarrow", "tqdm", "safetensors", "simplejpeg"),
     *("tensorrt", "triton"),
 }
 

@@ -20,9 +20,9 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from gbad_batch.engine import results
 from gbad_batch.engine.errors import Refused, Stopped
 from gbad_batch.engine.results import FinishReport, Session, open_results, selection
+from gbad_batch.engine.results import session as session_module
 from gbad_batch.engine.results.in_flight import collect_suspects, in_flight, open_slots
 from gbad_batch.engine.results.index import key_of
 from gbad_batch.engine.results.parts import PartFolder
@@ -357,14 +357,14 @@ def test_a_crash_in_a_merge_leaves_each_row_once(tmp_path: Path):
 
 
 def test_a_part_closes_after_its_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(results, "PART_SECONDS", 0.0)
+    monkeypatch.setattr(session_module, "PART_SECONDS", 0.0)
     with opened(tmp_path / "r.parquet") as session:
         feed(session, [ok(1)])
         assert session.rows_written == 1
 
 
 def test_a_part_closes_after_64k_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(results, "PART_SECONDS", 1e9)
+    monkeypatch.setattr(session_module, "PART_SECONDS", 1e9)
     with opened(tmp_path / "r.parquet") as session:
         rows = [bad(i) for i in range((1 << 16) + 100)]
         for start in range(0, len(rows), 100):

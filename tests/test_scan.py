@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_bundle as tiny
 from PIL import Image
-from processes import PATIENCE_S, children, decoding
+from processes import PATIENCE_S, children, cpu_seconds, decoding
 
 from gbad_batch.engine import Scan, ScanSettings, Summary
 from gbad_batch.engine.bundle import Bundle, write_bundle
@@ -466,11 +466,6 @@ def wait_for(condition: Any, seconds: float = 60.0) -> Any:
             return found
         time.sleep(0.01)
     raise AssertionError("what was waited for did not come")
-
-
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def decoding_for(out: Path, seconds: float) -> bool:

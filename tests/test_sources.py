@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from gbad_batch.engine.errors import Refused, Stopped
 from gbad_batch.engine.sources import Candidate, ListingCounts, SourceSettings, check, count, find
 from gbad_batch.engine.sources import listing as listing_module
-from gbad_batch.engine.sources.archive_names import IMAGE_EXTENSIONS, UNSUPPORTED_EXTENSIONS
+from gbad_batch.engine.sources.names import IMAGE_EXTENSIONS, UNSUPPORTED_EXTENSIONS
 from gbad_batch.engine.sources.uris import parts_of, shown, uri_of
 
 UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

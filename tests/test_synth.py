@@ -259,7 +259,7 @@ def test_the_test_pool_draws_without_the_train_pool():
     [
         (SynthSettings(count=0), "at least one image"),
         (SynthSettings(positive=1.5), "between 0 and 1"),
-        (SynthSettings(looks=("x-ray",)), "Unknown look"),
+        (SynthSettings(looks=("x-ray",)), "unknown look"),
         (SynthSettings(class_shares=(1, 1)), "5 weights"),
         (SynthSettings(seed=-1), "0 or more"),
     ],

@@ -1,4 +1,4 @@
-"""How a scan divides the machine: by rule, as tuned, as the user says; it is shown and changes no bit."""
+"""How a scan divides the machine: by default, as tuned, as the user says; it is shown and changes no bit."""
 
 import json
 import logging
@@ -21,9 +21,9 @@ from gbad_batch.engine import Scan, ScanSettings, Summary
 from gbad_batch.engine.bundle import Bundle
 from gbad_batch.engine.commands import tune as tuning
 from gbad_batch.engine.errors import Refused, Stopped
-from gbad_batch.engine.plan import Plan, by_rule, keep, plan_for, tuned
 from gbad_batch.engine.runtime import Engine
 from gbad_batch.engine.runtime.cache import PLAN, EngineCache, cache_key
+from gbad_batch.engine.stages.plan import WorkPlan, default_plan, keep, plan_for, tuned
 from gbad_batch.engine.system.machine import usable_cores
 from gbad_batch.export import engine_for
 
@@ -61,11 +61,11 @@ def scan(tiny_bundle: Bundle, archive: Path, cache: Path) -> Any:
     return start
 
 
-def store(engine: Engine, cache: Path, batch_size: int, streams: int, threads: int) -> Path:
+def store(engine: Engine, cache: Path, batch_size: int, workers: int, threads: int) -> Path:
     """Keep a plan as `tune` does; returns its file."""
     opened = EngineCache.open(cache)
     assert opened is not None
-    assert keep(Plan(batch_size, streams, threads, CORES), engine, opened)
+    assert keep(WorkPlan(batch_size, workers, threads, CORES), engine, opened)
     opened.close()
     (file,) = cache.glob("*.plan")
     return file
@@ -78,19 +78,26 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
 # --- what a scan does ---------------------------------------------------------------------------------
 
 
-def test_every_core_decodes_and_has_a_stream_by_rule(scan: Any, tmp_path: Path) -> None:
-    assert scan(tmp_path / "r.parquet").plan == Plan(8, min(CORES, 8), CORES, CORES, "by rule")
+def test_every_core_has_a_thread_by_default(scan: Any, tmp_path: Path) -> None:
+    workers = -(-CORES // 8)
+    plan = WorkPlan(8, workers, CORES // workers, CORES // workers, "default")
+    assert scan(tmp_path / "r.parquet").plan == plan
     given = scan(tmp_path / "r.parquet", threads=3, batch_size=5).plan
-    assert given == Plan(5, 3, 3, 3, "by rule, --batch-size and --threads as given")
+    assert given == WorkPlan(5, 1, 3, 3, "default, --batch-size and --threads as given")
+    given = scan(tmp_path / "r.parquet", threads=4, workers=2).plan
+    assert given == WorkPlan(8, 2, 2, 2, "default, --threads and --workers as given")
 
 
 @pytest.mark.parametrize(
     ("backend", "device", "sizes"),
-    [("openvino", "cpu", (8, 8, 20)), ("inductor", "cpu", (8, 1, 20)), ("tensorrt", "cuda:0", (256, 1, 20))],
+    [("openvino", "cpu", (8, 3, 6)), ("inductor", "cpu", (8, 1, 20)), ("tensorrt", "cuda:0", (256, 4, 3))],
 )
-def test_the_rule_follows_backend_and_device(backend: str, device: str, sizes: tuple[int, int, int]) -> None:
-    plan = by_rule(Engine(backend, "1", device, "fp32", 64, 32, "hash", "key", b""), cores=20)
-    assert (plan.batch_size, plan.streams, plan.threads) == sizes
+def test_the_default_follows_backend_and_device(
+    backend: str, device: str, sizes: tuple[int, int, int]
+) -> None:
+    engine = Engine(backend, "1", device, "fp32", 64, 32, "hash", "key", b"")
+    plan = default_plan(engine, cores=20, gpus=4)
+    assert (plan.batch_size, plan.workers, plan.threads) == sizes
 
 
 def test_the_tuned_choice_is_taken_and_said_and_options_win(
@@ -99,26 +106,26 @@ def test_the_tuned_choice_is_taken_and_said_and_options_win(
     store(engine, cache, 3, 1, 4)
     with caplog.at_level(logging.INFO):
         summary = scan(tmp_path / "r.parquet")
-    assert summary.plan == Plan(3, 1, 4, CORES, TODAY)
-    assert f"batch 3, 1 stream, 4 decode threads: {TODAY}" in caplog.text
+    assert summary.plan == WorkPlan(3, 1, 4, CORES, TODAY)
+    assert f"batch 3, 1 worker, 4 threads: {TODAY}" in caplog.text
     batch_given = scan(tmp_path / "r.parquet", batch_size=2).plan
-    assert batch_given == Plan(2, 1, 4, CORES, f"{TODAY}, --batch-size as given")
+    assert batch_given == WorkPlan(2, 1, 4, CORES, f"{TODAY}, --batch-size as given")
     threads_given = scan(tmp_path / "r.parquet", threads=2).plan
-    assert threads_given == Plan(8, 2, 2, 2, "by rule, --threads as given")
+    assert threads_given == WorkPlan(8, 1, 2, 2, "default, --threads as given")
 
 
 def test_the_command_and_the_doctor_say_it(
     engine: Engine, tiny_bundle: Bundle, archive: Path, cache: Path, tmp_path: Path
 ) -> None:
     store(engine, cache, 3, 1, 4)
-    said = f"batch 3, 1 stream, 4 decode threads: {TODAY}"
+    said = f"batch 3, 1 worker, 4 threads: {TODAY}"
     model = ["--model", str(tiny_bundle.path), "--cache-dir", str(cache)]
     words = [COMMAND, "scan", str(archive), "--out", str(tmp_path / "r.parquet"), "--overwrite", *model]
     ran = subprocess.run(words, capture_output=True, text=True)
     assert said in ran.stdout
     assert said in ran.stderr
     as_json = json.loads(subprocess.run([*words, "--json"], capture_output=True, text=True).stdout)
-    sizes = {"batch_size": 3, "streams": 1, "threads": 4, "cores": CORES}
+    sizes = {"batch_size": 3, "workers": 1, "threads": 4, "cores": CORES}
     assert as_json["plan"] == {**sizes, "origin": TODAY}
     doctor = subprocess.run([COMMAND, "doctor", *model], capture_output=True, text=True)
     assert said in doctor.stdout
@@ -141,13 +148,13 @@ def test_an_unfinished_scan_goes_on_with_another_choice(
     scan(tmp_path / "whole.parquet")
     out = {"out": tmp_path / "r.parquet", "batch_size": 1, "threads": 4}
     first = Scan(ScanSettings(sources=(str(archive),), model=tiny_bundle.path, cache_dir=cache, **out))
-    with pytest.raises(Stopped, match="as asked"):
-        first.run(lambda progress: first.stop() if progress.done == 5 else None)
+    with pytest.raises(Stopped, match="on request"):
+        first.run(lambda progress: first.stop() if progress.done >= 1 else None)
     store(engine, cache, 16, 1, 3)
     summary = scan(tmp_path / "r.parquet", overwrite=False)
     assert summary.plan is not None
     assert summary.plan.origin == TODAY
-    assert summary.scanned_now <= 24 - 5
+    assert summary.scanned_now < 24
     assert rows_of(tmp_path / "r.parquet") == rows_of(tmp_path / "whole.parquet")
 
 
@@ -210,7 +217,7 @@ def spoil(file: Path, how: str) -> None:
     "how",
     [
         *("a bit", "cut", "no JSON", "a link", "another user's", "another machine's"),
-        *("batch_size 0", "batch_size 4097", "batch_size 2.5", "streams true", "streams 4096"),
+        *("batch_size 0", "batch_size 4097", "batch_size 2.5", "workers true", "workers 4096"),
         *("threads null", "threads 1025", 'date "long_ago"'),
     ],
 )
@@ -219,9 +226,9 @@ def test_a_damaged_or_foreign_choice_is_told_and_not_used(
 ) -> None:
     file = store(engine, cache, 3, 1, 4)
     spoil(file, how)
-    assert plan_for(ScanSettings(cache_dir=cache), engine) == by_rule(engine, CORES)
+    assert plan_for(ScanSettings(cache_dir=cache), engine) == default_plan(engine, CORES)
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    assert re.match(r"the cached plan [0-9a-f]{12} is not used, the rule is: ", warning)
+    assert re.match(r"the cached plan [0-9a-f]{12} is not used: .*; the default settings are used", warning)
 
 
 def test_an_unsafe_cache_is_told_once(
@@ -229,7 +236,7 @@ def test_an_unsafe_cache_is_told_once(
 ) -> None:
     store(engine, cache, 3, 1, 4)
     cache.chmod(0o755)
-    assert scan(tmp_path / "r.parquet").plan.origin == "by rule"
+    assert scan(tmp_path / "r.parquet").plan.origin == "default"
     assert caplog.text.count("is not used") == 1
 
 
@@ -238,7 +245,7 @@ def test_an_unsafe_cache_is_told_once(
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"SECONDS": 0.0, "WARM_ROUNDS": 1, "ROUNDS": 1, "DUELS": 1, "SYNTHETIC": 2}.items():
+    for name, value in {"SECONDS": 0.0, "FIRST": 8, "DUELS": 1, "SYNTHETIC": 2}.items():
         monkeypatch.setattr(tuning, name, value)
     monkeypatch.setitem(tuning.BATCHES, "cpu", (2, 8))
 
@@ -249,16 +256,17 @@ def test_tuning_measures_each_size_and_scans_do_as_it_found(
 ) -> None:
     settings = ScanSettings(sources=(str(archive),), model=tiny_bundle.path, cache_dir=cache)
     found = tuning.tune(settings)
-    tried = {(each.plan.batch_size, each.plan.streams, each.plan.threads) for each in found.trials}
+    tried = {(each.plan.batch_size, each.plan.workers, each.plan.threads) for each in found.trials}
+    default = default_plan(engine_for(tiny_bundle, cache_dir=cache), CORES)
     assert {batch for batch, _, _ in tried} == {2, 8}
-    assert {threads for _, _, threads in tried} >= {CORES, 2 * CORES}
-    assert {streams for _, streams, _ in tried} >= {1, CORES}
+    assert {threads for _, _, threads in tried} >= {default.threads, 2 * default.threads}
+    assert {workers for _, workers, _ in tried} >= {1, min(CORES, 2 * default.workers)}
     assert all(each.images_per_second > 0 for each in found.trials)
-    assert found.rule.plan == by_rule(engine_for(tiny_bundle, cache_dir=cache), CORES)
+    assert found.default.plan == default
     assert found.pictures == f"24 images of {archive}"
     chosen, taken = found.chosen.plan, scan(tmp_path / "r.parquet").plan
-    assert (taken.batch_size, taken.streams, taken.threads, taken.origin) == (
-        *(chosen.batch_size, chosen.streams, chosen.threads),
+    assert (taken.batch_size, taken.workers, taken.threads, taken.origin) == (
+        *(chosen.batch_size, chosen.workers, chosen.threads),
         TODAY,
     )
 
@@ -269,16 +277,16 @@ def test_what_was_found_before_is_measured_anew(
 ) -> None:
     store(engine, cache, 2, 1, 4)
     found = tuning.tune(ScanSettings(sources=(str(archive),), model=tiny_bundle.path, cache_dir=cache))
-    assert found.trials[0].plan == found.rule.plan == by_rule(engine, CORES)
+    assert found.trials[0].plan == found.default.plan == default_plan(engine, CORES)
 
 
 @pytest.mark.usefixtures("quick")
-def test_when_the_time_is_up_the_rule_stays(
+def test_when_the_time_is_up_the_default_stays(
     archive: Path, cache: Path, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tuning, "DEADLINE_S", 0.0)
     found = tuning.tune(ScanSettings(sources=(str(archive),), model=tiny_bundle.path, cache_dir=cache))
-    assert found.trials == [found.rule] == [found.chosen]
+    assert found.trials == [found.default] == [found.chosen]
 
 
 def test_pictures_that_cannot_be_decoded_are_refused(
@@ -287,16 +295,16 @@ def test_pictures_that_cannot_be_decoded_are_refused(
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.jpg").write_bytes(b"no picture")
     settings = ScanSettings(sources=(str(tmp_path / "bad"),), model=tiny_bundle.path, cache_dir=cache)
-    with pytest.raises(Refused, match=r"no image of .*bad can be decoded"):
+    with pytest.raises(Refused, match=r"no image in .*bad can be decoded"):
         tuning.tune(settings)
     assert not list(cache.glob("*.plan"))
 
 
 RUN = """
 import sys
-from gbad_batch.engine import tune
+from gbad_batch.engine.commands import tune
 from gbad_batch.engine.commands.cli import main
-tune.SECONDS, tune.WARM_ROUNDS, tune.ROUNDS, tune.DUELS, tune.SYNTHETIC = 0.0, 1, 1, 1, 2
+tune.SECONDS, tune.FIRST, tune.DUELS, tune.SYNTHETIC = 0.0, 8, 1, 2
 tune.BATCHES["cpu"] = (2, 8)
 main()
 """
@@ -307,7 +315,7 @@ def test_the_command_prints_a_table_or_json(tiny_bundle: Bundle, cache: Path) ->
     ran = subprocess.run(words, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert "on 2 synthetic pictures" in ran.stdout
-    assert re.search(r"^ +8 +\d+ +\d+ +\d+\.\d  by rule$", ran.stdout, re.MULTILINE)
+    assert re.search(r"^ +8 +\d+ +\d+ +\d+\.\d  default$", ran.stdout, re.MULTILINE)
     assert ran.stdout.endswith(f"Stored in {cache}\n")
     ran = subprocess.run([*words, "--json"], capture_output=True, text=True)
     found = json.loads(ran.stdout)

@@ -8,8 +8,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from gbad_batch.engine import results, sources
+from gbad_batch.engine import sources
 from gbad_batch.engine.commands.guarded import guarded_scan
+from gbad_batch.engine.results import session
 from gbad_batch.engine.settings import ScanSettings
 
 PART_SECONDS = 1.0  # shorter than a user's, so that kills fall on many parts
@@ -17,7 +18,7 @@ PART_SECONDS = 1.0  # shorter than a user's, so that kills fall on many parts
 
 def main(archive: str, out: str, counter: str, step: str) -> int:
     """Scan as the command does, counting reads; end by SIGKILL behind a step of the finish."""
-    results.PART_SECONDS = PART_SECONDS
+    session.PART_SECONDS = PART_SECONDS
     if counter != "-":
         _count_reads(Path(counter))
     if step != "-":
@@ -41,15 +42,15 @@ def _count_reads(counter: Path) -> None:
 
 
 def _die_behind(last: int) -> None:
-    steps = results.Session.finish_steps
+    steps = session.Session.finish_steps
 
-    def finish(self: results.Session) -> Any:
+    def finish(self: session.Session) -> Any:
         for number, _ in enumerate(steps(self)):
             if number == last:
                 os.kill(os.getpid(), signal.SIGKILL)
         return self.finished
 
-    results.Session.finish = finish  # type: ignore[method-assign]
+    session.Session.finish = finish  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

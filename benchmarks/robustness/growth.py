@@ -1,7 +1,7 @@
 """How cost grows with the archive: images a second, memory, and whether anything grows faster than linear.
 
-1k and 10k images are scanned whole. 10k, 100k and 1M thumbnails are listed, read, decoded and written with
-an engine that does nothing, so that what is measured is the bookkeeping, at a bearable time.
+1k and 10k images are scanned whole. 10k, 100k and 1M thumbnails are listed, read, decoded and written
+without networks, so that what is measured is the bookkeeping, at a bearable time.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> Report:
         tiny = thumbnails(root / "thumbnails", sum(listed.values()))  # each is linked in all of the archives
         scans = {
             "whole": {n: scan_of(root, n, pictures, k, model=arguments.model) for n, k in whole.items()},
-            "listed": {n: scan_of(root, n, tiny, k, idle=True) for n, k in listed.items()},
+            "listed": {n: scan_of(root, n, tiny, k, unscored=True) for n, k in listed.items()},
         }
     for kind, found in scans.items():
         for name, scanned in found.items():

@@ -1,7 +1,7 @@
 """How much memory a scan takes at its peak, as the archive grows.
 
-2k and 20k images are scanned whole. 100k and 1M thumbnails are listed, read, decoded and written with an
-engine that does nothing, so that what is measured is the bookkeeping, at a bearable time.
+2k and 20k images are scanned whole. 100k and 1M thumbnails are listed, read, decoded and written without
+networks, so that what is measured is the bookkeeping, at a bearable time.
 """
 
 import argparse
@@ -36,20 +36,25 @@ def run(arguments: argparse.Namespace) -> Report:
 
 
 def add_listed(report: Report, root: Path, sizes: dict[str, int]) -> None:
-    """Add the peaks of two archives of thumbnails, scanned with an engine that does nothing."""
+    """Add the peaks of two archives of thumbnails, scanned without networks."""
     tiny = thumbnails(root / "thumbnails", sum(sizes.values()))  # each is linked in both
-    listed = {name: scan_of(root, name, tiny, count, idle=True) for name, count in sizes.items()}
+    listed = {name: scan_of(root, name, tiny, count, unscored=True) for name, count in sizes.items()}
     add_peaks(report, listed, SLACK_MB["listed"])
 
 
 def scan_of(
-    root: Path, name: str, pictures: list[Path], count: int, *, idle: bool = False, model: Path | None = None
+    root: Path,
+    name: str,
+    pictures: list[Path],
+    count: int,
+    *,
+    unscored: bool = False,
+    model: Path | None = None,
 ) -> Scanned:
     """Scan `count` links to some pictures, in a process of its own."""
     print(f"  scanning {count} images ...", file=sys.stderr)
     archive = linked(root / name, pictures, count)
-    chosen = {"model": model} if model else {}
-    return scanned_apart(archive, root / f"{name}.parquet", idle=idle, **chosen)
+    return scanned_apart(archive, root / f"{name}.parquet", unscored=unscored, model=model)
 
 
 def add_peaks(report: Report, scans: dict[str, Scanned], slack_mb: float) -> None:

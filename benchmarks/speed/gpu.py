@@ -16,7 +16,7 @@ from typing import Any
 
 from gbad_batch.engine.errors import Refused
 from gbad_batch.export import nvidia_gpus
-from gbad_batch.export.choice import HOW, gpu_name, is_installed, unusable
+from gbad_batch.export.choice import INSTALL, gpu_name, is_installed, unusable
 
 from ..archives import bags, linked
 from ..report import ROOT, Report
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> Report:
     until = time.monotonic() + arguments.seconds
     report = Report(f"One GPU: {gpu_name('cuda:0')}")
     if not is_installed("tensorrt"):
-        report.notes.append(f"TensorRT is not installed, so Inductor is the engine: {HOW['tensorrt']}")
+        report.notes.append(f"TensorRT is not installed, so Inductor is the engine: {INSTALL['tensorrt']}")
     with tempfile.TemporaryDirectory() as scratch:
         pictures = bags(Path(scratch) / "bags", PICTURES)
         archive = linked(Path(scratch) / "archive", pictures, arguments.images)

@@ -25,7 +25,7 @@ from gbad_batch.engine.system.machine import usable_cores
 from gbad_batch.export import engine_for
 
 from ..report import ROOT, Report
-from ..scan_process import MeasuredScan
+from ..stand_ins import open_unscored_stages
 
 BATCH = 256  # images
 WARM_UPS = 3  # batches
@@ -73,9 +73,9 @@ def stages(subject: Subject, report: Report) -> None:
     """Time the engine on pixels that are ready, and all that comes before it."""
     engine = engine_for(subject.bundle, device=subject.device)
     report.add("engine_img_s", _engine_speed(subject, engine), "img/s")
-    idle = MeasuredScan(subject.scan(subject.archive), idle=True)
-    rows = sum(1 for _ in idle.rows())
-    report.add("decode_img_s", rows / idle.progress.elapsed(), "img/s")
+    unscored = Scan(subject.scan(subject.archive), open_unscored_stages)
+    rows = sum(1 for _ in unscored.rows())
+    report.add("decode_img_s", rows / unscored.progress.elapsed(), "img/s")
     report.notes.append("decode_img_s: listed, read, decoded and resized as by a scan; no network")
 
 

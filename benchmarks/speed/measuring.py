@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gbad_batch.engine.bundle import Bundle, default_bundle_path
+from gbad_batch.engine.settings import BATCH_SIZES
 from gbad_batch.export import engine_for
 
 from ..bench.accuracy import Agreement, agreement
@@ -14,9 +15,7 @@ from ..bench.bench import Bench, BenchSettings, described_bundle, open_bench, un
 from ..bench.peers import ANOMALIB, PRECISIONS
 from ..bench.rounds import Spread, Turns
 from ..bench.systems import Command, LoopSettings, Measured
-from ..scan_process import scanned_apart
 from .limit import STEPS, Limit, NativeRun, Work
-from .stages import BATCH, Alone, Stages
 
 PEER = "eager"  # the loop that a user would write; ratios are to it
 DEFAULT = "default"  # the default bundle by the command, in the precision that `auto` takes
@@ -43,15 +42,11 @@ class Settings:
 
 @dataclass
 class Profile:
-    """What the machine allows with one bundle, round by round, and what the stages of its scan take."""
+    """What the machine allows with one bundle, round by round."""
 
     system: str  # the command that is compared with the limit
     precision: str
     native: list[NativeRun] = field(default_factory=list)  # bare calls on all cores: the limit
-    one_by_one: list[Alone] = field(default_factory=list)  # a loop without overlap
-    stages: dict[str, Alone] = field(default_factory=dict)  # all of them, once
-    batch_ms: list[float] = field(default_factory=list)  # in the networks, the other stages beside
-    batch_ms_alone: list[float] = field(default_factory=list)
 
     @property
     def limit(self) -> Spread:
@@ -97,11 +92,6 @@ class Found:
         profile = self.profiles[bundle]
         return profile.fraction([run.images_per_second for run in self.runs[profile.system]])
 
-    def fraction_one_by_one(self, bundle: str) -> Spread:
-        """Share of the limit that a loop without overlap reached."""
-        profile = self.profiles[bundle]
-        return profile.fraction([loop.images_per_second for loop in profile.one_by_one])
-
     @property
     def missing(self) -> int:
         """Images without a row in the output of a command, over all runs."""
@@ -125,16 +115,11 @@ def measure(settings: Settings) -> Found:
         turns.warm_up()
         profiles = _profiles(bench)
         limits = _open_limits(bench, profiles, bundles)
-        stages = {role: _open_stages(bench, profile, bundles[role]) for role, profile in profiles.items()}
         for number in range(settings.bench.rounds):
             turns.round(number)
-            for role, profile in profiles.items():
+            for role, limit in limits.items():
                 print(f"  round {number + 1}: limit of {role} ...", file=sys.stderr)
-                if role in limits:
-                    profile.native.append(limits[role](settings.bench.seconds))
-                profile.one_by_one.append(stages[role].without_overlap())
-        for role, profile in profiles.items():
-            _measure_stages(profile, stages[role], bench, bundles[role])
+                profiles[role].native.append(limit(settings.bench.seconds))
         return Found(
             runs=turns.runs,
             not_run=bench.not_run,
@@ -173,23 +158,9 @@ def _open_limits(
         bundle = Bundle.read(bundles[role])
         engine = engine_for(bundle, device="cpu", precision=profile.precision, cache_dir=bench.cache)
         size = bundle.manifest.architecture.input_size
-        limits[role] = Limit(Work(bench.passes.pictures, engine.blob, size, BATCH))
+        limits[role] = Limit(Work(bench.passes.pictures, engine.blob, size, BATCH_SIZES["cpu"]))
         bench.stack.callback(limits[role].close)
     return limits
-
-
-def _open_stages(bench: Bench, profile: Profile, bundle: Path) -> Stages:
-    stages = Stages(bundle, profile.precision, bench.cache, bench.passes.pictures)
-    bench.stack.callback(stages.close)
-    return stages
-
-
-def _measure_stages(profile: Profile, stages: Stages, bench: Bench, bundle: Path) -> None:
-    print(f"  stages of {profile.system} ...", file=sys.stderr)
-    profile.stages = stages.all(bench.passes(1))
-    profile.batch_ms_alone = stages.batch_ms()
-    chosen = {"model": bundle, "precision": profile.precision, "cache_dir": bench.cache}
-    profile.batch_ms = scanned_apart(bench.passes(1), bench.scratch / "timed.parquet", **chosen).batch_ms
 
 
 def _agreements(turns: Turns) -> dict[str, Agreement]:

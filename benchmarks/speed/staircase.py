@@ -10,6 +10,7 @@ import numpy as np
 from gbad_batch.engine.bundle import Bundle
 from gbad_batch.engine.decode import DecodeLimits, Decoder
 from gbad_batch.engine.row import Row
+from gbad_batch.engine.settings import BATCH_SIZES
 
 from ..bench.accuracy import agreement
 from ..bench.bench import Bench, bench_options, bench_settings, described_bundle, open_bench, untrained
@@ -17,7 +18,6 @@ from ..bench.rounds import Spread, Turns
 from ..bench.systems import COMMAND, NotRun, spent_on
 from ..report import Report
 from .operators import operator_ms
-from .stages import BATCH
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _operators(bench: Bench, turns: Turns, bundle: Path) -> dict[str, dict[str, 
 def _batch(pictures: list[Path], bundle: Path) -> np.ndarray:
     """Decode a batch of pictures as a scan does: uint8 [n, S, S, 3]."""
     decode = Decoder(Bundle.read(bundle).manifest.architecture.input_size, DecodeLimits())
-    decoded = [decode(Row(path.name), path.read_bytes()) for path in pictures[:BATCH]]
+    decoded = [decode(Row(path.name), path.read_bytes()) for path in pictures[: BATCH_SIZES["cpu"]]]
     return np.stack([pixels for pixels in decoded if pixels is not None])
 
 

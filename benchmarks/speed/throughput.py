@@ -1,7 +1,6 @@
 """Images a second of the real command, beside those of its peers and of bare native calls on all cores."""
 
 import argparse
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -22,15 +21,6 @@ FRACTIONS = {"resnext50": 0.95, "default": 0.92}  # of the limit, by bundle
 STARTUP_S = 5.0
 MAP_DROP, AGREEMENT = 0.005, 0.995
 PERCENTILES = (50, 95, 99)
-TOGETHER = {  # stages alone, and the scan's own names of them
-    "list": "list",
-    "read": "read",
-    "hash": "hash",
-    "decode_resize": "decode",
-    "engine": "infer",
-    "decision": "decide",
-    "write": "write",
-}
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -127,7 +117,6 @@ def _add_fraction(report: Report, found: Found, role: str) -> None:
         report.add(name, fraction.median, at_least=FRACTIONS[role])
         report.add(f"{name}_low", fraction.low)
         report.add(f"{name}_high", fraction.high)
-        report.add(f"fraction_without_overlap_{role}", found.fraction_one_by_one(role).median)
 
 
 def _add_startup(report: Report, found: Found) -> None:
@@ -192,17 +181,13 @@ def _systems_table(found: Found) -> Table:
 
 
 def _stages(found: Found, role: str) -> dict[str, object]:
-    """Give what a record says of the stages of a scan: alone, and while all of them run."""
+    """Give what a record says of the stages of a scan, and of the bare calls below them."""
     profile = found.profiles[role]
     return {
         "system": profile.system,
         "precision": profile.precision,
         "limit_us": profile.microseconds() if profile.native else None,
-        "alone_img_s": {name: alone.images_per_second for name, alone in profile.stages.items()},
-        "alone_cpu_seconds": {name: alone.cpu_seconds for name, alone in profile.stages.items()},
-        "together_seconds": _together(found.runs[profile.system]),
-        "batch_ms": _percentiles(profile.batch_ms),
-        "batch_ms_alone": _percentiles(profile.batch_ms_alone),
+        "busy_us": _busy_us(found.runs[profile.system]),
     }
 
 
@@ -220,22 +205,17 @@ def _limit_table(found: Found, role: str, profile: Profile) -> Table:
 
 
 def _stages_table(found: Found, role: str, profile: Profile) -> Table:
-    """Write each stage alone, and the busy time of those that the scan itself times."""
-    together = _together(found.runs[profile.system])
-    rows = [[f"{role} {profile.precision}: stage", "alone img/s", "alone CPU ms/img", "together busy ms/img"]]
-    for name, alone in profile.stages.items():
-        busy = together.get(TOGETHER.get(name, ""), math.nan) * 1e3
-        cells = [name, f"{alone.images_per_second:.1f}", f"{alone.cpu_seconds * 1e3:.3f}"]
-        rows.append([*cells, "" if math.isnan(busy) else f"{busy:.3f}"])
-    ready, scanned = _written(profile.batch_ms_alone), _written(profile.batch_ms)
-    rows.append(["batch in the networks, ms p50/95/99", ready, "", scanned])
-    return rows
+    """Write the busy time of each stage, as the scan itself measures it."""
+    rows = [[f"{role} {profile.precision}: stage of the scan", "busy us/img"]]
+    return rows + [[name, f"{us:.1f}"] for name, us in _busy_us(found.runs[profile.system]).items()]
 
 
-def _together(runs: Sequence[Measured]) -> dict[str, float]:
-    """Busy seconds an image of each stage, the median of rounds."""
+def _busy_us(runs: Sequence[Measured]) -> dict[str, float]:
+    """Give the busy time of each stage, us an image over all threads: the median of rounds."""
     names = runs[-1].stage_seconds
-    return {name: _median([run.stage_seconds.get(name, 0.0) / run.images for run in runs]) for name in names}
+    return {
+        name: _median([run.stage_seconds.get(name, 0.0) / run.images for run in runs]) * 1e6 for name in names
+    }
 
 
 def _percentiles(batch_ms: Sequence[float]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The `gbad-batch` command: parses, calls, prints; no logic."""
+"""The `gbad-batch` command: parse, call, print; no logic."""
 
 import errno
 import json
@@ -23,7 +23,7 @@ LEVELS = ("debug", "info", "warning", "error")
 
 
 class _Group(click.Group):
-    """Commands whose errors end as one sentence and their exit code."""
+    """Commands that report an error as one sentence and exit with its code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -35,7 +35,7 @@ class _Group(click.Group):
             sys.exit(130)
         except OSError as error:
             if error.errno == errno.EPIPE:
-                raise  # whoever read the output has read enough: click ends without a word
+                raise  # the reader of the output closed it: click ends silently
             where = f"{error.filename} cannot be used" if error.filename else "the output cannot be written"
             _fail(Stopped(f"{where}: {error.strerror}"))
 
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def _configure(ctx: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
-    """Fill the defaults of the command from the table of its name in a TOML file."""
+    """Read the defaults of the command from its table in a TOML file."""
     if path is None or ctx.command.name is None:
         return
     try:
@@ -80,13 +80,9 @@ def _configure(ctx: click.Context, _parameter: click.Parameter, path: Path | Non
     known = _keys(ctx.command)
     table = tables.pop(ctx.command.name, {})
     if not isinstance(table, dict):
-        _fail(
-            Refused(
-                f"--config {path}: {ctx.command.name} is no table; settings stand in [{ctx.command.name}]"
-            )
-        )
+        _fail(Refused(f"--config {path}: {ctx.command.name} must be a table, [{ctx.command.name}]"))
     for name in tables:
-        _fail(Refused(f"--config {path}: unknown table [{name}]; settings stand in [{ctx.command.name}]"))
+        _fail(Refused(f"--config {path}: unknown table [{name}]; settings belong in [{ctx.command.name}]"))
     given = {key.replace("_", "-"): value for key, value in table.items()}
     for name in given.keys() - known.keys():
         _fail(Refused(f"--config {path}: unknown key {name!r} in [{ctx.command.name}]; see --help"))
@@ -94,13 +90,13 @@ def _configure(ctx: click.Context, _parameter: click.Parameter, path: Path | Non
 
 
 def _keys(command: click.Command) -> dict[str, click.Parameter]:
-    """Name the settings of a command as its long options do, without the dashes in front."""
+    """Map the names of a command's long options, without dashes, to its parameters."""
     names = {max(p.opts, key=len).removeprefix("--"): p for p in command.params}
     return {name: p for name, p in names.items() if name != "config"}
 
 
 def _listed(parameter: click.Parameter, value: Any) -> Any:
-    """Make one value a list where a list is meant: click would take a text letter by letter."""
+    """Wrap a single string in a list where a list is expected: click would split it into letters."""
     return [value] if isinstance(value, str) and (parameter.multiple or parameter.nargs == -1) else value
 
 
@@ -121,7 +117,7 @@ _WHICH_FILES = options(
     setting_option("hidden"),
     setting_option("follow_links"),
     setting_option("limit", type=int, metavar="N"),
-    click.option("--dry-run", is_flag=True, help="Count what is there, estimate the time, scan nothing."),
+    click.option("--dry-run", is_flag=True, help="Count the images, estimate the time, and scan nothing."),
 )
 _WHICH_MODEL = options(
     setting_option("model", type=PATH, metavar="BUNDLE"),
@@ -150,23 +146,25 @@ _THE_OUTPUT = options(
     setting_option("overwrite"),
     setting_option("restart"),
     click.option(
-        "--retry-failed", is_flag=True, help="Scan again what failed, in a finished or unfinished output."
+        "--retry-failed", is_flag=True, help="Scan the failed rows of a finished or unfinished output again."
     ),
     setting_option(
         "retry",
         multiple=True,
         default=(),
         metavar="REASON",
-        help="Scan again the rows of this status, e.g. unreadable.",
+        help="Scan the rows with this status again, e.g. unreadable.",
     ),
-    click.option("--quiet", is_flag=True, help="No progress, no summary; warnings stay."),
+    click.option(
+        "--quiet", is_flag=True, help="Print warnings and errors only, neither progress nor summary."
+    ),
     click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object."),
     click.option(
         "--log-level",
         type=click.Choice(LEVELS),
         default="info",
         show_default=True,
-        help="Least severe messages to show on standard error.",
+        help="Lowest severity of messages on standard error.",
     ),
     click.option(
         "--config",
@@ -175,7 +173,7 @@ _THE_OUTPUT = options(
         expose_value=False,
         callback=_configure,
         metavar="FILE",
-        help="Defaults from the [scan] table of a TOML file.",
+        help="Read defaults from the [scan] table of a TOML file.",
     ),
 )
 
@@ -191,11 +189,11 @@ _THE_OUTPUT = options(
 def scan(
     sources: tuple[str, ...], dry_run: bool, quiet: bool, as_json: bool, log_level: str, **given: Any
 ) -> None:
-    """Screen every image of SOURCE... and write one row for each to --out.
+    """Screen every image in SOURCE... and write one row per image to --out.
 
-    A SOURCE is a folder (walked whole), an image file, a tar shard (.tar, .tar.gz, .tgz; WebDataset too)
-    or a glob pattern in quotes. Bad files never stop a scan: each gets a row with its reason. Killed at
-    any moment, the same command goes on where it was.
+    A SOURCE is a folder (with everything below it), an image file, a tar shard (.tar, .tar.gz, .tgz;
+    WebDataset too) or a glob pattern in quotes. Bad files never stop a scan: they get a row with the
+    reason. A scan may be killed at any moment; the same command resumes it.
 
     \b
     gbad-batch scan /archive --out results.parquet
@@ -205,19 +203,19 @@ def scan(
     gbad-batch scan /archive --out results.parquet --retry-failed
 
     \b
-    Exit code: 0 done; 3 done, some images failed; 2 refused before the first image;
-    1 stopped, run again to go on; 4 too many failures; 130 and 143 interrupted, run again.
+    Exit code: 0 done; 3 done, but some images failed; 2 refused before the first image;
+    1 stopped by the machine, 4 too many failures, 130 or 143 interrupted: run it again to resume.
     """
     _log_to_stderr(log_level, quiet=quiet)
     settings = _scan_settings(sources, **given)
     if dry_run:
         from .dry_run import estimate
 
-        found = estimate(settings)
-        click.echo(json.dumps(asdict(found), indent=2) if as_json else found.text())
+        expected = estimate(settings)
+        click.echo(json.dumps(asdict(expected), indent=2) if as_json else expected.text())
         return
     if settings.out is None:
-        raise Refused("the scan has nowhere to write: add --out results.parquet")
+        raise Refused("the output is missing: add --out results.parquet")
     from .guarded import guarded_scan
 
     sys.exit(guarded_scan(settings, quiet=quiet, as_json=as_json))
@@ -238,25 +236,28 @@ def _scan_settings(
 
 @main.command(epilog=DEMO)
 @click.argument("out", type=click.Path(path_type=Path), metavar="OUT")
-@click.option("--count", type=click.IntRange(1), default=200, show_default=True, help="Images to write.")
+@click.option("--count", type=click.IntRange(1), default=200, show_default=True, help="Number of images.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same bytes.")
 @click.option(
-    "--positive", type=click.FloatRange(0, 1), default=0.1, show_default=True, help="Share with a threat."
+    "--positive",
+    type=click.FloatRange(0, 1),
+    default=0.1,
+    show_default=True,
+    help="Share of images with a threat.",
 )
 @click.option(
     "--objects",
     type=click.Choice(["train", "test"]),
     default="train",
     show_default=True,
-    help="Which pool of shapes.",
+    help="Pool of object shapes to draw from.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
 def synth(out: Path, as_json: bool, **given: Any) -> None:
     """Write a synthetic X-ray archive to OUT.
 
-    Bags are solids of several materials seen by two X-ray energies, coloured as scanners colour them.
-    OUT gets images/, labels.csv in SIXray's form, and boxes.json with the
-    threats' boxes and outlines in COCO form.
+    Bags are solids of several materials, imaged at two X-ray energies and coloured as scanners do. OUT gets
+    images/, labels.csv in SIXray's format, and boxes.json with the threats' boxes and outlines in COCO's.
 
     \b
     gbad-batch synth demo/archive --count 200 --seed 1 --positive 0.1
@@ -277,15 +278,12 @@ def synth(out: Path, as_json: bool, **given: Any) -> None:
 
 @main.command(epilog=DEMO)
 @click.argument("folder", type=click.Path(path_type=Path), default="demo", metavar="[DIR]")
-@click.option(
-    "--count", type=click.IntRange(1), default=200, show_default=True, help="Images of the archive."
-)
+@click.option("--count", type=click.IntRange(1), default=200, show_default=True, help="Number of images.")
 @click.pass_context
 def demo(ctx: click.Context, folder: Path, count: int) -> None:
-    """Make a synthetic archive in DIR/archive and scan its images to DIR/results.parquet.
+    """Make a synthetic archive in DIR/archive and scan it to DIR/results.parquet.
 
-    DIR is demo/ where none is given. An archive that is there already is scanned again, and the results
-    are replaced.
+    DIR is demo/ by default. If the archive exists already, it is scanned again and the results are replaced.
     """
     archive = folder / "archive"
     if not (archive / "synth.json").exists():
@@ -295,10 +293,10 @@ def demo(ctx: click.Context, folder: Path, count: int) -> None:
 
 @main.command(epilog=DEMO)
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as one JSON object.")
-@click.option("--empty-cache", is_flag=True, help="Remove the ready engines that are kept, and no more.")
+@click.option("--empty-cache", is_flag=True, help="Delete the cached engines and do nothing else.")
 @_WHICH_MODEL
 def doctor(as_json: bool, empty_cache: bool, **given: Any) -> None:
-    """Report what this machine can do, what a scan here would use, and why."""
+    """Show what this machine can do, what a scan here would use, and why."""
     from .console import findings_text
     from .doctor import emptied, examine
 
@@ -316,15 +314,15 @@ def doctor(as_json: bool, empty_cache: bool, **given: Any) -> None:
     "--images",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Measure on your images; default: synthetic ones.",
+    help="Images to measure with; default: synthetic ones.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
 def tune(images: Path | None, as_json: bool, **given: Any) -> None:
     """Find the fastest settings for this machine; later scans use them.
 
-    Takes up to two minutes, on a machine that is otherwise idle. The choice is stored in the cache folder
-    for this model, machine and versions. Scans say when they use it; --batch-size, --threads and --workers
-    override it. No score depends on it.
+    Takes up to two minutes on an otherwise idle machine. The result is stored in the cache folder for this
+    model, machine and versions. Scans say when they use it; --batch-size, --threads and --workers override
+    it. It changes no score.
 
     \b
     gbad-batch tune
@@ -335,8 +333,8 @@ def tune(images: Path | None, as_json: bool, **given: Any) -> None:
     from .tune import tune as measure
 
     _log_to_stderr("info", quiet=False)
-    found = measure(ScanSettings(sources=(str(images),) if images else (), **given))
-    click.echo(json.dumps(found.to_json(), indent=2) if as_json else tuning_text(found))
+    tuning = measure(ScanSettings(sources=(str(images),) if images else (), **given))
+    click.echo(json.dumps(tuning.to_json(), indent=2) if as_json else tuning_text(tuning))
 
 
 for command in (train, quantize, evaluate, data):

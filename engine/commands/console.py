@@ -1,18 +1,19 @@
-"""What a person sees: progress on standard error, the summary on standard output."""
+"""Output for people: progress on standard error, the summary on standard output."""
 
 import io
 import logging
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..text import duration, escaped
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
+    from tqdm import tqdm
 
     from ..summary import Summary
     from ..workers.progress import Progress
@@ -25,8 +26,8 @@ LINE_EVERY_S = 10.0
 def whole_streams() -> None:
     """Make the standard streams usable however the command was started.
 
-    A closed one becomes the null device: else a file of the archive would get its number, and what a
-    library prints. Letters that the locale lacks are written as escapes.
+    A closed stream becomes the null device; otherwise a file of the archive would get its descriptor, and
+    receive what libraries print. Letters that the locale lacks are escaped.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # the lowest free number first
         if getattr(sys, name) is None:
@@ -36,23 +37,28 @@ def whole_streams() -> None:
 
 
 class LogLines(logging.Handler):
-    """Writes log records to what is standard error at that moment: a progress bar may stand in for it."""
+    """Writes log records to the current standard error, which a progress bar may have replaced."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one line, with its level where that is a warning or worse."""
+        """Write one line, with the level of warnings and errors."""
         level = f"{record.levelname}: " if record.levelno > logging.INFO else ""
         tell(level + record.getMessage())
 
 
 def tell(sentence: str) -> None:
-    """Write a line to standard error; a terminal that is gone stops no scan."""
+    """Write a line to standard error; ignores a terminal that is gone."""
+    line = f"gbad-batch: {escaped(sentence)}\n"
+    bars = sys.modules.get("tqdm")
     with suppress(OSError):
-        sys.stderr.write(f"gbad-batch: {escaped(sentence)}\n")
+        if bars and getattr(bars.tqdm, "_instances", None):  # a bar is shown: the line goes above it
+            bars.tqdm.write(line, file=sys.stderr, end="")
+        else:
+            sys.stderr.write(line)
 
 
 @contextmanager
 def progress_shown(quiet: bool) -> Iterator[Callable[["Progress"], None]]:
-    """Show a bar on a terminal, plain lines elsewhere, nothing when quiet; yields the watcher to call."""
+    """Show a bar on a terminal, lines elsewhere, nothing if quiet; yields the callback for progress."""
     if quiet:
         yield lambda _: None
     elif sys.stderr.isatty():
@@ -64,37 +70,37 @@ def progress_shown(quiet: bool) -> Iterator[Callable[["Progress"], None]]:
 
 @contextmanager
 def _bar() -> Iterator[Callable[["Progress"], None]]:
-    bar = _columns("[bold]scan")
-    task = bar.add_task("scan", total=None, figures="")
+    with _tqdm("scan") as bar:
 
-    def watch(progress: "Progress") -> None:
-        done = progress.skipped + progress.done
-        with suppress(OSError):
-            bar.update(task, total=progress.total, completed=done, figures=_figures(progress))
+        def watch(progress: "Progress") -> None:
+            bar.total = progress.total
+            _move(bar, progress.skipped + progress.done, _figures(progress))
 
-    with suppress(OSError):  # the terminal may go at any time
-        bar.start()
-    try:
         yield watch
+
+
+@contextmanager
+def _tqdm(title: str, total: int | None = None) -> "Iterator[tqdm[NoReturn]]":
+    """Show a bar on standard error: title, done of total, figures, time left."""
+    from tqdm import tqdm
+
+    form = "{desc} {bar} {n_fmt}/{total_fmt}{postfix}, {remaining} left"
+    columns, lines = shutil.get_terminal_size()  # some terminals have a size of zero, which tqdm would take
+    bar: tqdm[NoReturn] = tqdm(
+        desc=title, total=total, file=sys.stderr, ncols=columns, nrows=lines, bar_format=form
+    )
+    try:
+        yield bar
     finally:
         with suppress(OSError):
-            bar.stop()
+            bar.refresh()
+            bar.close()
 
 
-def _columns(title: str) -> "Bar":
-    """Make a bar on standard error: title, done of total, the task's figures, time left."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn(title),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-    )
-    return Progress(*columns, console=Console(stderr=True))
+def _move(bar: "tqdm[NoReturn]", done: int, figures: str) -> None:
+    with suppress(OSError):
+        bar.set_postfix_str(figures, refresh=False)
+        bar.update(done - bar.n)
 
 
 def _lines() -> Callable[["Progress"], None]:
@@ -124,7 +130,7 @@ def _figures(progress: "Progress") -> str:
 
 
 def summary_text(summary: "Summary") -> str:
-    """Write the summary as a person reads it."""
+    """Format the summary for a person."""
     lines = [_headline(summary)]
     if summary.demo:
         lines.append("  Model trained on synthetic images, not for operational decisions.")
@@ -186,7 +192,7 @@ def _stages(seconds: Mapping[str, float]) -> str:
 
 
 def findings_text(findings: "list[Finding]") -> str:
-    """Write what the doctor found, a section at a time."""
+    """Format the findings of the doctor by section."""
     lines: list[str] = []
     section = ""
     for finding in findings:
@@ -199,7 +205,7 @@ def findings_text(findings: "list[Finding]") -> str:
 
 
 def tuning_text(tuning: "Tuning") -> str:
-    """Write the trials as a table, and what was chosen."""
+    """Format the trials as a table, and the choice."""
     lines = [f"{tuning.engine}, model {escaped(tuning.model)}, on {escaped(tuning.pictures)}", ""]
     lines.append("  batch  workers  threads each    img/s")
     for trial in tuning.trials:
@@ -215,31 +221,28 @@ def tuning_text(tuning: "Tuning") -> str:
 
 @contextmanager
 def synth_bar(count: int) -> Iterator[Callable[[int], None]]:
-    """Show how many images are written, on a terminal; yields what takes the number so far."""
+    """Show a bar of the images written, on a terminal; yields the callback for their number."""
     if not sys.stderr.isatty():
         yield lambda _: None
         return
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    with Bar(console=Console(stderr=True)) as bar:
-        task = bar.add_task("synth", total=count)
-        yield lambda done: bar.update(task, completed=done)
+    with _tqdm("synth", count) as bar:
+        yield lambda done: _move(bar, done, "images")
 
 
 @contextmanager
 def training_shown() -> Iterator[Callable[[str, int, int, Mapping[str, float]], None]]:
-    """Show each phase of training: a bar on a terminal, lines elsewhere; yields what training tells."""
+    """Show each phase of training, as a bar on a terminal, else as lines; yields the callback."""
     if not sys.stderr.isatty():
         yield _training_lines()
         return
-    with _columns("{task.description}") as bar:
-        tasks: dict[str, Any] = {}
+    with ExitStack() as stack:
+        bars: dict[str, Any] = {}
 
         def show(phase: str, done: int, total: int, figures: Mapping[str, float]) -> None:
-            if phase not in tasks:
-                tasks[phase] = bar.add_task(phase, figures="")
-            bar.update(tasks[phase], completed=done, total=total, figures=_named(figures))
+            if phase not in bars:
+                bars[phase] = stack.enter_context(_tqdm(phase))
+            bars[phase].total = total
+            _move(bars[phase], done, _named(figures))
 
         yield show
 

@@ -1,4 +1,4 @@
-"""What this machine can do, what a scan here would use, and why."""
+"""Findings about this machine: what it can do, what a scan here would use, and why."""
 
 import ctypes
 import os
@@ -42,7 +42,7 @@ DAY = 86400  # seconds
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor: what, the finding, and whether it stops a scan."""
+    """One finding: its subject, its text, and whether a scan can run with it."""
 
     section: str
     name: str
@@ -85,7 +85,7 @@ def _machine() -> list[Finding]:
 
 
 def _driven() -> list[Finding]:
-    """Say of a GPU that is here by what driver it runs, what it is, and whether a scan can use it."""
+    """Describe a GPU of this machine: its driver, its model, and whether a scan can use it."""
     driver = DRIVER.read_text().splitlines()[0] if DRIVER.exists() else "none is loaded"
     findings = [
         Finding("machine", "NVIDIA driver", driver),
@@ -103,7 +103,7 @@ def _driven() -> list[Finding]:
 
 
 def driver_cuda() -> str | None:
-    """Ask the driver for the newest CUDA that it serves, such as 13.0; None where there is no driver."""
+    """Return the newest CUDA version that the driver supports, such as 13.0; None without a driver."""
     number = ctypes.c_int()
     try:
         failed = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(number))
@@ -113,7 +113,7 @@ def driver_cuda() -> str | None:
 
 
 def jpeg_engines(capability: str) -> str:
-    """Say of an architecture, such as sm_90, whether its cards decode JPEG in hardware."""
+    """Tell whether cards of an architecture, such as sm_90, decode JPEG in hardware."""
     if capability in JPEG_ENGINES:
         return f"expected, since cards of {capability} have them; this one was not asked"
     return f"none known of {capability}: JPEGs are decoded by CUDA kernels and the CPU"
@@ -132,7 +132,7 @@ def _packages() -> list[Finding]:
 
 
 def _how(purpose: str, name: str) -> str:
-    """Say how to install a missing package."""
+    """Return how to install a missing package."""
     if name in UNNEEDED:
         return UNNEEDED[name]
     if purpose == "scan on the CPU":
@@ -154,7 +154,7 @@ def _cache(path: Path | None) -> list[Finding]:
 
 
 def emptied(path: Path | None) -> list[Finding]:
-    """Remove the engines that are kept at `path` (None: the user's cache folder) and say what they were."""
+    """Remove the engines cached at `path` (None: the user's cache folder); returns what they were."""
     kept = EngineCache.open(path)
     if kept is None:
         return [Finding("cache", "emptied", "no: it is not used, see the warning", ok=False)]
@@ -169,7 +169,7 @@ def _sized(contents: list[Stored]) -> str:
 
 
 def _age(contents: list[Stored]) -> str:
-    """Say when the oldest and the newest entry were written."""
+    """Return when the oldest and the newest entry were written."""
     oldest, newest = (max(0.0, time.time() - each.written) / DAY for each in (contents[0], contents[-1]))
     return f"written {newest:.1f} to {oldest:.1f} days ago"
 
@@ -194,7 +194,7 @@ def _engine(
 
 
 def _why_there(ready: Engine, device: str, engine: str) -> str:
-    """Say why a scan runs on this device."""
+    """Return why a scan runs on this device."""
     if device != "auto":
         return f"--device {device} asks for it"
     if ready.device != "cpu":
@@ -206,7 +206,7 @@ def _why_there(ready: Engine, device: str, engine: str) -> str:
 
 
 def _why_by(ready: Engine, engine: str) -> str:
-    """Say why this backend runs the networks."""
+    """Return why this backend runs the networks."""
     if engine != "auto":
         return f"--engine {engine} asks for it"
     reasons = {

@@ -1,4 +1,4 @@
-"""What a scan would do, without doing it: counts by extension and an estimate of the time."""
+"""Dry run of a scan: counts by extension, and an estimate of its time."""
 
 from dataclasses import dataclass, field, replace
 
@@ -13,7 +13,7 @@ SAMPLE = 32  # images a core whose scan is timed for the estimate
 
 @dataclass
 class Estimate:
-    """Counts of a listing, and what scanning it would take on this machine."""
+    """Counts of a listing, and how long a scan of it would take on this machine."""
 
     images: int = 0
     containers: int = 0  # folders and archives that could not be listed to their end
@@ -25,7 +25,7 @@ class Estimate:
     seconds: float = 0.0
 
     def text(self) -> str:
-        """Write the estimate as a person reads it."""
+        """Format the estimate for a person."""
         lines = [f"{self.images} images, {self.bytes / 1e9:.3f} GB"]
         lines += [f"  {n:>10} {escaped(name) or '(no extension)'}" for name, n in self.by_extension.items()]
         if self.containers:
@@ -42,7 +42,7 @@ class Estimate:
 
 
 def estimate(settings: ScanSettings) -> Estimate:
-    """List everything and scan a sample; raises Refused where a source is not to be had."""
+    """List everything and scan a sample; raises Refused if a source does not exist."""
     check(settings)
     census = count(settings, settings.max_file_size)
     images = min(census.listed.images, settings.limit or census.listed.images)
@@ -61,7 +61,7 @@ def estimate(settings: ScanSettings) -> Estimate:
 
 
 def _speed(settings: ScanSettings) -> float:
-    """Images a second of a scan, start-up apart."""
+    """Return the images per second of a scan, without its start-up."""
     scan = Scan(settings)
     done = sum(1 for _ in scan.rows())
     return done / scan.progress.elapsed()

@@ -1,4 +1,4 @@
-"""The scan as the command runs it: with progress shown, signals obeyed, and errors told in one sentence."""
+"""A scan as the command runs it: with progress, signals, and errors in one sentence."""
 
 import json
 import signal
@@ -14,7 +14,7 @@ def guarded_scan(settings: ScanSettings, *, quiet: bool, as_json: bool) -> int:
     from ..scan import Scan
 
     scan = Scan(settings)
-    signals: list[int] = []  # those that came
+    signals: list[int] = []  # received so far
 
     def stop(number: int, _frame: object) -> None:
         signals.append(number)
@@ -29,7 +29,10 @@ def guarded_scan(settings: ScanSettings, *, quiet: bool, as_json: bool) -> int:
         tell(str(error))
         return 128 + signals[0] if signals else error.exit_code
     except (MemoryError, OSError, ImportError) as error:
-        tell(f"this machine failed the scan: {_cause(error)}; finished rows are kept, run the command again")
+        tell(
+            f"this machine failed the scan: {_cause(error)}; finished rows are kept: run the same command "
+            "again"
+        )
         return Stopped.exit_code
     if as_json or not quiet:
         _print(json.dumps(summary.to_json(), indent=2) if as_json else summary_text(summary))
@@ -38,16 +41,16 @@ def guarded_scan(settings: ScanSettings, *, quiet: bool, as_json: bool) -> int:
 
 def _cause(error: Exception) -> str:
     if isinstance(error, MemoryError):
-        return "there is no memory left for it, or a limit (ulimit -v) is too low"
-    return " ".join(str(error).split())  # of an import: a library that finds no memory to be loaded to
+        return "it is out of memory, or a limit (ulimit -v) is too low"
+    return " ".join(str(error).split())  # of an import: a library that cannot be loaded for lack of memory
 
 
 def _print(text: str) -> None:
-    """Write to standard output; whatever becomes of that, the result stands."""
+    """Write to standard output; the result is complete, whether or not that succeeds."""
     try:
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
     except BrokenPipeError:
-        return  # whoever read it has read enough
+        return  # the reader closed it
     except OSError as error:
         tell(f"WARNING: the scan is done, but its summary cannot be written: {error.strerror}")

@@ -1,4 +1,4 @@
-"""What the commands share: groups of options, and the check for an extra's packages."""
+"""Groups of options, and the check for an extra's packages, which the commands share."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ DEMO = "The default model is trained on synthetic images, not for operational de
 
 
 def options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
-    """Join click options into one decorator, in their order."""
+    """Combine click options into one decorator that keeps their order."""
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
         for option in reversed(decorators):
@@ -23,7 +23,7 @@ def options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def setting_option(name: str, **attributes: Any) -> Callable[..., Any]:
-    """Make the click option of a scan's setting: name, default and help come from the setting's field."""
+    """Make the click option of a scan setting; name, default and help come from its field."""
     field = declared(name)
     known = {"help": field.metadata["help"], "default": field.default}
     if field.default is False:
@@ -34,9 +34,9 @@ def setting_option(name: str, **attributes: Any) -> Callable[..., Any]:
 
 
 def need_extra(extra: str, *modules: str) -> None:
-    """Raise MissingExtra where a module of an extra is not installed."""
+    """Raise MissingExtra if a module of an extra is not installed."""
     from importlib.util import find_spec
 
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
-        raise MissingExtra(f"this needs {', '.join(missing)}: pip install 'gbad-batch[{extra}]'")
+        raise MissingExtra(f"{', '.join(missing)} not installed: pip install 'gbad-batch[{extra}]'")

@@ -1,4 +1,4 @@
-"""The commands of a model owner: look at data, train, evaluate."""
+"""The commands for models of one's own: data, train, quantize, evaluate."""
 
 import json
 from dataclasses import asdict
@@ -29,7 +29,7 @@ _WHAT_LABELS = options(
         "--class-map",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="TOML file of class names: [classes], then lines such as Dagger = 'knife' or Baton = 'ignore'.",
+        help="TOML file with a table [classes] of lines such as Dagger = 'knife' or Baton = 'ignore'.",
     ),
 )
 
@@ -63,19 +63,23 @@ def data() -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as one JSON object.")
 @click.option(
-    "--plot", "picture", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the labels."
+    "--plot",
+    "picture",
+    type=click.Path(path_type=Path),
+    metavar="FILE.png",
+    help="Write a plot of the labels.",
 )
 def data_check(as_json: bool, picture: Path | None, **given: Any) -> None:
-    """Report what a data set holds, what is missing from it, and which images are duplicates.
+    """Show what a data set holds, what is missing from it, and which images are duplicates.
 
-    Counts images, labels, combinations and the true rate of positives; lists images that are named but not
-    on disk; decodes every image as a scan would; and looks for duplicates and near-duplicates within and
-    between the lists and their splits, since a bag that was trained on is no test. Findings are not errors:
-    the exit code is 0. Needs the train extra.
+    Counts images, labels, combinations and the true rate of positives; lists images that are missing on
+    disk; decodes every image as a scan would; and looks for duplicates and near-duplicates within and
+    between the lists and their splits, because a bag that was trained on tests nothing. Findings are not
+    errors: the exit code is 0. Needs the train extra.
 
     DATASET is the folder of the images, or a label file beside them. Labels are SIXray's CSV, a CSV or
-    Parquet table (path or name, gun, knife, wrench, pliers, scissors, perhaps split and group), Pascal VOC
-    XML, OPIXray's text boxes, COCO JSON, or folders named by class. Other class names need a class map:
+    Parquet table (path or name, gun, knife, wrench, pliers, scissors, optionally split and group), Pascal
+    VOC XML, OPIXray's text boxes, COCO JSON, or folders named by class. Other class names need a class map:
 
     \b
     [classes]
@@ -108,13 +112,13 @@ def data_check(as_json: bool, picture: Path | None, **given: Any) -> None:
     "image_folder",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Write the paths of the images below DIR, and in JSON their sizes.",
+    help="Folder of the images: adds their paths, and in JSON their sizes.",
 )
 def data_convert(source: Path, out: Path, **given: Any) -> None:
-    """Convert the labels of IN, in any format, to OUT: .csv gives SIXray's format, .json COCO's.
+    """Convert the labels of IN, in any format, to OUT: .csv is SIXray's format, .json COCO's.
 
     A label without a box becomes an annotation without `bbox`. SIXray's format cannot hold boxes, splits
-    and groups; the command reports what it dropped.
+    or groups; the command reports what it dropped.
 
     \b
     gbad-batch data convert train.csv train.json
@@ -132,20 +136,20 @@ def data_convert(source: Path, out: Path, **given: Any) -> None:
 
 _HOW_TO_TRAIN = options(
     click.option(
-        "--backbone", default=Architecture.backbone, show_default=True, help="Name of a timm model."
+        "--backbone", default=Architecture.backbone, show_default=True, help="Backbone, by its name in timm."
     ),
     click.option(
         "--image-size",
         type=int,
         default=Architecture.input_size,
         show_default=True,
-        help="Side in pixels of the images that scans give the network.",
+        help="Input size of the network in scans, in pixels per side.",
     ),
     click.option(
         "--weights",
         type=click.Path(path_type=Path),
         metavar="FILE|hub",
-        help="ImageNet weights of the backbone, as torchvision or timm store them; hub downloads timm's.",
+        help="ImageNet weights of the backbone, as stored by torchvision or timm; hub downloads timm's.",
     ),
     click.option(
         "--start",
@@ -158,15 +162,15 @@ _HOW_TO_TRAIN = options(
         default=format_stages(Phase1Settings.stages),
         show_default=True,
         metavar="SIZE:EPOCHS[:WINDOW],...",
-        help="Image sizes of phase I, growing, and the epochs at each. A window below 1 shows only that "
-        "share of each side, around a threat; it needs labels with boxes.",
+        help="Image sizes of phase I, in growing order, and the epochs at each. A window below 1 shows only "
+        "that share of each side, around a threat; it needs labels with boxes.",
     ),
     click.option(
         "--batch-size",
         type=click.IntRange(2),
         default=Phase1Settings.batch_size,
         show_default=True,
-        help="Images in a batch of phase I.",
+        help="Images per batch of phase I.",
     ),
     click.option(
         "--learning-rate",
@@ -181,8 +185,8 @@ _HOW_TO_TRAIN = options(
         default=Phase1Settings.localization,
         show_default=True,
         metavar="WEIGHT",
-        help="Weight of a second loss of phase I, on where threats lie (the default bundle used 1). Needs "
-        "boxes in the labels, or threats by --project. The layers that learn it are not in the bundle.",
+        help="Weight of a second loss in phase I, on where threats lie (1 for the default bundle). Needs "
+        "labels with boxes, or --project. The layers for it are not in the bundle.",
     ),
     click.option(
         "--project",
@@ -190,16 +194,15 @@ _HOW_TO_TRAIN = options(
         default=TrainSettings.projected,
         show_default=True,
         metavar="N",
-        help="Threat image projection: add copies of N benign training images with threats multiplied into "
-        "them, to the train split only.",
+        help="Threat image projection: add N benign training images with threats multiplied into them to "
+        "the train split.",
     ),
     click.option(
         "--project-from",
         type=click.Path(path_type=Path),
         metavar="DIR|synth",
-        help="Source of the threats for --project: grey (single-energy) pictures of single objects on an "
-        "even ground, in folders named by class, or synth for rendered ones.  [default: the boxes of the "
-        "training images]",
+        help="Threats for --project: grey (single-energy) pictures of single objects on an even background, "
+        "in folders named by class, or synth for rendered ones.  [default: the boxes of training images]",
     ),
     click.option(
         "--bigan-steps",
@@ -216,7 +219,7 @@ _HOW_TO_TRAIN = options(
         help="Fit the SVM on losses of training images, as in the report, or of held-out images.",
     ),
     click.option(
-        "--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]", help="Where to train."
+        "--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]", help="Device to train on."
     ),
     click.option(
         "--threads",
@@ -230,7 +233,7 @@ _HOW_TO_TRAIN = options(
         type=click.IntRange(0),
         default=TrainSettings.seed,
         show_default=True,
-        help="Seed of everything random.",
+        help="Seed of all random numbers.",
     ),
 )
 
@@ -238,7 +241,7 @@ _HOW_TO_TRAIN = options(
 @click.command()
 @click.argument("dataset", type=click.Path(path_type=Path), metavar="DATASET")
 @click.option(
-    "--out", "-o", type=click.Path(path_type=Path), required=True, metavar="BUNDLE", help="A new folder."
+    "--out", "-o", type=click.Path(path_type=Path), required=True, metavar="BUNDLE", help="Folder to create."
 )
 @click.option(
     "--labels",
@@ -253,14 +256,14 @@ _HOW_TO_TRAIN = options(
     metavar="DIR",
     help="Run folder for checkpoints, features and figures.  [default: BUNDLE.run]",
 )
-@click.option("--name", metavar="NAME", help="Name of the bundle.  [default: that of its folder]")
+@click.option("--name", metavar="NAME", help="Name of the bundle.  [default: the name of its folder]")
 @click.option(
     "--phase",
     "phases",
     type=click.IntRange(1, 3),
     multiple=True,
     metavar="N",
-    help="Run only this phase, again if its settings changed; the run folder must hold the earlier ones.",
+    help="Run only this phase, again if its settings changed. The run folder must hold the earlier phases.",
 )
 @_HOW_TO_TRAIN
 @click.option(
@@ -272,9 +275,9 @@ def train(dataset: Path, run: Path | None, report_exact: bool, **given: Any) -> 
     """Train a bundle on the images below DATASET, in the method's three phases.
 
     The classifier learns the five threats, the BiGAN the features of benign bags, and a support vector
-    machine decides on its losses. Images are dealt into four splits, of which training sees one, unless the
-    labels are a table with a column `split`. If the command is killed, run it again to continue. Images that
-    `gbad-batch synth` wrote give a bundle that is marked as a demo. Needs the train extra.
+    machine decides on its losses. Images are divided into four splits, one of them for training; a column
+    `split` in a table of labels overrides this. If the command is killed, run it again to resume. Images
+    written by `gbad-batch synth` give a bundle that is marked as a demo. Needs the train extra.
 
     The run folder holds checkpoints, features, metrics.jsonl, plots and TensorBoard's events.
 
@@ -315,38 +318,38 @@ def train(dataset: Path, run: Path | None, report_exact: bool, **given: Any) -> 
     type=click.Path(path_type=Path),
     required=True,
     metavar="DIR",
-    help="Images with and without threats, preferably the training images.",
+    help="Images with and without threats, preferably training images.",
 )
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Benign images, preferably those of calibration: they set INT8's own operating points and "
-    "measure how often it decides as FP32 does. Without them INT8 uses FP32's operating points.",
+    help="Benign images, preferably calibration images: they set INT8's own operating points and measure "
+    "how often it agrees with FP32. Without them INT8 uses FP32's operating points.",
 )
 @click.option(
-    "--out", "-o", type=click.Path(path_type=Path), required=True, metavar="BUNDLE2", help="A new folder."
+    "--out", "-o", type=click.Path(path_type=Path), required=True, metavar="BUNDLE2", help="Folder to create."
 )
 @click.option(
     "--count",
     type=click.IntRange(1),
     default=QuantizeSettings.image_count,
     show_default=True,
-    help="How many of the images below DIR to use.",
+    help="Number of images below DIR to use.",
 )
 @click.option(
     "--seed",
     type=click.IntRange(0),
     default=QuantizeSettings.seed,
     show_default=True,
-    help="Seed of the choice of these images.",
+    help="Seed for choosing these images.",
 )
 def quantize(bundle: Path, images: Path, calibration: Path | None, out: Path, count: int, seed: int) -> None:
     """Add an INT8 form of the network to BUNDLE, for faster scans on the CPU, and write it as BUNDLE2.
 
-    `train` does this by itself. Images give the ranges of the network's activations; on each machine a parity
-    gate decides whether a scan uses INT8. Where INT8 decides otherwise than FP32 too often, nothing is
-    written. Needs the train extra.
+    `train` does this by itself. The images give the ranges of the network's activations; on each machine a
+    parity gate decides whether scans use INT8. If INT8 disagrees with FP32 too often, nothing is written.
+    Needs the train extra.
 
     \b
     gbad-batch quantize my-bundle --images bags/images --out my-bundle-int8
@@ -373,21 +376,21 @@ def quantize(bundle: Path, images: Path, calibration: Path | None, out: Path, co
     type=click.Path(path_type=Path),
     required=True,
     metavar="LABELS",
-    help="Labels of the images: a list, or a folder of annotations.",
+    help="Labels of the images: a file, or a folder of annotations.",
 )
 @_WHAT_LABELS
 @click.option(
     "--model",
     type=click.Path(path_type=Path),
     metavar="BUNDLE",
-    help="The model of the scan: adds its other decisions and all its operating points.",
+    help="Model of the scan: adds its other decisions and all its operating points.",
 )
 @click.option(
     "--validation",
     type=click.Path(path_type=Path),
     metavar="RESULTS2",
-    help="Results of the same model on other images: class thresholds are those with the best F1 on them; a "
-    "class that they lack keeps the scan's own.",
+    help="Results of the same model on other images: sets the class thresholds with the best F1 on them. A "
+    "class that they lack keeps the threshold of the scan.",
 )
 @click.option(
     "--validation-labels",
@@ -399,7 +402,7 @@ def quantize(bundle: Path, images: Path, calibration: Path | None, out: Path, co
     "--ignore",
     type=click.Path(path_type=Path),
     metavar="LIST",
-    help="Images with doubtful labels, one name a line: adds figures without them.",
+    help="List of images with doubtful labels, one name per line: adds figures without them.",
 )
 @click.option(
     "--out",
@@ -412,15 +415,14 @@ def quantize(bundle: Path, images: Path, calibration: Path | None, out: Path, co
 def evaluate(as_json: bool, **given: Any) -> None:
     """Judge the RESULTS of a scan by the LABELS of its images.
 
-    Each class is ranked over all images by its ungated probability (average precision, AP; the mean over
-    classes is the mAP), at the prevalence of these images and at 9, 99 and 999 negatives for each positive.
-    The anomaly score is judged by its AUROC and by detection (PD) at given false-alarm rates (PFA): at the
-    thresholds that calibration set (they come with --model), with the PFA measured here, and at thresholds
-    set on these very images, which give an upper bound. Gates show the AP when alarms are ranked first. The
-    bootstrap behind the intervals draws whole bags, the column `group` of a table of labels.
+    Classes: average precision (AP) of the ungated probabilities over all images, and its mean (mAP), at the
+    prevalence of these images and at 9, 99 and 999 negatives per positive. Anomaly score: AUROC, and
+    detection (PD) at fixed false-alarm rates (PFA), both at calibrated thresholds (with --model; the PFA is
+    measured here) and at thresholds set on these very images, which give an upper bound. Gates: the AP when
+    alarms are ranked first. Intervals come from a bootstrap over bags (column `group` of a table of labels).
 
-    An image that could not be scored counts as no alarm and ranks last, so a threat in it is missed. Where
-    LABELS names splits, its test images are judged. Needs the train extra.
+    An image that could not be scored counts as no alarm and ranks last, so a threat in it is missed. If
+    LABELS has splits, only its test images are judged. Needs the train extra.
 
     \b
     gbad-batch synth bags --count 2000 --positive 0.2 --seed 9 --objects test

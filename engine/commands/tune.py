@@ -1,4 +1,4 @@
-"""The fastest settings for one model on this machine: measured by scans, and stored for later ones.
+"""Search for the fastest settings of one model on this machine, measured by scans and stored for later ones.
 
 One size is changed at a time, starting from the default plan. A trial is a scan of pictures on disk, start-up
 apart. The fastest plan must then beat the default, measured in turns.
@@ -43,7 +43,7 @@ MOST_FILES = 100_000  # of a trial
 
 @dataclass(frozen=True)
 class Trial:
-    """A plan and its speed."""
+    """A plan and its measured speed."""
 
     plan: WorkPlan
     images_per_second: float
@@ -51,7 +51,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What was measured, and what later scans will use."""
+    """Result of a search: the trials, and the plan that later scans will use."""
 
     model: str
     engine: str
@@ -62,7 +62,7 @@ class Tuning:
     kept: str | None  # the folder that stores the choice
 
     def to_json(self) -> dict[str, Any]:
-        """Give the figures by name."""
+        """Return the figures by name."""
         return asdict(self)
 
 
@@ -96,6 +96,7 @@ class _Bench:
 
     def __init__(self, settings: ScanSettings, engine: Engine, pictures: Sequence[Path], archive: Path):
         self.trials: list[Trial] = []
+        self._source = _names(settings)
         self._settings = replace(settings, sources=(str(archive),), engine=engine.backend)
         self._pictures, self._archive = pictures, archive
         self._files = 0
@@ -118,36 +119,36 @@ class _Bench:
         return trial
 
     def _speed(self, plan: WorkPlan) -> float:
-        """Images a second of a scan with this plan; raises Refused where no picture is one."""
+        """Return the images per second of a scan with this plan; raises Refused if none can be decoded."""
         threads = plan.workers * plan.threads
         sizes = {"batch_size": plan.batch_size, "workers": plan.workers, "threads": threads}
         scan = Scan(replace(self._settings, **sizes))
         scored = sum(row.status == "ok" for row in scan.rows())
         if not scored:
-            raise Refused("none of the images can be decoded: name others with --images")
+            raise Refused(f"no image in {self._source} can be decoded: name others with --images")
         return scored / scan.progress.elapsed()
 
     def _link(self, count: int) -> None:
-        """Have at least so many files in the archive, links to the pictures in turn."""
+        """Fill the archive with links to the pictures, up to `count` files."""
         for number in range(self._files, count):
             os.link(self._pictures[number % len(self._pictures)], self._archive / f"{number:06d}")
         self._files = max(self._files, count)
 
 
 def _search(bench: _Bench, engine: Engine, default: WorkPlan) -> Trial:
-    """Give the fastest plan that is found by changing one size after the other."""
+    """Return the fastest plan, changing one size after the other."""
     best = bench.run(default)
     for size, values in _choices(engine, default).items():
         start = replace(best.plan, origin="tried")
         for value in values:
             if value != getattr(start, size) and not bench.is_late:
                 trial = bench.run(replace(start, **{size: value}))
-                best = max(best, trial, key=lambda each: each.images_per_second)
+                best = max(best, trial, key=lambda t: t.images_per_second)
     return best
 
 
 def _choices(engine: Engine, default: WorkPlan) -> dict[str, tuple[int, ...]]:
-    """Name what is worth trying, by size."""
+    """Return the values to try for each size."""
     batches = {"batch_size": BATCHES[engine.device.partition(":")[0]]}
     if engine.backend not in WITH_STREAMS:
         return batches
@@ -171,7 +172,7 @@ def _duel(bench: _Bench, default: WorkPlan, best: WorkPlan) -> tuple[Trial, Tria
 
 
 def _pictures(settings: ScanSettings, folder: Path) -> tuple[list[Path], str]:
-    """Write the pictures to measure on to a folder, and say what they are."""
+    """Write the pictures for the trials to a folder; returns their paths and a description."""
     folder.mkdir()
     if not settings.sources:
         write_archive(folder, SynthSettings(count=SYNTHETIC, workers=usable_cores()))
@@ -181,10 +182,13 @@ def _pictures(settings: ScanSettings, folder: Path) -> tuple[list[Path], str]:
     for number, content in enumerate(_contents(settings)):
         (folder / f"{number:06d}").write_bytes(content)
     paths = sorted(folder.iterdir())
-    names = ", ".join(os.fsdecode(source) for source in settings.sources)
     if not paths:
-        raise Refused(f"no image in {names} can be read: name others with --images")
-    return paths, f"{len(paths)} images of {names}"
+        raise Refused(f"no image in {_names(settings)} can be read: name others with --images")
+    return paths, f"{len(paths)} images of {_names(settings)}"
+
+
+def _names(settings: ScanSettings) -> str:
+    return ", ".join(os.fsdecode(source) for source in settings.sources)
 
 
 def _contents(settings: ScanSettings) -> Iterator[bytes]:

@@ -1,9 +1,9 @@
-"""Labelled data sets in any format: their labels (`read_labels`), and the images these belong to (`join`).
+"""Labelled data sets in any format: read their labels (`read_labels`) and match them to images (`join`).
 
-Nothing here needs torch, and no image is decoded before every label file is known to be whole.
+Nothing here needs torch, and no image is decoded before every label file has been read without error.
 
 - `sixray`: a CSV list `name,Gun,Knife,Wrench,Pliers,Scissors` of 1 and -1;
-- `table`: CSV or Parquet with `path` or `name`, the five threats, perhaps `split` and `group`;
+- `table`: CSV or Parquet with `path` or `name`, the five threats, optionally `split` and `group`;
 - `voc`: a folder of Pascal VOC XML, as SIXray's boxes are;
 - `boxes`: a folder of text, a line an object, as OPIXray and HiXray have it;
 - `coco`: JSON of images, annotations and categories, as PIDray, CLCXray and `gbad-batch synth` write it;
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import Refused
-from ..sources.archive_names import IMAGE_EXTENSIONS, extension_of
+from ..sources.names import IMAGE_EXTENSIONS, extension_of
 from .boxes import read_boxes, read_voc
 from .classes import ClassMap, read_class_map
 from .coco import read_coco
@@ -28,16 +28,16 @@ DEFAULT_LIST = "labels.csv"  # of a folder that holds one
 
 
 def read_folders(path: Path, classes: ClassMap) -> Labels:
-    """Read the class of each image from the folder that it lies in; names are paths below `path`.
+    """Read the class of each image from the name of its folder; names are paths relative to `path`.
 
-    Raises Refused for a folder whose class is unknown, and for an image outside any.
+    Raises Refused for a folder whose class is unknown, and for an image outside such a folder.
     """
     gathered = Gathered()
     for image in find_images(path):
         name = image.relative_to(path)
         if len(name.parts) == 1:
             raise Refused(
-                f"{image} lies in no folder named by its class; move it into one, or name a label file."
+                f"{image} is not in a folder named by its class; move it into one, or name a label file"
             )
         threat = classes(name.parts[-2], f"folder {image.parent}")
         gathered.add(name.as_posix(), {threat} if threat else (), str(image))
@@ -57,27 +57,27 @@ FORMS = tuple(_READERS)
 
 
 def read_labels(path: Path, form: str = "auto", class_map: Path | None = None) -> Labels:
-    """Read what a data set says of its images, every file of it, before anything is decoded.
+    """Read all labels of a data set, before any image is decoded.
 
-    `path` is a label file or a folder; a folder that holds `labels.csv` is that list. `form` is one of
-    FORMS, or auto, which detects it. `class_map` is a TOML file with a table [classes], other name =
-    "knife" or "ignore". Raises Refused, with file and line, for what cannot be read or understood.
+    `path` is a label file or a folder; in a folder that holds `labels.csv`, that file is read. `form` is one
+    of FORMS, or auto, which detects it. `class_map` is a TOML file with a table [classes], other name =
+    "knife" or "ignore". Raises Refused, with file and line, for labels that cannot be read.
     """
     classes = read_class_map(class_map)
     file = path / DEFAULT_LIST if form in ("auto", "sixray", "table") and path.is_dir() else path
     path = file if file.exists() else path
     if not path.exists():
-        raise Refused(f"{path} does not exist; name a label file or the folder of a data set.")
+        raise Refused(f"{path} does not exist; name a label file or the folder of a data set")
     chosen = detect_form(path) if form == "auto" else form
     if chosen not in _READERS:
-        raise Refused(f"The format {form!r} is unknown; choose from {', '.join(FORMS)}.")
+        raise Refused(f"the format {form!r} is unknown; choose from {', '.join(FORMS)}")
     labels = _READERS[chosen](path, classes)
     classes.check()
     return labels
 
 
 def detect_form(path: Path) -> str:
-    """Detect the format of a label file or folder; raises Refused where it is ambiguous."""
+    """Detect the format of a label file or folder; raises Refused if it is ambiguous."""
     return _form_of_folder(path) if path.is_dir() else _form_of_file(path)
 
 
@@ -86,12 +86,12 @@ def _form_of_file(path: Path) -> str:
     if suffix == ".csv":
         return "sixray" if first_line(path) == SIXRAY_HEADER else "table"
     if suffix not in _BY_SUFFIX:
-        raise Refused(f"The format of {path} cannot be detected; say --form {' or '.join(FORMS)}.")
+        raise Refused(f"the format of {path} cannot be detected; say --form {' or '.join(FORMS)}")
     return _BY_SUFFIX[suffix]
 
 
 def _form_of_folder(path: Path) -> str:
-    """Decide by the kinds of files below a folder; images may lie beside their annotations."""
+    """Detect the format from the kinds of files below a folder; images may lie beside annotations."""
     kinds = {extension_of(file.name.encode(errors="replace")).lower() for file in path.rglob("*.*")}
     forms = [form for kind, form in ((b"xml", "voc"), (b"txt", "boxes")) if kind in kinds]
     if not forms and kinds & IMAGE_EXTENSIONS:
@@ -100,6 +100,4 @@ def _form_of_folder(path: Path) -> str:
         return forms[0]
     held = ", ".join(sorted(kind.decode(errors="replace") for kind in kinds if kind)) or "nothing known"
     choice = f", or say --form {' or '.join(forms)}" if forms else ""
-    raise Refused(
-        f"The format of the folder {path} cannot be detected ({held}); name the label file{choice}."
-    )
+    raise Refused(f"the format of the folder {path} cannot be detected ({held}); name the label file{choice}")

@@ -14,7 +14,7 @@ _OBJECT = "annotation/object"
 
 
 def read_voc(path: Path, classes: ClassMap) -> Labels:
-    """Read one XML file, or all below a folder, an image each; an image without an object is benign.
+    """Read one XML file, or all below a folder, one per image; an image without an object is benign.
 
     Raises Refused with file and line.
     """
@@ -22,7 +22,7 @@ def read_voc(path: Path, classes: ClassMap) -> Labels:
     for file in listed(path, ".xml"):
         texts = read_xml(file)
         if not texts or not texts[-1].path == "annotation":
-            raise Refused(f"{file}, line 1: the root is not <annotation>, so this is not Pascal VOC.")
+            raise Refused(f"{file}, line 1: the root is not <annotation>, so this is not Pascal VOC")
         boxes = [box for box in _voc_boxes(file, texts, classes) if box]
         name = next((text.text for text in texts if text.path == "annotation/filename"), "") or file.stem
         gathered.add(name, {box.threat for box in boxes}, str(file), boxes=boxes)
@@ -30,7 +30,7 @@ def read_voc(path: Path, classes: ClassMap) -> Labels:
 
 
 def _voc_boxes(file: Path, texts: list[Text], classes: ClassMap) -> Iterator[Box | None]:
-    """Yield a box for each object, None for one that is no threat."""
+    """Yield a box for each object, or None if it is not a threat."""
     of_object: dict[str, Text] = {}
     for text in texts:
         if text.path == _OBJECT:
@@ -43,7 +43,7 @@ def _voc_boxes(file: Path, texts: list[Text], classes: ClassMap) -> Iterator[Box
 def _voc_box(file: Path, of_object: dict[str, Text], line: int, classes: ClassMap) -> Box | None:
     for key in ("name", *(f"bndbox/{corner}" for corner in _CORNERS)):
         if key not in of_object:
-            raise Refused(f"{file}, line {line}: the object has no <{key.rpartition('/')[2]}>.")
+            raise Refused(f"{file}, line {line}: the object has no <{key.rpartition('/')[2]}>")
     name, *sides = (of_object[key] for key in ("name", *(f"bndbox/{corner}" for corner in _CORNERS)))
     threat = classes(name.text, f"{file}, line {name.line}")
     box = corners([side.text for side in sides], f"{file}, line {sides[0].line}")
@@ -51,9 +51,10 @@ def _voc_box(file: Path, of_object: dict[str, Text], line: int, classes: ClassMa
 
 
 def read_boxes(path: Path, classes: ClassMap) -> Labels:
-    """Read one text file, or all below a folder: a line an object, an empty file a benign image of its name.
+    """Read one text file, or all below a folder: one object a line; an empty file is benign.
 
-    A line is file name, class, x min, y min, x max, y max, blanks between. Raises Refused with file and line.
+    A line is file name, class, x min, y min, x max, y max, separated by blanks. Raises Refused with file and
+    line.
     """
     gathered = Gathered()
     for file in listed(path, ".txt"):
@@ -64,7 +65,7 @@ def read_boxes(path: Path, classes: ClassMap) -> Labels:
 
 
 def _text_images(file: Path, text: str, classes: ClassMap) -> dict[str, tuple[int, list[Box]]]:
-    """Gather the images of a file: the line where each begins, and its boxes."""
+    """Collect the images of a file: the line where each one begins, and its boxes."""
     images: dict[str, tuple[int, list[Box]]] = {}
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -73,7 +74,7 @@ def _text_images(file: Path, text: str, classes: ClassMap) -> dict[str, tuple[in
         if len(words) != 6:
             raise Refused(
                 f"{origin}: file name, class, x min, y min, x max and y max are expected, blanks between, "
-                f"not {len(words)} values."
+                f"not {len(words)} values"
             )
         threat, box = classes(words[1], origin), corners(words[2:], origin)
         _, boxes = images.setdefault(words[0], (number, []))
@@ -82,8 +83,8 @@ def _text_images(file: Path, text: str, classes: ClassMap) -> dict[str, tuple[in
 
 
 def listed(path: Path, suffix: str) -> list[Path]:
-    """Return the file, or the files of this suffix below the folder, sorted; raises Refused for none."""
+    """Return the file, or the files of this suffix below the folder, sorted; raises Refused if none."""
     files = sorted(path.rglob(f"*{suffix}")) if path.is_dir() else [path]
     if not files:
-        raise Refused(f"{path} holds no {suffix} file; name the folder with the annotations.")
+        raise Refused(f"{path} holds no {suffix} file; name the folder with the annotations")
     return files

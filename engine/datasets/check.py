@@ -1,4 +1,4 @@
-"""What a data set holds, and what is wrong with it, before an hour of training finds out."""
+"""Check of a data set: what it holds and what is wrong with it, before hours of training."""
 
 import re
 from collections import Counter, defaultdict
@@ -23,7 +23,7 @@ SURE = 0.95  # that the share of false matches is no larger
 
 @dataclass(frozen=True)
 class CheckSettings:
-    """What is looked at."""
+    """Settings of a check."""
 
     dataset: Path  # the folder of the images, or a label file beside them
     labels: Path | None = None  # None: what the data set says itself
@@ -34,7 +34,7 @@ class CheckSettings:
 
 @dataclass(frozen=True)
 class ListFindings:
-    """What one list says, and which of its images are there."""
+    """Findings on one list: its labels, and which of its images exist."""
 
     name: str  # 'data', 'test', 'test 2'
     source: str  # the label file or folder
@@ -57,7 +57,7 @@ class ListFindings:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Groups of images that are one."""
+    """Groups of images that are duplicates."""
 
     groups: int
     images: int  # in those groups
@@ -69,7 +69,7 @@ class Duplicates:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a check found."""
+    """Findings of a check."""
 
     lists: tuple[ListFindings, ...]
     unlisted: int  # images on disk that no list names
@@ -81,7 +81,7 @@ class Findings:
 
 
 class _Listed(NamedTuple):
-    """A list, and where its images lie."""
+    """A list and the paths of its images."""
 
     name: str
     source: Path
@@ -90,14 +90,14 @@ class _Listed(NamedTuple):
     found: Matches
 
     def there(self) -> list[tuple[int, Path]]:
-        """Return the labels that have an image of their own, and its path."""
+        """Return the labels whose image exists, and its path."""
         position = self.found.position.tolist()
         repeated = set(self.found.repeated)
         return [(k, self.on_disk[at]) for k, at in enumerate(position) if at >= 0 and k not in repeated]
 
 
 class _Images(NamedTuple):
-    """The images of all lists that are there, one list after the other."""
+    """Existing images of all lists, one list after the other."""
 
     paths: list[Path]
     labels: NDArray[np.bool_]  # [n, 5]
@@ -106,10 +106,10 @@ class _Images(NamedTuple):
 
 
 def check(settings: CheckSettings, progress: ProgressCallback = silent) -> Findings:
-    """Read the lists, find and decode their images, and compare these with each other.
+    """Read the lists, find and decode their images, and compare the images with each other.
 
     Images that are missing or cannot be decoded are findings. Raises Refused for a label file that cannot be
-    read, or a folder that is none.
+    read, or a path that is not a folder.
     """
     listed = _look_up(settings)
     images = _images(listed)
@@ -128,7 +128,7 @@ def check(settings: CheckSettings, progress: ProgressCallback = silent) -> Findi
 
 
 def _look_up(settings: CheckSettings) -> list[_Listed]:
-    """Read every list before any image is looked for; a test list speaks of the data set's own images."""
+    """Read every list before looking for images; a test list refers to the data set's own images."""
     sources = [settings.labels or settings.dataset, *settings.tests]
     lists = [read_labels(source, settings.form, settings.class_map) for source in sources]
     names = ["data", *("test" if k == 1 else f"test {k}" for k in range(1, len(sources)))]
@@ -187,9 +187,9 @@ def _combinations(labels: Labels) -> dict[str, int]:
 
 
 def runs(names: Sequence[str], chosen: NDArray[np.intp]) -> tuple[str, ...]:
-    """Write the chosen names as runs of those that follow each other, by number, among all names.
+    """Summarize names as runs of consecutive ones, by number, among all names.
 
-    The longest come first, as 'P08828..P08929 (102)'; a download that lacks a part shows as one run.
+    The longest come first, such as 'P08828..P08929 (102)'; a missing part of a download shows as one run.
     """
     order = sorted(range(len(names)), key=lambda k: _by_number(names[k]))
     picked = set(chosen.tolist())
@@ -207,7 +207,7 @@ def runs(names: Sequence[str], chosen: NDArray[np.intp]) -> tuple[str, ...]:
 
 
 def _by_number(name: str) -> tuple[str, int, str]:
-    """Split a name into what stands before its last number, and the number."""
+    """Split a name into the text before its last number, and the number."""
     parts = re.fullmatch(r"(.*?)([0-9]{1,18})([^0-9]*)", name, re.DOTALL)
     return (parts[1], int(parts[2]), name) if parts else (name, 0, name)
 
@@ -225,7 +225,7 @@ def _compared(prints: Prints, images: _Images) -> tuple[NDArray[np.intp], NDArra
 
 
 def _at_most(matched: int, pairs: int) -> float:
-    """Return the upper bound of a rate of rare events, by Poisson's law: three in n where none was seen."""
+    """Return the upper bound of the rate of a rare event, by Poisson's law: three in n if there was none."""
     from scipy.special import gammaincinv
 
     return min(float(gammaincinv(matched + 1, SURE)) / pairs, 1.0)

@@ -1,4 +1,4 @@
-"""Which of the five threats another data set's class is: evident names, or a map that the user writes."""
+"""Map the class names of other data sets to the five threats: obvious names, or a map by the user."""
 
 import tomllib
 from dataclasses import dataclass, field
@@ -7,8 +7,8 @@ from pathlib import Path
 from ..errors import Refused
 from ..row import THREATS
 
-IGNORE = "ignore"  # a class that is none of the five: no label
-NAMED = 10  # unknown classes in one sentence
+IGNORE = "ignore"  # a class that is not one of the five: no label
+MOST_LISTED = 10  # unknown classes in one message
 # SIXray leaves its hammers out; all of OPIXray's cutters but one are knives
 _EVIDENT = {
     **{threat: threat for threat in THREATS},
@@ -21,30 +21,32 @@ _EVIDENT = {
 
 @dataclass
 class ClassMap:
-    """Names of classes as a data set writes them, and the threat or IGNORE that each is."""
+    """Class names as a data set writes them, mapped to threats or IGNORE."""
 
     known: dict[str, str]
-    unknown: dict[str, str] = field(default_factory=dict)  # names met that it lacks, and where first
+    unknown: dict[str, str] = field(
+        default_factory=dict
+    )  # names without a mapping, and where each first occurs
 
     def __call__(self, name: str, origin: str) -> str | None:
-        """Return the threat that a class is, None where it is none; one unknown is kept for `check`."""
+        """Return the threat of a class, None if it is not a threat; keeps an unknown class for `check`."""
         threat = self.known.get(name) or _EVIDENT.get(_plain(name))
         if threat is None:
             self.unknown.setdefault(name, origin)
         return None if threat == IGNORE else threat
 
     def check(self) -> None:
-        """Raise Refused where a class was met that is unknown; all are named, to be written down at once."""
+        """Raise Refused if there were unknown classes; the message names all of them."""
         if not self.unknown:
             return
         (name, origin), *others = self.unknown.items()
-        some = ", ".join(repr(other) for other, _ in others[:NAMED])
-        rest = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
+        some = ", ".join(repr(other) for other, _ in others[:MOST_LISTED])
+        rest = f" and {len(others) - MOST_LISTED} more" if len(others) > MOST_LISTED else ""
         also = f", as are {some}{rest}" if others else ""
         raise Refused(
-            f"{origin}: the class {name!r} is unknown{also}; give a TOML file by --class-map that holds, "
-            f'below [classes], "{name}" = "knife" (or another of {", ".join(THREATS)}) or '
-            f'"{name}" = "{IGNORE}".'
+            f"{origin}: the class {name!r} is unknown{also}; give a TOML file with --class-map that maps it, "
+            f'below [classes]: "{name}" = "knife" (or another of {", ".join(THREATS)}) or '
+            f'"{name}" = "{IGNORE}"'
         )
 
 
@@ -53,25 +55,25 @@ def _plain(name: str) -> str:
 
 
 def read_class_map(path: Path | None) -> ClassMap:
-    """Read the table [classes] of a TOML file, other name = "knife" or "ignore"; None maps evident names.
+    """Read the table [classes] of a TOML file, other name = "knife" or "ignore"; None: obvious names only.
 
-    What the file says of a name goes before what is evident. Raises Refused for a file that is no such map.
+    The file overrides obvious names. Raises Refused if it is not such a map.
     """
     if path is None:
         return ClassMap({})
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise Refused(f"The class map {path} cannot be read: {error.strerror}.") from error
+        raise Refused(f"the class map {path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise Refused(f"The class map {path} is not a TOML file: {error}.") from error
+        raise Refused(f"the class map {path} is not a TOML file: {error}") from error
     table = content.pop("classes", None)
     if not isinstance(table, dict) or content:
-        raise Refused(f"The class map {path} must hold one table, [classes], and no more.")
+        raise Refused(f"the class map {path} must hold exactly one table, [classes]")
     for name, threat in table.items():
         if threat not in (*THREATS, IGNORE):
             raise Refused(
-                f"The class map {path} maps {name!r} to {threat!r}; write one of {', '.join(THREATS)} "
-                f"or {IGNORE}."
+                f"the class map {path} maps {name!r} to {threat!r}; write one of {', '.join(THREATS)} "
+                f"or {IGNORE}"
             )
     return ClassMap(table)

@@ -19,8 +19,8 @@ T = TypeVar("T")
 def read_coco(path: Path, classes: ClassMap) -> Labels:
     """Read a file of images, annotations and categories; an image without an annotation is benign.
 
-    An annotation without a `bbox` is a label alone. Raises Refused with the line of broken JSON, or the
-    number of the entry (from 1 on) that is wrong.
+    An annotation without a `bbox` is a label only. Raises Refused with the line of invalid JSON, or with the
+    number (from 1) of an invalid entry.
     """
     images, annotations, categories = _parts(path)
     threats: dict[Any, str | None] = {}
@@ -45,22 +45,22 @@ def _parts(path: Path) -> list[list[Any]]:
     try:
         content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        raise Refused(f"{path}, line {error.lineno}: this is not JSON: {error.msg}.") from error
+        raise Refused(f"{path}, line {error.lineno}: this is not JSON: {error.msg}") from error
     except (RecursionError, ValueError) as error:
-        raise Refused(f"{path} is not COCO: its JSON is nested too deep, or a number too long.") from error
+        raise Refused(f"{path} is not COCO: its JSON is nested too deep, or a number too long") from error
     parts = [content.get(part) if isinstance(content, dict) else None for part in _PARTS]
     for name, part in zip(_PARTS, parts, strict=True):
         if not isinstance(part, list):
-            raise Refused(f"{path} is not COCO: its list of {name} is missing.")
+            raise Refused(f"{path} is not COCO: its list of {name} is missing")
     return [part for part in parts if isinstance(part, list)]
 
 
 def _entries(path: Path, part: str, entries: list[Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Pair each entry with its origin; raises Refused for one that is no object."""
+    """Pair each entry with its origin; raises Refused for one that is not an object."""
     placed = [(f"{path}, {part} {number}", entry) for number, entry in enumerate(entries, start=1)]
     for origin, entry in placed:
         if not isinstance(entry, dict):
-            raise Refused(f"{origin}: an object is expected.")
+            raise Refused(f"{origin}: an object is expected")
     return placed
 
 
@@ -68,7 +68,7 @@ def _get(entry: dict[str, Any], key: str, kind: type[T], origin: str) -> T:
     value = entry.get(key)
     if not isinstance(value, kind) or isinstance(value, bool):
         wanted = "a whole number" if kind is int else "a text"
-        raise Refused(f"{origin}: {key} must be {wanted}, not {json.dumps(value)[:40]}.")
+        raise Refused(f"{origin}: {key} must be {wanted}, not {json.dumps(value)[:40]}")
     return value
 
 
@@ -77,7 +77,7 @@ def _ids(path: Path, images: list[Any]) -> set[int]:
     for origin, entry in _entries(path, "images", images):
         number = _get(entry, "id", int, origin)
         if number in ids:
-            raise Refused(f"{origin}: another image has the id {number} too; give each its own.")
+            raise Refused(f"{origin}: another image has the id {number} too; give each its own")
         ids.add(number)
     return ids
 
@@ -85,16 +85,14 @@ def _ids(path: Path, images: list[Any]) -> set[int]:
 def _by_image(
     path: Path, annotations: list[Any], threats: dict[Any, str | None], ids: set[int]
 ) -> dict[int, list[tuple[str, Box | None]]]:
-    """Gather the threats of each image, with their boxes where they have one."""
+    """Collect the threats of each image, with their boxes if they have any."""
     found: dict[int, list[tuple[str, Box | None]]] = {}
     for origin, entry in _entries(path, "annotations", annotations):
         image, category = (_get(entry, key, int, origin) for key in ("image_id", "category_id"))
         if image not in ids:
-            raise Refused(
-                f"{origin}: there is no image of the id {image}; add it or leave out the annotation."
-            )
+            raise Refused(f"{origin}: there is no image of the id {image}; add it or remove the annotation")
         if category not in threats:
-            raise Refused(f"{origin}: there is no category of the id {category}; add it to the categories.")
+            raise Refused(f"{origin}: there is no category of the id {category}; add it to the categories")
         box = _numbers(entry["bbox"], origin) if entry.get("bbox") is not None else None
         if threat := threats[category]:
             found.setdefault(image, []).append((threat, Box(threat, *box) if box else None))
@@ -105,14 +103,14 @@ def _numbers(values: Any, origin: str) -> tuple[float, float, float, float]:
     numbers = values if isinstance(values, list) else []
     plain = [float(v) for v in numbers if isinstance(v, int | float) and abs(v) < LARGEST]
     if len(numbers) != 4 or len(plain) != 4 or min(plain[2:]) <= 0:
-        raise Refused(f"{origin}: bbox must be x, y, width and height, the last two above 0.")
+        raise Refused(f"{origin}: bbox must be x, y, width and height, the last two above 0")
     return plain[0], plain[1], plain[2], plain[3]
 
 
 def write_coco(labels: Labels, size: Callable[[int], tuple[int, int]] | None = None) -> bytes:
-    """Return the file's bytes: every label an annotation, with a box where one is known.
+    """Return the bytes of a COCO file: an annotation per label, with its box if it is known.
 
-    `size` gives width and height of an image; without it they are left out. Groups and splits go along.
+    `size` returns width and height of an image; without it they are left out. Groups and splits are included.
     """
     images, annotations = [], []
     for k, name in enumerate(labels.names):

@@ -1,4 +1,4 @@
-"""From any format that can be read to SIXray's CSV or COCO's JSON."""
+"""Conversion of labels from any format to SIXray's CSV or COCO's JSON."""
 
 import csv
 import io
@@ -19,7 +19,7 @@ from .tables import SIXRAY_HEADER
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written."""
+    """Counts of a conversion."""
 
     images: int
     positives: int
@@ -37,14 +37,14 @@ def convert(
     """Write the labels of `source` to `out`, a .csv in SIXray's format or a .json in COCO's.
 
     With `image_folder`, names become paths of images below that folder, and the JSON holds their sizes.
-    Raises Refused for what cannot be read or joined, and where `out` exists already.
+    Raises Refused for labels that cannot be read or joined, and if `out` exists already.
     """
     if out.suffix.lower() not in (".csv", ".json"):
         raise Refused(
-            f"{out} ends neither in .csv (SIXray's format) nor in .json (COCO's); name a file that does."
+            f"{out} ends neither in .csv (SIXray's format) nor in .json (COCO's); name a file that does"
         )
     if out.exists():
-        raise Refused(f"{out} exists already; remove it or name another file.")
+        raise Refused(f"{out} exists already; remove it or name another file")
     labels = read_labels(source, form, class_map)
     paths = None
     if image_folder is not None:
@@ -60,9 +60,9 @@ def convert(
 
 
 def write_sixray(labels: Labels) -> bytes:
-    """Return a list in SIXray's form: a line an image, 1 for a threat and -1 for none.
+    """Return a list in SIXray's format: one image per line, 1 for a threat and -1 for its absence.
 
-    Raises Refused for a name that is not UTF-8, as files may have.
+    Raises Refused for a file name that is not UTF-8.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -73,7 +73,7 @@ def write_sixray(labels: Labels) -> bytes:
         return file.getvalue().encode()
     except UnicodeEncodeError as error:
         name = next(name for name in labels.names if not _is_utf8(name))
-        raise Refused(f"The name {name!r} is not UTF-8, which a CSV must be; write a .json.") from error
+        raise Refused(f"the name {name!r} is not UTF-8, which a CSV must be; write a .json") from error
 
 
 def _is_utf8(name: str) -> bool:
@@ -81,7 +81,7 @@ def _is_utf8(name: str) -> bool:
 
 
 def _sizes(paths: list[Path] | None) -> Callable[[int], tuple[int, int]] | None:
-    """Return what tells width and height of an image, from its header; None where no image is known."""
+    """Return a function that reads width and height of an image from its header; None without images."""
     from PIL import Image
 
     def size(k: int) -> tuple[int, int]:
@@ -90,6 +90,6 @@ def _sizes(paths: list[Path] | None) -> Callable[[int], tuple[int, int]] | None:
             with Image.open(paths[k]) as image:
                 return image.size
         except (OSError, Image.DecompressionBombError) as error:
-            raise Refused(f"{paths[k]} is not an image whose size can be read: {error}.") from error
+            raise Refused(f"{paths[k]} is not an image whose size can be read: {error}") from error
 
     return None if paths is None else size

@@ -1,11 +1,12 @@
-"""Images that are one bag: the same bytes, or so alike that one part of a split would give the other away.
+"""Images of the same bag: equal bytes, or so alike that one side of a split would reveal the other.
 
 Two perceptual hashes of imagehash must agree, both of the pixels that a scan sees. The difference hash
-(dHash, 64 bits) finds the candidates: 10 bits or fewer apart. Alone it is wrong about two in a thousand
-pairs of unlike bags, for one bag on white air is much like another at 9 x 8 pixels. The DCT hash (pHash,
-256 bits) then confirms: 68 bits or fewer apart. Both together took none of 519,690 pairs of synthetic bags
-for one, so at most 6 of a million; `python -m benchmarks duplicates` measures that, and which altered copies
-are found. Mirrored and turned copies are not looked for.
+(dHash, 64 bits) finds candidates, 10 bits or fewer apart. By itself it errs on two in a thousand pairs
+of unlike bags, because one bag on white air is much like another at 9 x 8 pixels. The DCT hash (pHash, 256
+bits) then confirms them, 68 bits or fewer apart. Both hashes confused none of 519,690 pairs of synthetic
+bags, so at most 6 in a million; `python -m benchmarks duplicates` measures that, and which altered copies
+are found.
+Mirrored and rotated copies are not looked for.
 """
 
 import hashlib
@@ -33,14 +34,14 @@ Pairs = tuple[NDArray[np.intp], NDArray[np.intp]]
 
 @dataclass(frozen=True)
 class Prints:
-    """What images are known by, in the order of their paths."""
+    """Fingerprints of images, in the order of their paths."""
 
     digest: tuple[bytes | None, ...]  # SHA-256 of the file; None where it could not be read
     hashes: NDArray[np.uint64]  # [n, 5], the dHash and behind it the four words of the pHash
     faults: dict[int, Row]  # rows, with status and error, of those that cannot be decoded
 
     def pictures(self) -> NDArray[np.intp]:
-        """Return for each image the first of equal hashes, [n]; one that cannot be decoded is its own."""
+        """Return for each image the first one with an equal hash, [n]; itself if it cannot be decoded."""
         first = np.arange(len(self.digest))
         whole = np.array([k for k in range(len(self.digest)) if k not in self.faults], np.intp)
         if len(whole):
@@ -49,12 +50,12 @@ class Prints:
         return first
 
     def distinct(self) -> NDArray[np.intp]:
-        """Return the images that could be decoded, of equal hashes the first, sorted."""
+        """Return the images that could be decoded, only the first of equal hashes, sorted."""
         return np.array([k for k in np.unique(self.pictures()) if k not in self.faults], np.intp)
 
 
 def fingerprints(paths: Sequence[Path], progress: ProgressCallback = silent) -> Prints:
-    """Decode every image as a scan does, and hash it; one that cannot be decoded is a fault, not an error."""
+    """Decode every image as a scan does, and hash it; images that cannot be decoded are recorded."""
     decoder = Decoder(SIZE, DecodeLimits())
     rows: list[Row] = []
     hashes = np.zeros((len(paths), 5), np.uint64)
@@ -71,7 +72,7 @@ def fingerprints(paths: Sequence[Path], progress: ProgressCallback = silent) -> 
 
 
 def _fingerprint(decoder: Decoder, path: Path) -> tuple[Row, NDArray[np.uint64]]:
-    """Return the row of one image, and its two hashes, uint64 [5]; zeros where it cannot be decoded."""
+    """Return the row of one image, and its two hashes, uint64 [5]; zeros if it cannot be decoded."""
     from imagehash import dhash, phash
     from PIL import Image
 
@@ -97,7 +98,7 @@ def _read(path: Path, row: Row) -> bytes:
 
 
 def look_alikes(prints: Prints) -> Iterator[Pairs]:
-    """Yield every pair of distinct images that look alike, i < j, some at a time; each pair is compared.
+    """Yield every pair of distinct images that look alike, i < j, in batches; all pairs are compared.
 
     A hundred thousand images are five thousand million pairs, some ten seconds of one core: decoding them
     takes longer. An index by bands of the hash would visit as many, for at 10 of 64 bits its bands are short,
@@ -124,7 +125,7 @@ def _candidates(coarse: NDArray[np.uint64], top: int) -> Iterator[Pairs]:
 
 
 def merged(group: NDArray[np.intp], pairs: Pairs) -> NDArray[np.intp]:
-    """Return the groups once those of each pair are one, each named by its first image, [n]."""
+    """Merge the groups of each pair; returns for each image the first image of its group, [n]."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -155,6 +156,6 @@ def duplicate_groups(paths: Sequence[Path], progress: ProgressCallback = silent)
     """Return a number for each image, [n]: the same for images that are duplicates or near-duplicates.
 
     A split that keeps each group whole leaks no bag from one part to another. An image that cannot be
-    decoded is a group of its own.
+    decoded is a group by itself.
     """
     return groups_of(fingerprints(paths, progress))

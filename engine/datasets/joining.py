@@ -1,4 +1,4 @@
-"""Which image on disk a label speaks of: by path where the name holds a slash, else by the file's stem."""
+"""Match labels to images on disk: by path if the name holds a slash, else by the stem of the file."""
 
 import os
 import posixpath
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Refused
-from ..sources.archive_names import IMAGE_EXTENSIONS, extension_of
+from ..sources.names import IMAGE_EXTENSIONS, extension_of
 from .labels import Labels
 
 MISSING, AMBIGUOUS = -1, -2  # in place of a position
@@ -21,7 +21,7 @@ _INTO_ARCHIVE = re.compile(r"(\.(?:tar|tar\.gz|tgz))!", re.IGNORECASE)
 
 
 class _Name(NamedTuple):
-    """A name as the join sees it."""
+    """A name split for the join."""
 
     stem: str  # the last component, without an image's extension
     file: str  # the last component, whole
@@ -34,13 +34,13 @@ class _Name(NamedTuple):
 
 @dataclass(frozen=True)
 class Matches:
-    """Where each label found its image, and what found none."""
+    """Position of each label's image, and the labels without one."""
 
     position: NDArray[np.intp]  # [n] into the uris; MISSING or AMBIGUOUS
     repeated: tuple[int, ...]  # labels whose image an earlier label has
 
     def where(self, fault: int) -> NDArray[np.intp]:
-        """Return the labels of this fault, MISSING or AMBIGUOUS."""
+        """Return the labels with this fault, MISSING or AMBIGUOUS."""
         return np.flatnonzero(self.position == fault)
 
 
@@ -48,11 +48,10 @@ def join(labels: Labels, uris: Sequence[str]) -> NDArray[np.intp]:
     """Return for each label the position of its image in `uris`, [n].
 
     A uri is a path, or what a scan writes (percent-encoded, `archive.tar!folder/bag.jpg`). A name with a
-    slash must be the end of a path, in whole components; any other is compared by stem, case and all. An
-    image's extension may be left out, or be another. Where several images fit, the one with the very
-    extension is meant, and of paths the one that is whole from a folder above all images on. Raises
-    Refused, with counts and the first example, where a name has no image, several images, or another
-    label's image.
+    slash must be the end of a path, in whole components; any other name is compared by stem, with case. An
+    image's extension may be left out or differ. If several images fit, one with the same extension wins, and
+    among paths one that is complete from a folder above all images. Raises Refused, with counts and the
+    first example, if a name has no image, several images, or the image of another label.
     """
     found = match(labels, uris)
     missing, ambiguous = found.where(MISSING), found.where(AMBIGUOUS)
@@ -68,8 +67,8 @@ def join(labels: Labels, uris: Sequence[str]) -> NDArray[np.intp]:
     if counts:
         first = min(int(k) for k in (*missing, *ambiguous, *found.repeated))
         raise Refused(
-            f"Of {len(labels.names)} names, {', '.join(counts)}; the first is {labels.names[first]!r} "
-            f"({labels.origins[first]}): {_remedy(found, first, labels, uris)}."
+            f"of {len(labels.names)} names, {', '.join(counts)}; the first is {labels.names[first]!r} "
+            f"({labels.origins[first]}): {_remedy(found, first, labels, uris)}"
         )
     return found.position
 
@@ -86,7 +85,7 @@ def _remedy(found: Matches, first: int, labels: Labels, uris: Sequence[str]) -> 
 
 
 def match(labels: Labels, uris: Sequence[str]) -> Matches:
-    """Find each label's image as `join` does; faults are returned, not raised."""
+    """Find the image of each label as `join` does, but return faults instead of raising them."""
     by_stem: dict[str, list[int]] = {}
     names = [_split_uri(uri) for uri in uris]
     above = _folders_above(names)
@@ -144,12 +143,12 @@ def _split_name(name: str) -> _Name:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Return every image file below a folder, by name, sorted; names that begin with a dot are left out.
+    """Return every image file below a folder, sorted by name, except hidden ones.
 
-    Raises Refused where the folder is none, or cannot be listed.
+    Raises Refused if the path is not a folder, or cannot be listed.
     """
     if not folder.is_dir():
-        raise Refused(f"The image folder {folder} does not exist; name the folder that holds the images.")
+        raise Refused(f"the image folder {folder} does not exist; name the folder that holds the images")
     found = []
     for parent, folders, files in os.walk(folder, onerror=_unlistable):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -162,4 +161,4 @@ def _is_image(name: str) -> bool:
 
 
 def _unlistable(error: OSError) -> None:
-    raise Refused(f"The folder {error.filename} cannot be listed: {error.strerror}.")
+    raise Refused(f"the folder {error.filename} cannot be listed: {error.strerror}")

@@ -1,4 +1,4 @@
-"""What a data set says of its images: the datum that every reader gives."""
+"""Labels of a data set, as every reader returns them."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ SPLITS = ("train", "validation", "calibration", "test")
 
 @dataclass(frozen=True)
 class Box:
-    """Where a threat lies, in pixels from the upper left corner."""
+    """Position of a threat, in pixels from the upper left corner."""
 
     threat: str  # one of THREATS
     x: float
@@ -27,7 +27,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Labels:
-    """What a data set says of its images, in the order of its files."""
+    """Labels of the images of a data set, in the order of its files."""
 
     names: tuple[str, ...]  # as written: perhaps with folders, perhaps without an extension
     labels: NDArray[np.bool_]  # [n, 5] in the order of THREATS; a benign image has none
@@ -63,7 +63,7 @@ class _Entry(NamedTuple):
 
 
 class Gathered:
-    """Labels in the making, an image at a time."""
+    """Collects labels, one image at a time."""
 
     def __init__(self) -> None:
         self._entries: list[_Entry] = []
@@ -77,19 +77,19 @@ class Gathered:
         split: str = "",
         boxes: Sequence[Box] = (),
     ) -> None:
-        """Take one image that holds these threats; raises Refused for a name or split that cannot be."""
+        """Add one image with its threats; raises Refused for an empty name or an unknown split."""
         name = name.strip()
         if not name:
-            raise Refused(f"{origin}: the image has no name; give the name of its file.")
+            raise Refused(f"{origin}: the image has no name; give the name of its file")
         if split and split not in SPLITS:
-            raise Refused(f"{origin}: the split {split!r} is unknown; write {', '.join(SPLITS)} or nothing.")
+            raise Refused(f"{origin}: the split {split!r} is unknown; write {', '.join(SPLITS)} or nothing")
         flags = tuple(threat in threats for threat in THREATS)
         self._entries.append(_Entry(name, flags, origin, group, split, tuple(boxes)))
 
     def labels(self, path: Path) -> Labels:
-        """Return what was gathered from `path`; raises Refused for no image or a name listed twice."""
+        """Return the labels collected from `path`; raises Refused for none, or a name listed twice."""
         if not self._entries:
-            raise Refused(f"{path} names no image; list each with its labels.")
+            raise Refused(f"{path} names no image; list images with their labels")
         self._check_once()
         entries = self._entries
         return Labels(
@@ -107,6 +107,6 @@ class Gathered:
         if twice:
             also = f", as are {len(twice) - 1} other names" if len(twice) > 1 else ""
             raise Refused(
-                f"{twice[0].origin}: {twice[0].name!r} is listed twice{also}; it stands first in "
-                f"{first[twice[0].name].origin}; list each image once."
+                f"{twice[0].origin}: {twice[0].name!r} is listed twice{also}; it is first in "
+                f"{first[twice[0].name].origin}; list each image once"
             )

@@ -1,4 +1,4 @@
-"""XML of strangers: no document type, so no entity of theirs; bounded in size; every text with its line."""
+"""Untrusted XML: no document type, hence no entities; bounded in size; every text with its line."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -19,13 +19,13 @@ class Text(NamedTuple):
 
 
 def read_xml(path: Path) -> list[Text]:
-    """Return the texts of a file's elements as they end; raises Refused with the line for what is no XML."""
+    """Return the texts of a file's elements as they end; raises Refused, with the line, for invalid XML."""
     reader = _Reader(path)
     try:
         reader.parser.Parse(read_bytes(path, MOST_BYTES), True)
     except expat.ExpatError as error:
         reason = expat.ErrorString(error.code)
-        raise Refused(f"{path}, line {error.lineno}: this is not XML: {reason}.") from error
+        raise Refused(f"{path}, line {error.lineno}: this is not XML: {reason}") from error
     return reader.found
 
 
@@ -43,7 +43,7 @@ class _Reader:
 
     def _refuse(self, *_: object) -> None:
         line = self.parser.CurrentLineNumber
-        raise Refused(f"{self.path}, line {line}: a document type is not read; remove <!DOCTYPE ...>.")
+        raise Refused(f"{self.path}, line {line}: a document type is not allowed; remove <!DOCTYPE ...>")
 
     def _start(self, name: str, _attributes: dict[str, str]) -> None:
         self._open.append(name)

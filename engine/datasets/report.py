@@ -1,4 +1,4 @@
-"""The findings of a check as a person reads them: text with bars, and a picture."""
+"""The findings of a check for a person: text with bars, and a plot."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ COMBINATIONS = 8  # that are written or drawn
 
 
 def check_text(findings: Findings) -> str:
-    """Write what a check found; lines that ask for a look begin with !."""
+    """Format the findings of a check; lines that need attention begin with !."""
     longest = max(number for one in findings.lists for number in one.labels.values())
     lines = [line for one in findings.lists for line in _list_lines(one, longest)]
     if findings.unlisted:
@@ -83,9 +83,9 @@ def _duplicate_lines(what: str, found: Duplicates) -> Iterator[str]:
 
 
 def plot(findings: Findings, path: Path) -> None:
-    """Draw how often each class and combination occurs in each list; the file's ending says the format.
+    """Draw how often each class and combination occurs in each list; the extension gives the format.
 
-    Raises Stopped where the file cannot be written.
+    Raises Stopped if the file cannot be written.
     """
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
 

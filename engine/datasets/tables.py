@@ -21,20 +21,20 @@ def read_sixray(path: Path) -> Labels:
     """Read a list `name,Gun,Knife,Wrench,Pliers,Scissors` of 1, -1 or 0; raises Refused with the line."""
     lines = _csv_lines(path)
     if next(lines, (1, None))[1] != SIXRAY_HEADER:
-        raise Refused(f"{path}, line 1: {','.join(SIXRAY_HEADER)} is expected as the first line.")
+        raise Refused(f"{path}, line 1: {','.join(SIXRAY_HEADER)} must be the first line")
     gathered = Gathered()
     for number, line in lines:
         origin = f"{path}, line {number}"
         if len(line) != len(SIXRAY_HEADER):
-            raise Refused(f"{origin}: a name and five labels are expected, not {len(line)} values.")
+            raise Refused(f"{origin}: a name and five labels are expected, not {len(line)} values")
         gathered.add(line[0], _threats(line[1:], _SIXRAY, origin), origin)
     return gathered.labels(path)
 
 
 def read_table(path: Path) -> Labels:
-    """Read a CSV or Parquet table with `path` or `name`, the five threats, and perhaps `split` and `group`.
+    """Read a CSV or Parquet table with `path` or `name`, the five threats, optionally `split` and `group`.
 
-    Labels are 1 / true or 0 / -1 / false; other columns are left alone. Raises Refused with the line or row.
+    Labels are 1 / true or 0 / -1 / false; other columns are ignored. Raises Refused with the line or row.
     """
     is_parquet = path.suffix.lower() == ".parquet"
     header, rows = _parquet_rows(path) if is_parquet else _csv_rows(path)
@@ -43,7 +43,7 @@ def read_table(path: Path) -> Labels:
     gathered = Gathered()
     for origin, row in rows:
         if len(row) != len(columns):
-            raise Refused(f"{origin}: {len(columns)} values are expected, not {len(row)}.")
+            raise Refused(f"{origin}: {len(columns)} values are expected, not {len(row)}")
         gathered.add(
             row[name],
             _threats([row[k] for k in threats], _TABLE, origin),
@@ -59,26 +59,26 @@ def _positions(origin: str, columns: list[str]) -> tuple[int, list[int], int | N
     if twice := sorted(
         {c for c in columns if columns.count(c) > 1 and c in (*_NAMES, *THREATS, "split", "group")}
     ):
-        raise Refused(f"{origin}: the column {twice[0]} stands twice; keep one.")
+        raise Refused(f"{origin}: the column {twice[0]} occurs twice; keep one")
     name = next((column for column in _NAMES if column in columns), None)
     lacking = [threat for threat in THREATS if threat not in columns]
     if name is None or lacking:
         missing = ", ".join([*(() if name else ("path (or name)",)), *lacking])
-        raise Refused(f"{origin}: a table of labels needs the columns {missing}, which are missing.")
+        raise Refused(f"{origin}: a table of labels needs the columns {missing}, which are missing")
     split, group = (columns.index(c) if c in columns else None for c in ("split", "group"))
     return columns.index(name), [columns.index(threat) for threat in THREATS], split, group
 
 
 def _threats(values: list[str], meanings: dict[str, bool], origin: str) -> list[str]:
-    """Name the threats whose value says that they are there."""
-    found = []
+    """Return the threats whose value is true."""
+    present = []
     for threat, value in zip(THREATS, values, strict=True):
-        present = meanings.get(value.strip().lower())
-        if present is None:
-            raise Refused(f"{origin}: the label {value!r} of {threat} is none of {', '.join(meanings)}.")
-        if present:
-            found.append(threat)
-    return found
+        meaning = meanings.get(value.strip().lower())
+        if meaning is None:
+            raise Refused(f"{origin}: the label {value!r} of {threat} is none of {', '.join(meanings)}")
+        if meaning:
+            present.append(threat)
+    return present
 
 
 def _csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -89,7 +89,7 @@ def _csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
             if line:
                 yield lines.line_num, line
     except csv.Error as error:
-        raise Refused(f"{path}, line {lines.line_num}: this is not CSV: {error}.") from error
+        raise Refused(f"{path}, line {lines.line_num}: this is not CSV: {error}") from error
 
 
 def _csv_rows(path: Path) -> tuple[list[str], Iterator[tuple[str, list[str]]]]:
@@ -105,7 +105,7 @@ def _parquet_rows(path: Path) -> tuple[list[str], Iterator[tuple[str, list[str]]
     try:
         table = pq.read_table(pa.BufferReader(read_bytes(path)))
     except (pa.ArrowException, OSError) as error:
-        raise Refused(f"{path} is not a Parquet file: {' '.join(str(error).split())}.") from error
+        raise Refused(f"{path} is not a Parquet file: {' '.join(str(error).split())}") from error
     known = (*_NAMES, *THREATS, "split", "group")
     wanted = [k for k, column in enumerate(table.column_names) if column.strip().lower() in known]
     columns = [table.column(k).to_pylist() for k in wanted]
@@ -119,5 +119,5 @@ def _as_text(value: Any) -> str:
 
 
 def first_line(path: Path) -> list[str]:
-    """Return the header of a CSV file; raises Refused where it is none."""
+    """Return the header of a CSV file; raises Refused if it is not CSV."""
     return next(_csv_lines(path), (0, []))[1]

@@ -11,8 +11,8 @@ from ..errors import DeviceLost
 from ..text import one_line
 from .coded_image import CodedImage
 from .dali_graph import DaliGraph, DecodedBatch, GraphSettings
+from .gpu_per_image import PerImageDecoder
 from .host_memory import HostMemory
-from .per_image import PerImageDecoder
 
 T = TypeVar("T")
 

@@ -134,8 +134,8 @@ class IsolatedDecoder:
                 code = self._child.wait()
                 self.close()
                 raise Stopped(
-                    f"The decoder's child process does not start (ended by {_cause(code)}); try "
-                    f"`{sys.executable} -m {__spec__.name} 256 1000 1000 9` to see why."
+                    f"the decoder's child process does not start (ended by {_cause(code)}); try "
+                    f"`{sys.executable} -m {__spec__.name} 256 1000 1000 9` to see why"
                 )
         return self._child
 

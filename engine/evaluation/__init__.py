@@ -1,6 +1,6 @@
-"""How good a model is on labelled images: from a scan's results file to figures, tables and pictures.
+"""Evaluation of a model on labelled images: from a scan's results to figures, tables and pictures.
 
-The whole flow is `evaluate`; `figures` computes the same figures from arrays, for training and benchmarks.
+`evaluate` is the whole flow; `figures` computes the same figures from arrays, for training and benchmarks.
 """
 
 import json
@@ -48,7 +48,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    """What is judged, by which labels."""
+    """Settings of an evaluation."""
 
     results: Path
     """Results of a finished scan."""
@@ -73,7 +73,7 @@ class EvaluateSettings:
 def evaluate(settings: EvaluateSettings) -> Evaluation:
     """Judge the rows of a scan by labels; with `out`, also write figures, table and pictures there.
 
-    Raises Refused where results, labels and model do not fit each other.
+    Raises Refused if results, labels and model do not belong together.
     """
     _check_folder(settings.out)
     results = read_results(settings.results)
@@ -115,18 +115,18 @@ def _write(
 
 
 def _check_folder(out: Path | None) -> None:
-    """Make the folder before the work begins; raises Refused where it cannot be."""
+    """Make the folder before the work begins; raises Refused if that fails."""
     try:
         if out:
             out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Refused(f"the folder --out {out} cannot be made: {error.strerror}; name another") from None
+        raise Refused(f"the folder --out {out} cannot be made ({error.strerror}): name another") from None
 
 
 def _class_thresholds(settings: EvaluateSettings, rows: Results) -> Floats:
     """Return the class thresholds [5]: the scan's own, or those with the best F1 on validation images.
 
-    A class that no validation image holds keeps the scan's.
+    A class without a validation image keeps the scan's threshold.
     """
     stored = np.array(rows.footer["operating_point"]["class_thresholds"], dtype=np.float32)
     thresholds = stored.astype(np.float64)  # what the scan compared with, to the last bit
@@ -136,20 +136,20 @@ def _class_thresholds(settings: EvaluateSettings, rows: Results) -> Floats:
         return thresholds
     validation = read_results(settings.validation)
     if validation.footer["bundle_hash"] != rows.footer["bundle_hash"]:
-        raise Refused(f"{validation.path} and {rows.path} come from different models: scan both with one")
+        raise Refused(
+            f"{validation.path} and {rows.path} come from different models: scan both with the same"
+        )
     path = settings.validation_labels or settings.labels
     seen, labels = labelled(validation, path, "validation", settings.form, settings.class_map)
     if both := len(set(seen.uris) & set(rows.uris)):
-        raise Refused(
-            f"{both} images are both judged and in the validation of {path}: thresholds need others"
-        )
+        raise Refused(f"{both} images are both judged and in the validation of {path}: use other images")
     for k in np.flatnonzero(labels.labels.any(axis=0)):
         thresholds[k] = _best_threshold(labels.labels[:, k], seen.probabilities[:, k])
     return thresholds
 
 
 def _best_threshold(positive: Flags, probabilities: Floats) -> float:
-    """Return the threshold of the highest F1 on images of which at least one is positive."""
+    """Return the threshold with the highest F1 on images, at least one of them positive."""
     precision, recall, thresholds = precision_recall_curve(positive, np.nan_to_num(probabilities, nan=-1.0))
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     return max(0.0, float(thresholds[np.argmax(f1[:-1])]))

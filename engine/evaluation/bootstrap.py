@@ -1,4 +1,4 @@
-"""Bootstrap intervals: bags are drawn with replacement, those with a threat and benign ones apart."""
+"""Bootstrap intervals over bags, which are drawn with replacement, positive and benign ones separately."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ Figures = dict[str, Figure]
 
 @dataclass(frozen=True, eq=False)
 class Bootstrap:
-    """Which images are drawn together, and how often; the same seed gives the same intervals."""
+    """Groups of images and number of resamples; the same seed gives the same intervals."""
 
     group: NDArray[np.intp]  # [n] the bag of each image, 0 to the number of bags - 1
     resamples: int = RESAMPLES
@@ -36,15 +36,15 @@ class Bootstrap:
 
     @classmethod
     def by_group(cls, groups: Sequence[str]) -> "Bootstrap":
-        """Group images by the name of their bag; an image without one is a bag of its own."""
+        """Group images by the name of their bag; an image without one is a bag by itself."""
         names = [f"bag {group}" if group else f"image {i}" for i, group in enumerate(groups)]
         return cls(np.unique(names, return_inverse=True)[1])
 
     def weights(self, positive: Flags) -> Iterator[Floats]:
-        """Yield how often each image is drawn, [b, n], `resamples` draws in all.
+        """Yield how often each image is drawn, [b, n], for `resamples` draws in all.
 
-        A bag is drawn whole. Bootstrap with a positive image and bags without are drawn apart, so that no
-        resample lacks one kind and their shares stay.
+        Bags are drawn whole. Bags with a positive image and bags without are drawn separately, so that every
+        resample has both kinds in the same shares.
         """
         count = int(self.group.max()) + 1
         suspicious = np.bincount(self.group, positive, count) > 0
@@ -73,7 +73,7 @@ def with_intervals(
 ) -> Figures:
     """Return every measure, and every mean of the measures that `means` names, with its interval.
 
-    A mean leaves out what is not defined. `positive` [n] tells the kinds that are drawn apart.
+    A mean leaves out undefined measures. `positive` [n] separates the two kinds, which are drawn separately.
     """
     values = {name: measure.value() for name, measure in measures.items()}
     defined = {name: measures[name] for name, value in values.items() if not np.isnan(value)}

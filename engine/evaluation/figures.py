@@ -1,4 +1,4 @@
-"""All figures of a model on labelled images, by name."""
+"""Figures of a model on labelled images, by name."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,16 +28,16 @@ GATE_PFAS = (0.02, 0.05, 0.10, 0.20, 0.30, 0.50)
 
 
 class Threshold(Protocol):
-    """What is needed of an operating point that a bundle stores."""
+    """The part of a stored operating point that is judged."""
 
     @property
     def pfa(self) -> float:
-        """The probability of false alarm that it was set for."""
+        """Probability of false alarm that it was set for."""
         ...
 
     @property
     def threshold(self) -> float:
-        """The score from which on there is an alarm."""
+        """Lowest score that is an alarm."""
         ...
 
 
@@ -45,7 +45,7 @@ class Threshold(Protocol):
 class Predictions:
     """Labelled images with a model's scores; an image that could not be scored is NaN throughout.
 
-    Such an image is no alarm and ranks behind all others: a threat in it is missed.
+    Such an image counts as no alarm and ranks last, so a threat in it is missed.
     """
 
     labels: Flags  # [n, 5] in the order of THREATS; a benign image has none
@@ -71,7 +71,7 @@ class Predictions:
         return self.probabilities >= self.class_thresholds
 
     def take(self, index: Flags) -> "Predictions":
-        """Return these images alone."""
+        """Return the images at these positions."""
         scores = {name: score[index] for name, score in self.scores.items()}
         return replace(
             self, labels=self.labels[index], probabilities=self.probabilities[index], scores=scores
@@ -84,7 +84,7 @@ def figures(
     """Return every figure with its interval; `stored` are the operating points of each decision.
 
     Names: `map`, `ap.gun`, `map_1_9`, `ap_1_9.gun` for 9 negatives to a positive; `micro_f1`, `macro_f1`,
-    `f1.gun` by the class thresholds, with `_gated` where a class counts in an alarm only; `pd`, `pfa` of the
+    `f1.gun` by the class thresholds, with `_gated` if a class counts in alarms only; `pd`, `pfa` of the
     alarm; `auroc`, `anomaly_ap`, `pd_at_pfa_05` and the `pfa_measured_05` that the stored operating point has
     here, `pd_at_test_pfa_05` at a threshold set on these very images, all also as `gbad.auroc` for each
     decision; `map_gated` by the alarm, `map_gated_pfa_05` by a gate set on these images.
@@ -128,26 +128,26 @@ def percent(share: float) -> str:
 
 
 def ranked(scores: Floats) -> Floats:
-    """Make scores finite: what has none ranks last."""
+    """Make scores finite: images without one rank last."""
     missing = np.isnan(scores)
     lowest = scores[~missing].min() if not missing.all() else 0.0
     return np.where(missing, lowest - 1, scores)
 
 
 def gated(alarm: Flags, probability: Floats) -> Floats:
-    """Rank [n] all alarms before all others, each part by probability: no ties, as with p times zero."""
+    """Rank [n] all alarms before all others, both by probability, without the ties of p times zero."""
     return np.unique(ranked(probability), return_inverse=True)[1] + alarm * float(len(alarm))
 
 
 def _prevalences(predictions: Predictions) -> Figures:
-    """Return the shares of the images that are positive; they are as they are, without an interval."""
+    """Return the shares of the images that are positive; they have no interval."""
     shares = {f"prevalence.{name}": predictions.labels[:, k].mean() for k, name in enumerate(THREATS)}
     shares = {"prevalence": predictions.positive.mean(), **shares}
     return {name: Figure(float(share), None, None) for name, share in shares.items()}
 
 
 def _rankings(predictions: Predictions) -> dict[str, Measure]:
-    """Measure AP by class, as the images are and at other prevalences."""
+    """Measure AP by class, at the prevalence of the images and at others."""
     measures: dict[str, Measure] = {}
     for k, name in enumerate(THREATS):
         ranking = Ranking(predictions.labels[:, k], ranked(predictions.probabilities[:, k]))
@@ -192,7 +192,7 @@ def _agreements(predictions: Predictions) -> dict[str, Measure]:
 
 
 def _alarms(predictions: Predictions) -> dict[str, Measure]:
-    """Measure what the alarm of these results catches, by class too, and what it costs."""
+    """Measure detection by the alarm of these results, overall and by class, and its false alarms."""
     by_class = {
         f"pd.{name}": Share(predictions.alarm, predictions.labels[:, k]) for k, name in enumerate(THREATS)
     }

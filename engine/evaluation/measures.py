@@ -1,6 +1,6 @@
-"""Measures of detection, each by scikit-learn and, for many weightings of the images at once, by sums.
+"""Measures of detection, by scikit-learn and, for many weightings of the images at once, by sums.
 
-The second way serves the bootstrap, for which the first would take minutes; tests hold both equal.
+The second way is for the bootstrap, for which the first would take minutes; tests check that both agree.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ SLACK = 1e-9  # of a count of images: rounding of a share
 
 
 class Measure(Protocol):
-    """A figure of labelled and scored images; NaN where it is not defined."""
+    """A figure of labelled and scored images; NaN if it is undefined."""
 
     def value(self) -> float:
         """Return the figure of the images as they are."""
@@ -47,13 +47,13 @@ class Ranking:
 
     @property
     def has_both(self) -> bool:
-        """Tell whether there are images of both kinds to be told apart."""
+        """Tell whether there are positive and negative images."""
         return bool(self.positive.any() and not self.positive.all())
 
     def counts(self, weights: Floats) -> tuple[Floats, Floats]:
         """Count positives and negatives [b, m] down to the end of each step, for weights [b, n].
 
-        The last answer is kept: several measures ask for the same.
+        The last result is cached, since several measures ask for it.
         """
         if self._last is None or self._last[0] is not weights:
             ordered = weights[:, self._order]
@@ -85,7 +85,7 @@ class Ranking:
 class AveragePrecision:
     """The mean precision over the positives of a ranking.
 
-    With `odds`, the negatives are weighted so that there are so many for each positive.
+    With `odds`, negatives are weighted so that there are so many per positive.
     """
 
     ranking: Ranking
@@ -134,7 +134,7 @@ class Auroc:
 
 @dataclass(frozen=True)
 class DetectionAt:
-    """The share of positives above the lowest threshold that at most a share `pfa` of negatives reaches."""
+    """The share of positives at the lowest threshold that at most a share `pfa` of negatives reaches."""
 
     ranking: Ranking
     pfa: float
@@ -147,7 +147,7 @@ class DetectionAt:
         return float(true[false <= self.pfa + SLACK].max())
 
     def weighted(self, weights: Floats) -> Floats:
-        """Compute it [b] for weights [b, n], the threshold set anew for each."""
+        """Compute it [b] for weights [b, n], with a new threshold for each."""
         positives, negatives = self.ranking.counts(weights)
         allowed = negatives <= (self.pfa + SLACK) * negatives[:, -1:]
         return _share(np.where(allowed, positives, 0).max(axis=1), positives[:, -1])
@@ -161,7 +161,7 @@ class Share:
     among: Flags  # [n]
 
     def value(self) -> float:
-        """Compute it; NaN where there is no image of the kind."""
+        """Compute it; NaN without an image of the kind."""
         return float(self.having[self.among].mean()) if self.among.any() else np.nan
 
     def weighted(self, weights: Floats) -> Floats:
@@ -179,7 +179,7 @@ class Agreement:
     average: str = "micro"  # micro: over all k n decisions; macro: the mean over the k classes
 
     def value(self) -> float:
-        """Compute it by scikit-learn; NaN where no image has a label."""
+        """Compute it by scikit-learn; NaN without a labelled image."""
         if not self.labels.any():
             return np.nan
         options: dict[str, Any] = {"average": self.average, "zero_division": 0}
@@ -203,5 +203,5 @@ class Agreement:
 
 
 def _share(part: Floats, whole: Floats, empty: float = np.nan) -> Floats:
-    """Divide; `empty` where there is nothing to divide by."""
+    """Divide; returns `empty` for a division by zero."""
     return np.divide(part, whole, out=np.full(np.shape(whole), float(empty)), where=whole > 0)

@@ -1,4 +1,4 @@
-"""What a reader must know to trust the figures of an evaluation, a sentence each."""
+"""Caveats of an evaluation, one sentence each."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -16,7 +16,7 @@ ENOUGH_IMAGES, ENOUGH_POSITIVES = 10_000, 100  # below, AP and PD at small PFA a
 def notes(
     results: Results, rows: Results, labels: Labels, stored: Mapping[str, Sequence[StoredPoint]]
 ) -> tuple[str, ...]:
-    """Say what is missing, small, or assumed; `rows` are those of `results` that have a label."""
+    """Yield what is missing, small or assumed; `rows` are the rows of `results` that have a label."""
     sentences = [
         *_of_model(rows, stored),
         *_of_rows(results, rows, labels),
@@ -54,7 +54,7 @@ def _of_labels(labels: Labels) -> Iterator[str]:
     if absent := [threat for threat, count in zip(THREATS, counts, strict=True) if not count]:
         yield f"No image holds {' or '.join(absent)}: no figures of that class, and means leave it out."
     if not labels.positive.any():
-        yield "No image holds a threat: false alarms alone can be judged."
+        yield "No image holds a threat: only false alarms can be judged."
     elif labels.positive.all():
         yield "Every image holds a threat: AUROC and false alarms cannot be judged."
     if len(labels.names) < ENOUGH_IMAGES or counts.min() < ENOUGH_POSITIVES:

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: curves, scores, the plane of the two losses, and how far probabilities hold."""
+"""Plots of an evaluation: curves, scores, the plane of the two losses, and reliability of probabilities."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +33,7 @@ GRID = 200  # points a side of the plane of losses
 def draw(
     folder: Path, predictions: Predictions, losses: tuple[Floats, Floats], bundle: Bundle | None
 ) -> None:
-    """Draw what the images allow into a folder, as PNG; raises OSError."""
+    """Write the plots that the images allow into a folder, as PNG; raises OSError."""
     has_threat, has_benign = predictions.positive.any(), (~predictions.positive).any()
     if has_threat:
         _save(folder / "precision_recall.png", lambda axes: _precision_recall(axes, predictions))
@@ -149,13 +149,13 @@ def _plane(
 
 
 def _gbad_threshold(predictions: Predictions, bundle: Bundle) -> float:
-    """Take the alarm's own threshold where `gbad` raises it, else that of the default operating point."""
+    """Return the threshold of the alarm if `gbad` raises it, else that of the default operating point."""
     own = predictions.decision == "gbad"
     return predictions.threshold if own else operating_point(bundle, "fp32", "gbad").threshold
 
 
 def _boundary(axes: Axes, decision: Decision, threshold: float) -> None:
-    """Draw where a decision on the losses reaches a threshold, within what the axes show."""
+    """Draw the line where a decision on the losses reaches a threshold, within the axes."""
     limits = axes.get_xlim(), axes.get_ylim()
     x, y = np.meshgrid(*(np.geomspace(*limit, GRID) for limit in limits))
     logits = np.zeros((x.size, len(THREATS)))  # this decision does not look at them

@@ -1,4 +1,4 @@
-"""What an evaluation says: as one value, as JSON, and as Markdown tables that are readable as plain text."""
+"""The outcome of an evaluation: as one value, as JSON, and as Markdown tables, readable as plain text."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ Cells = list[list[str]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The outcome of an evaluation; every figure stands in `figures` by its name."""
+    """The outcome of an evaluation; `figures` holds every figure by name."""
 
     about: Mapping[str, Any]  # the results, the labels, the model and its operating point
     counts: Mapping[str, Any]  # of rows, images and failures
@@ -37,7 +37,7 @@ class Evaluation:
     notes: tuple[str, ...]  # what a reader must know about the figures
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values: each figure under its name, and its interval under `intervals`."""
+        """Return plain values: figures by name, and their intervals under `intervals`."""
         document = {**_values(self.figures), "about": self.about, "counts": self.counts}
         document |= {"confusion": self.confusion, "notes": self.notes}
         if self.without_ignored:
@@ -46,7 +46,7 @@ class Evaluation:
 
 
 def as_markdown(evaluation: Evaluation) -> str:
-    """Write all tables with their headings, then the notes; figures in %, intervals in brackets."""
+    """Format all tables with headings, then the notes; figures in %, intervals in brackets."""
     figures = evaluation.figures
     parts = [
         "# Evaluation",
@@ -128,7 +128,7 @@ def _judged(figures: Figures) -> list[str]:
 
 
 def _stated(figures: Figures, decision: str) -> list[str]:
-    """Name the false-alarm rates at which a decision has figures, ascending."""
+    """Return the false-alarm rates at which a decision has figures, ascending."""
     own = {name.rpartition("_pfa_")[2] for name in figures if name.startswith(f"{decision}.pd_at_pfa_")}
     return sorted(own | {percent(pfa) for pfa in PFAS}, key=lambda at: float(at.replace("_", ".")))
 
@@ -180,7 +180,7 @@ def _bounded(figure: Figure) -> str:
 
 
 def _table(cells: Cells) -> str:
-    """Write a Markdown table: the first column to the left, numbers to the right."""
+    """Format a Markdown table: the first column left-aligned, numbers right-aligned."""
     widths = [max(len(row[k]) for row in cells) for k in range(len(cells[0]))]
     head, *rows = (_line(row, widths) for row in cells)
     rule = (

@@ -1,4 +1,4 @@
-"""From a results file and labels to what is judged: the rows of labelled images, in the labels' order."""
+"""The rows that an evaluation judges: those of labelled images, in the order of the labels."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ LARGEST = 1 - 2.0**-25  # a stored probability of 1 is half a step of float32 be
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """The images of a finished results file; one without a score has NaN numbers."""
+    """Images of a finished results file; numbers are NaN for an image without a score."""
 
     path: Path
     footer: dict[str, Any]
@@ -55,7 +55,7 @@ class Results:
         return self.numbers[:, 5], self.numbers[:, 6]
 
     def failed(self) -> dict[str, int]:
-        """Count the images without a score by reason."""
+        """Count the images without a score, by reason."""
         return dict(Counter(status for status in self.statuses if status != "ok").most_common())
 
     def take(self, index: NDArray[np.intp]) -> "Results":
@@ -65,7 +65,7 @@ class Results:
 
 
 def read_results(path: Path) -> Results:
-    """Read a finished results file or folder; raises Refused where it is none."""
+    """Read a finished results file or folder; raises Refused if it is not one."""
     footer = read_footer(path)
     if footer is None or "operating_point" not in footer:
         raise Refused(_not_results(path))
@@ -93,8 +93,8 @@ def labelled(
 ) -> tuple[Results, Labels]:
     """Return the rows of the images that a label file names, and the labels, both in its order.
 
-    Where the file names splits, only the images of `split` are taken. Raises Refused for labels that cannot
-    be read, that name no image of the split, or that have no row.
+    If the file has splits, only the images of `split` are returned. Raises Refused for labels that cannot be
+    read, name no image of the split, or have no row.
     """
     labels = read_labels(path, form, class_map)
     if any(labels.splits):
@@ -108,7 +108,7 @@ def labelled(
 
 
 def decision_scores(results: Results, bundle: Bundle | None) -> dict[str, Floats]:
-    """Return the scores [n] of the scan's own decision as stored, and with a bundle those of its others.
+    """Return the stored scores [n] of the scan's decision and, with a bundle, those of its other decisions.
 
     They are computed from the stored losses and probabilities, whose logarithms of odds are the logits.
     """
@@ -124,7 +124,7 @@ def decision_scores(results: Results, bundle: Bundle | None) -> dict[str, Floats
 
 
 def matching_bundle(path: Path, results: Results) -> Bundle:
-    """Read the bundle that the results come from; raises Refused where it is another."""
+    """Read the bundle that the results come from; raises Refused if they come from another one."""
     bundle = Bundle.read(path)
     if bundle.hash != results.footer["bundle_hash"]:
         raise Refused(
@@ -135,7 +135,7 @@ def matching_bundle(path: Path, results: Results) -> Bundle:
 
 
 def stored_points(results: Results, bundle: Bundle | None) -> dict[str, tuple[StoredPoint, ...]]:
-    """Return the operating points of each decision: the bundle's, or else the one that the results name."""
+    """Return the operating points of each decision: the bundle's, else the one in the results."""
     point = results.footer["operating_point"]
     if bundle is not None:
         return dict(bundle.manifest.operating_points[point["precision"]])
@@ -146,9 +146,9 @@ def stored_points(results: Results, bundle: Bundle | None) -> dict[str, tuple[St
 
 
 def images_in_list(results: Results, path: Path) -> Flags:
-    """Tell which images [n] are in a list of names, one a line, matched as the names of labels are.
+    """Tell which images [n] are in a list of names, one per line, matched like the names of labels.
 
-    Raises Refused where the list cannot be read, names none or all of the images, or several with one name.
+    Raises Refused if the list cannot be read, or a name fits none, or several of the images.
     """
     lines = dict.fromkeys(line.strip() for line in read_text(path).splitlines() if line.strip())
     gathered = Gathered()
@@ -163,5 +163,5 @@ def images_in_list(results: Results, path: Path) -> Flags:
     listed = np.zeros(len(results.uris), dtype=np.bool_)
     listed[position[position >= 0]] = True
     if listed.all():
-        raise Refused(f"{path} names all {len(listed)} images: leave out those to judge")
+        raise Refused(f"{path} names all {len(listed)} images: remove those to judge")
     return listed

@@ -1,4 +1,4 @@
-"""Operating points: thresholds on scores that benign images set, and how well they are known.
+"""Operating points: thresholds set on the scores of benign images, and how well they are known.
 
 "Calibration" is the split of benign images that sets thresholds. Needs SciPy, which a scan does not.
 """
@@ -15,7 +15,7 @@ from .decision import Scores
 
 @dataclass(frozen=True)
 class CalibratedPoint:
-    """An operating point: what raises an alarm, and at which rate of false alarms."""
+    """An operating point: the threshold of an alarm, and its rate of false alarms."""
 
     pfa: float
     """Probability of false alarm that the thresholds were set for."""
@@ -34,7 +34,7 @@ def calibrate(
 ) -> list[CalibratedPoint]:
     """Set an operating point for each PFA from scores [n] and probabilities [n, 5] of benign images.
 
-    A point is supported where `support_events` of them or more are expected above its threshold.
+    A point is supported if at least `support_events` of them are expected above its threshold.
     """
     points = []
     for pfa in pfas:
@@ -62,7 +62,7 @@ def threshold_at(benign: NDArray[np.floating], pfa: float) -> float:
 
 
 def benign_quantiles(scores: Scores) -> tuple[list[float], list[float]]:
-    """Return probabilities and the benign scores at them, denser where false alarms are rare."""
+    """Return probabilities and the benign scores at them, more densely where false alarms are rare."""
     tail = 1 - np.geomspace(max(1e-4, 1 / len(scores)), 0.2, 100)
     probabilities = np.unique(np.concatenate([np.linspace(0, 1, 101), tail]))
     return probabilities.tolist(), np.quantile(scores, probabilities).tolist()

@@ -1,6 +1,6 @@
-"""Decisions: named functions of an image's two losses and class scores that give its `anomaly_score`.
+"""Decisions: named functions from an image's two losses and class scores to its `anomaly_score`.
 
-NumPy alone. The score of an image belongs to that image: rows are computed in blocks of one fixed shape,
+NumPy only. The score of an image belongs to that image: rows are computed in blocks of one fixed shape,
 without matrix products, so neither their number nor their neighbours change a bit.
 """
 
@@ -58,21 +58,19 @@ class Decision:
         for field, shape in shapes.items():
             array = getattr(self, field)
             if array is None or array.shape != shape or not np.isfinite(array).all():
-                raise BundleError(
-                    f"The array {field!r} of the decision {self.name!r} is missing or not usable."
-                )
+                raise BundleError(f"the array {field!r} of the decision {self.name!r} is missing or unusable")
         if not (self.std > 0).all():
-            raise BundleError(f"The decision {self.name!r} divides by a standard deviation of zero.")
+            raise BundleError(f"the decision {self.name!r} divides by a standard deviation of zero")
 
     @classmethod
     def from_tensors(cls, name: str, tensors: Mapping[str, np.ndarray]) -> "Decision":
-        """Read a decision from a bundle's arrays `decision.NAME.*`; raises BundleError where it has none."""
+        """Read a decision from a bundle's arrays `decision.NAME.*`; raises BundleError if there is none."""
         prefix = f"decision.{name}."
         found = {key.removeprefix(prefix): tensors[key] for key in tensors if key.startswith(prefix)}
         if name not in INPUTS or not found:
-            raise BundleError(f"The bundle holds no decision {name!r}; it may hold {', '.join(INPUTS)}.")
+            raise BundleError(f"the bundle holds no decision {name!r}; it may hold {', '.join(INPUTS)}")
         if not {"mean", "std", "weights", "intercept"} <= found.keys() <= cls.__dataclass_fields__.keys():
-            raise BundleError(f"The arrays of the decision {name!r} are not those of a decision.")
+            raise BundleError(f"the decision {name!r} has missing or unknown arrays")
         return cls(name, **{key: array.astype(np.float64) for key, array in found.items()})
 
     def tensors(self) -> dict[str, np.ndarray]:
@@ -83,17 +81,17 @@ class Decision:
     def score(
         self, reconstruction_loss: ArrayLike, feature_matching_loss: ArrayLike, logits: ArrayLike
     ) -> Scores:
-        """Scores [n] float64 of losses [n], [n] and logits [n, 5]; higher is more anomalous."""
+        """Return scores [n] float64 of losses [n], [n] and logits [n, 5]; higher is more anomalous."""
         return self.score_inputs(inputs(self.name, reconstruction_loss, feature_matching_loss, logits))
 
     def score_inputs(self, values: Scores) -> Scores:
-        """Scores [n] of the decision's inputs [n, d] as `inputs` makes them."""
+        """Return scores [n] of inputs [n, d] as `inputs` returns them."""
         u = (values - self.mean) / self.std
         rows = _padded(u)
         return np.concatenate([self._block(block) for block in rows.reshape(-1, BLOCK, u.shape[1])])[: len(u)]
 
     def _block(self, u: Scores) -> Scores:
-        """Scores [BLOCK] of standardized inputs u [BLOCK, d]."""
+        """Return scores [BLOCK] of standardized inputs u [BLOCK, d]."""
         if self.support is None or self.coefficients is None or self.gamma is None:
             return _weighted(u, self.weights) + self.intercept
         inside = np.clip(u, self.low, self.high)
@@ -106,7 +104,7 @@ class Decision:
 
 
 def on_device(decision: Decision, device: str) -> "Decision | TorchDecision":
-    """Give what scores a decision where the networks run, `cpu` or `cuda:N`; a linear one costs nothing."""
+    """Return the decision for a device, `cpu` or `cuda:N`; a linear one stays on the CPU."""
     if device == "cpu" or decision.support is None:
         return decision
     from .decision_torch import TorchDecision
@@ -117,7 +115,7 @@ def on_device(decision: Decision, device: str) -> "Decision | TorchDecision":
 def inputs(
     name: str, reconstruction_loss: ArrayLike, feature_matching_loss: ArrayLike, logits: ArrayLike
 ) -> Scores:
-    """Return what the decision `name` looks at, [n, d] float64: logarithms of losses, the largest logit."""
+    """Return the inputs of the decision `name`, [n, d] float64: logarithms of losses, the largest logit."""
     largest = np.asarray(logits, np.float64).max(axis=1)
     columns = {
         "log_reconstruction_loss": lambda: _log(reconstruction_loss),
@@ -133,7 +131,7 @@ def _log(loss: ArrayLike) -> Scores:
 
 
 def _padded(rows: Scores) -> Scores:
-    """Rows [n, d] followed by ones up to a multiple of BLOCK, at least one block."""
+    """Pad rows [n, d] with ones to a multiple of BLOCK, at least one block."""
     blocks = max(1, -(-len(rows) // BLOCK))
     padded = np.ones((blocks * BLOCK, rows.shape[1]))
     padded[: len(rows)] = rows

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from .decision import Decision, Scores, inputs
 
-BLOCK = 256  # rows: a batch of one shape alone, so that no score depends on its neighbours
+BLOCK = 256  # rows: batches of one fixed shape, so that no score depends on its neighbours
 
 
 class TorchDecision:
-    """Scores as `Decision.score` does, in float64: equal to it but for the last bits.
+    """Scores like `Decision.score`, in float64, with the same results up to the last bits.
 
     Each row is compared with thousands of support vectors. NumPy takes milliseconds for a batch, too long
     beside a GPU that scores tens of thousands of images a second.
@@ -27,7 +27,7 @@ class TorchDecision:
     def score(
         self, reconstruction_loss: ArrayLike, feature_matching_loss: ArrayLike, logits: ArrayLike
     ) -> Scores:
-        """Scores [n] float64 of losses [n], [n] and logits [n, 5]; higher is more anomalous."""
+        """Return scores [n] float64 of losses [n], [n] and logits [n, 5]; higher is more anomalous."""
         own = self._decision
         u = (inputs(own.name, reconstruction_loss, feature_matching_loss, logits) - own.mean) / own.std
         rows = np.zeros((-(-len(u) // BLOCK) * BLOCK, u.shape[1]))
@@ -36,7 +36,7 @@ class TorchDecision:
         return np.concatenate([self._block(each).cpu().numpy() for each in blocks] or [rows[:, 0]])[: len(u)]
 
     def _block(self, u: Tensor) -> Tensor:
-        """Scores [BLOCK] of standardized inputs u [BLOCK, d]."""
+        """Return scores [BLOCK] of standardized inputs u [BLOCK, d]."""
         support, coefficients, gamma, low, high = self._arrays
         inside = u.clamp(low, high)
         distance = torch.zeros(len(u), len(support), dtype=u.dtype, device=u.device)  # [BLOCK, m], squared

@@ -1,4 +1,4 @@
-"""Stored features: a folder of files, one beside each part of the rows, never merged."""
+"""Stored features: a folder of files, one for each part of the rows, never merged."""
 
 import json
 import os
@@ -35,7 +35,7 @@ class FeatureStore:
     """The features of one scan, float16, in `DIR.parts/data` until the scan finishes.
 
     A file is durable before the part of rows with its number: after a crash the rows decide, and files
-    beyond their last part go. Methods raise OSError of the disk.
+    beyond their last part are removed. Methods raise OSError of the disk.
     """
 
     def __init__(self, folder: Path, x_size: int = X_SIZE):
@@ -45,7 +45,7 @@ class FeatureStore:
         self.held = 0  # rows not yet in a file
 
     def check(self, replace: bool) -> None:
-        """Raise Refused, and make nothing, where the folder cannot take the features."""
+        """Raise Refused, without creating anything, if the folder cannot hold the features."""
         target = self.staging.target
         self.staging.check_target()
         self.staging.check_replaceable()
@@ -53,9 +53,9 @@ class FeatureStore:
             raise Refused(f"{target} holds the features of a finished scan: add --overwrite, or name another")
 
     def reserve(self, former_id: str | None) -> None:
-        """Take the staging folder for a new scan, empty; what the dropped scan `former_id` left there goes.
+        """Take the staging folder for a new scan, emptied of what the dropped scan `former_id` left there.
 
-        Raises Refused where another scan's features are in it.
+        Raises Refused if it holds another scan's features.
         """
         self.staging.enter()
         if not self.staging.is_empty:
@@ -63,7 +63,7 @@ class FeatureStore:
             self.staging.clear()
 
     def enter(self, scan_id: str) -> None:
-        """Take the staging folder for this scan; raises Refused where another scan's features are in it."""
+        """Take the staging folder for this scan; raises Refused if it holds another scan's features."""
         self.staging.enter()
         if self.staging.is_empty:
             write_whole(self.staging.state, json.dumps({"scan_id": scan_id}).encode())
@@ -78,7 +78,7 @@ class FeatureStore:
             self.staging.leave()
 
     def open(self, last_part: int) -> None:
-        """Match the files to the parts of rows; raises Refused where some are missing."""
+        """Match the files to the parts of rows; raises Refused if some are missing."""
         self._files = PartFolder(self.staging.data, "features")
         remove(self.staging.data / COMMON_METADATA)
         self._files.drop_after(last_part)
@@ -100,14 +100,14 @@ class FeatureStore:
             self.held += keys.num_rows
 
     def flush(self) -> None:
-        """Write what is held as the next file, durably; an empty one where nothing is."""
+        """Write the features held as the next file, durably, even if there are none."""
         self._files.append(features_schema(self._x_size, len(THREATS)), self._batches)
         self._batches, self.held = [], 0
 
     def drop_stale(self, index: Index) -> int:
-        """Rewrite the files with features of rows that go; returns how many features stay.
+        """Rewrite files that hold features of dropped rows; returns how many features remain.
 
-        The newest of a key counts: an image that was scanned twice has two.
+        The newest features of a key count: an image that was scanned twice has two.
         """
         kept = 0
         for part in reversed(self._files.parts):
@@ -122,9 +122,9 @@ class FeatureStore:
         write_common_metadata(self.staging.data, features_schema(self._x_size, len(THREATS)), footer)
 
     def install(self, scan_id: str, replace: bool) -> Iterator[str]:
-        """Put the sealed folder in its place and clean up; also after a crash, from wherever it came to.
+        """Put the sealed folder in its place and clean up; also after a crash, from wherever it stopped.
 
-        Yields the name of each step done; raises Stopped where something else stands there.
+        Yields the name of each step done; raises Stopped if something else is there.
         """
         sealed = read_footer(self.staging.data)
         if sealed and sealed["scan_id"] == scan_id:

@@ -1,8 +1,8 @@
 """The images that are in a decoder right now, in a file that outlives its process.
 
-A worker notes an image before it decodes it, without a lock: each of its threads has a slot of a file that is
-mapped to memory. The coordinator reads the slots for images that take too long, and those of a worker that
-died; a later scan reads what a coordinator left that died too. All of these images are then decoded apart.
+A worker notes an image before it decodes it, without a lock: each of its threads has slots in a memory-mapped
+file. From the slots the coordinator learns which images take too long and which a dead worker was decoding; a
+later run learns the same if the coordinator died as well. All of these images are then decoded apart.
 """
 
 import mmap
@@ -21,7 +21,7 @@ PREFIX = "in_flight-"
 
 
 class Slots:
-    """Some slots of one worker's file; each thread that decodes has its own."""
+    """Slots of one thread in its worker's file."""
 
     def __init__(self, slots: mmap.mmap, first: int, count: int):
         self._slots = slots
@@ -35,8 +35,8 @@ class Slots:
     def begin_all(self, keys: Sequence[bytes]) -> None:
         """Note images that are decoded at once; no more than there are slots."""
         now = time.monotonic_ns()
-        for place, key in enumerate(keys[: self._count]):
-            SLOT.pack_into(self._slots, self._first + place * SLOT.size, key, now)
+        for slot, key in enumerate(keys[: self._count]):
+            SLOT.pack_into(self._slots, self._first + slot * SLOT.size, key, now)
 
     def end(self) -> None:
         """Note that nothing is being decoded here."""
@@ -44,9 +44,9 @@ class Slots:
 
 
 def open_slots(path: Path, counts: Sequence[int]) -> list[Slots]:
-    """Make a worker's file with so many slots for each of its threads; raises OSError.
+    """Create a worker's file with `counts` slots for its threads; raises OSError.
 
-    The mapping is never closed: a thread that still decodes when its scan ends must find its slots.
+    The mapping is never closed: a thread may still decode when its scan ends, and needs its slots.
     """
     size = sum(counts) * SLOT.size
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -55,12 +55,12 @@ def open_slots(path: Path, counts: Sequence[int]) -> list[Slots]:
         mapped = mmap.mmap(handle, size)
     finally:
         os.close(handle)
-    firsts = [sum(counts[:place]) for place in range(len(counts))]
+    firsts = [sum(counts[:thread]) for thread in range(len(counts))]
     return [Slots(mapped, first, count) for first, count in zip(firsts, counts, strict=True)]
 
 
 def _write_all(handle: int, content: bytes) -> None:
-    """Write from the start of a file; on a disk that fills up only the next write raises OSError."""
+    """Write all bytes from the start of a file; on a full disk only the next write raises OSError."""
     written = 0
     while written < len(content):
         written += os.pwrite(handle, content[written:], written)
@@ -77,7 +77,7 @@ def in_flight(path: Path) -> list[tuple[bytes, int]]:
 
 
 def collect_suspects(folder: Path) -> set[bytes]:
-    """Take what dead workers were decoding into the file of suspects; returns all of these keys.
+    """Add what dead workers were decoding to the file of suspects; returns the keys of all suspects.
 
     A suspect stays in the file until `keep_suspects` drops it. Raises OSError.
     """

@@ -1,4 +1,4 @@
-"""The index of one scan's candidates: which are finished, and where each stands in this run's listing.
+"""Index of one scan's candidates: which are finished, and the position of each in this run's listing.
 
 A candidate's key is 16 bytes: ten of its identity (uri, offset), six of its stamp (bytes, mtime); 80 bits
 of identity keep ten million candidates apart but for a chance of 4e-11. Entries of 16 bytes are spread over
@@ -40,7 +40,7 @@ TAKEN = -3  # a row of this key was taken before
 
 
 class Index:
-    """The candidates of one scan; `claim` says what to do with each as it is listed."""
+    """Candidates of one scan; `claim` decides what to do with each one as it is listed."""
 
     def __init__(self) -> None:
         self._shards = [bytearray() for _ in range(1 << 16)]
@@ -48,11 +48,12 @@ class Index:
         self.listed = 0  # distinct candidates of this run: the number of rows that its result must have
         self.listed_containers = 0
         self.finished = 0  # rows that earlier runs left
+        self.skipped = 0  # of these, listed by this run as they were
         self.duplicates = 0  # listed more than once by this run
 
     @property
     def listed_images(self) -> int:
-        """Distinct images that this run has listed."""
+        """Number of distinct images that this run has listed."""
         return self.listed - self.listed_containers
 
     def claim(self, key: bytes, kind: Kind) -> Claim:
@@ -73,6 +74,7 @@ class Index:
         position = self._next_position(kind).to_bytes(4, "little")
         if unchanged >= 0:
             shard[unchanged + POSITION_AT : unchanged + ENTRY_SIZE] = position
+            self.skipped += 1
             return "finished"
         shard += key[UNCHANGED] + position
         if self.finished:
@@ -105,7 +107,7 @@ class Index:
         return np.fromiter(map(self._take_row, keys), np.int32)
 
     def take_features(self, keys: Iterable[bytes]) -> "NDArray[np.bool_]":
-        """Tell of each key whether this run listed its candidate unchanged; true once a key."""
+        """Tell for each key whether this run listed its candidate unchanged; true once per key."""
         import numpy as np
 
         return np.fromiter((self._take(key, FEATURES_TAKEN) >= 0 for key in keys), np.bool_)
@@ -138,7 +140,7 @@ class Index:
         return position
 
     def _is_listed(self, key: bytes) -> bool:
-        """Tell whether this run has listed the candidate, with whatever size and time."""
+        """Tell whether this run has listed the candidate, with any size and time."""
         shard = self._shards[key[0] << 8 | key[1]]
         at = _find(shard, key[IDENTITY], 0)
         while at >= 0 and shard[at + FLAGS_AT] & NOT_LISTED:
@@ -158,7 +160,7 @@ def key_from(uri: str, offset: int | None, size: int | None, mtime: int | None) 
 
 
 def _find(shard: bytearray, start: bytes, at: int) -> int:
-    """Return where the next entry that starts with these bytes is, from an entry's edge on; -1 for none."""
+    """Return the offset of the next entry that starts with these bytes, or -1."""
     at = shard.find(start, at)
     while at >= 0 and at % ENTRY_SIZE:
         at = shard.find(start, at + 1)

@@ -1,4 +1,4 @@
-"""One scan an output: an exclusive lock that names its holder and dies with it."""
+"""Exclusive lock of an output, which names its holder and is freed when the holder dies."""
 
 import fcntl
 import json
@@ -26,11 +26,11 @@ class OutputLock:
 
     @property
     def held(self) -> bool:
-        """Whether this process has the lock."""
+        """Whether this process holds the lock."""
         return self._handle >= 0
 
     def acquire(self, output: Path) -> None:
-        """Take the lock; raises Refused naming the holder where another scan has it."""
+        """Take the lock; raises Refused, naming the holder, if another scan has it."""
         while not self.held:
             handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
@@ -49,12 +49,12 @@ class OutputLock:
         self._note({"rows": 0})
 
     def tell(self, rows: int) -> None:
-        """Note how many rows are done, at most once a second, for whoever finds the lock held."""
+        """Note how many rows are done, at most once a second, for commands that find the lock held."""
         if time.monotonic() - self._told >= 1:
             self._note({"rows": rows})
 
     def release(self) -> None:
-        """Give the lock back; a second call does nothing."""
+        """Release the lock; a second call does nothing."""
         if self.held:
             os.close(self._handle)
             self._handle = -1

@@ -1,4 +1,4 @@
-"""PartFile files: numbered, each durable before it has its name; small ones merge into one named for all."""
+"""Part files: numbered, durable before they get their names; small ones are merged."""
 
 import os
 import re
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ROW_GROUP = 1 << 16  # rows of a file that are written at a time
 READ_ROWS = 1 << 14  # rows that are read at a time, some of which become Python objects
 MERGE = 16  # parts of one generation become one of the next
-SMALL = 1 << 16  # rows; larger parts are left alone
+SMALL = 1 << 16  # rows; larger parts are not merged
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,14 @@ class PartFile:
 
     @property
     def span(self) -> int:
-        """How many parts as first written it stands for."""
+        """Number of original parts that it contains."""
         return self.last - self.first + 1
 
 
 class PartFolder:
-    """The part files of one folder, in order of number; `prefix` begins their names.
+    """Part files of one folder, in order of number; their names begin with `prefix`.
 
-    Opening it removes what a crash left: temporary files, and parts that a merged one holds already.
+    Opening it removes what a crash left: temporary files, and parts that a merged one contains.
     Methods raise OSError of the disk.
     """
 
@@ -55,18 +55,18 @@ class PartFolder:
 
     @property
     def last(self) -> int:
-        """The highest number given so far, 0 where there is none."""
+        """Highest number so far, or 0."""
         return self.parts[-1].last if self.parts else 0
 
     def append(self, schema: "pa.Schema", batches: "Iterable[pa.RecordBatch]", through: int = 0) -> PartFile:
-        """Write the next part, durably; with `through` it stands for all numbers up to that one."""
+        """Write the next part, durably; with `through` it covers all numbers up to that one."""
         part = self._file_for(self.last + 1, max(self.last + 1, through))
         write_parquet(part.path, schema, batches)
         self.parts.append(part)
         return part
 
     def merge_small(self, schema: "pa.Schema") -> None:
-        """Merge the last parts where enough of one generation have gathered."""
+        """Merge the last parts once there are enough of one generation."""
         while True:
             run = self.parts[-MERGE:]
             if len(run) < MERGE or len({part.span for part in run}) > 1 or any(map(_is_large, run)):
@@ -76,7 +76,7 @@ class PartFolder:
     def merge(
         self, run: Sequence[PartFile], schema: "pa.Schema", keep: "Callable[[pa.RecordBatch], pa.RecordBatch]"
     ) -> None:
-        """Replace neighbouring parts by one with the rows that `keep` leaves; a crash leaves either."""
+        """Replace neighbouring parts by one with the rows that `keep` selects; a crash leaves either."""
         merged = self._file_for(run[0].first, run[-1].last)
         write_parquet(merged.path, schema, (keep(batch) for part in run for batch in read_parquet(part.path)))
         at = self.parts.index(run[0])
@@ -86,7 +86,7 @@ class PartFolder:
                 part.path.unlink()
 
     def mask(self, part: PartFile, keep: "NDArray[np.bool_]") -> None:
-        """Leave only the rows of a part that `keep` marks; untouched where these are all."""
+        """Keep only the rows of a part that `keep` marks; leaves the file untouched if these are all."""
         if not keep.all():
             write_parquet(part.path, _schema_of(part.path), _masked(part.path, keep))
 
@@ -118,10 +118,10 @@ def write_parquet(
     batches: "Iterable[pa.RecordBatch]",
     footer: dict[bytes, bytes] | None = None,
 ) -> int:
-    """Write a Parquet file that has its name only when it is durable; returns its rows.
+    """Write a Parquet file that gets its name once it is durable; returns its number of rows.
 
     `footer` is key-value metadata. Raises OSError of the disk and whatever `batches` raises; then nothing
-    stays.
+    is left.
     """
     import pyarrow.parquet as pq
 
@@ -147,7 +147,7 @@ def write_parquet(
 
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> "Iterator[pa.RecordBatch]":
-    """Yield the rows of a file, at most READ_ROWS at a time; raises Refused where it is damaged."""
+    """Yield the rows of a file, at most READ_ROWS at a time; raises Refused if it is damaged."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -163,7 +163,7 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> "Iterator[pa.R
 
 
 def files_of(output: Path) -> list[Path]:
-    """Name the files, in order, in which a finished output keeps its rows."""
+    """Return the files of a finished output, in order."""
     return [part.path for part in PartFolder(output).parts] if output.is_dir() else [output]
 
 
@@ -190,7 +190,7 @@ def key_at(batch: "pa.RecordBatch", row: int) -> bytes:
 
 
 def is_one_of(column: "pa.Array", values: list[str]) -> "NDArray[np.bool_]":
-    """Tell of each text of a column whether it is one of these."""
+    """Tell for each text of a column whether it is one of these."""
     import pyarrow as pa
 
     pc: Any = import_module("pyarrow.compute")  # its functions are made at run time, unknown to checkers
@@ -198,7 +198,7 @@ def is_one_of(column: "pa.Array", values: list[str]) -> "NDArray[np.bool_]":
 
 
 def _values(column: "pa.Array") -> list[Any]:
-    """Give a column's values as Python objects: through NumPy, where that loses nothing, it is faster."""
+    """Return a column's values as Python objects, through NumPy (faster) where that is lossless."""
     if column.null_count == len(column):
         return [None] * len(column)
     return column.to_pylist() if column.null_count else column.to_numpy(zero_copy_only=False).tolist()
@@ -225,7 +225,7 @@ def _is_large(part: PartFile) -> bool:
 
 
 def _uncovered(found: Iterable[PartFile]) -> list[PartFile]:
-    """Sort parts by number and remove those that a wider one holds."""
+    """Sort parts by number and remove those that a merged one contains."""
     kept: list[PartFile] = []
     for part in sorted(found, key=lambda part: (part.first, -part.last)):
         if kept and part.last <= kept[-1].last:
@@ -236,7 +236,7 @@ def _uncovered(found: Iterable[PartFile]) -> list[PartFile]:
 
 
 def _in_row_groups(schema: "pa.Schema", batches: "Iterable[pa.RecordBatch]") -> "Iterator[pa.Table]":
-    """Gather batches into tables of exactly a row group, but for the last, without their seams."""
+    """Join batches into contiguous tables of exactly one row group, except the last."""
     import pyarrow as pa
 
     held: list[pa.RecordBatch] = []

@@ -1,4 +1,4 @@
-"""What a command may do at its output, by what it finds there: begin, resume, scan rows again, or stop."""
+"""Decides what a command may do with its output: begin, resume, scan rows again, or refuse."""
 
 import json
 import os
@@ -20,7 +20,7 @@ STATE_FORMAT = 2
 
 @dataclass(frozen=True)
 class FinishReport:
-    """What a finished result holds: `rows` = `images` + `containers`; `gone` and `replaced` were dropped."""
+    """Counts of a finished result: `rows` = `images` + `containers`; `gone` and `replaced` were dropped."""
 
     rows: int
     images: int
@@ -31,7 +31,7 @@ class FinishReport:
 
 @dataclass
 class ScanState:
-    """What `scan.json` says of an unfinished scan."""
+    """Content of `scan.json`, which describes an unfinished scan."""
 
     scan_id: str
     fingerprint: dict[str, Any]
@@ -44,17 +44,17 @@ class ScanState:
 
     @property
     def replaces(self) -> bool:
-        """Whether the finish may replace an output that stands."""
+        """Whether the finish may replace an existing output."""
         return self.overwrite or self.keeps_finished
 
     def save(self, path: Path) -> None:
-        """Write it, durably; raises OSError."""
+        """Write the state durably; raises OSError."""
         write_whole(path, json.dumps(asdict(self), indent=1).encode())
 
 
 @dataclass(frozen=True)
 class Command:
-    """A scan's command and its output; `begin_or_resume` decides, under the lock, what happens there."""
+    """A scan's command and its output; `begin_or_resume` decides, under the lock, what to do."""
 
     settings: ScanSettings
     fingerprint: dict[str, Any]
@@ -63,7 +63,7 @@ class Command:
     retry: list[str]  # statuses to scan again
 
     def check(self) -> None:
-        """Refuse what can be refused before anything is made."""
+        """Refuse what can be refused before anything is created."""
         if str(self.staging.target) == self._features_target:
             raise Refused(
                 f"{self.staging.target} cannot hold both rows and features: name another for one of them"
@@ -124,7 +124,7 @@ class Command:
         self.staging.clear()
 
     def _clean_up(self, state: ScanState) -> None:
-        """End what a crash cut between the rename of the finish and its last step."""
+        """Complete a finish that a crash interrupted after its rename."""
         if state.features:
             store = FeatureStore(Path(state.features))
             store.staging.enter()
@@ -141,7 +141,7 @@ class Command:
         if differing := _differences(state.fingerprint, self.fingerprint):
             raise Refused(
                 f"the unfinished scan in {self.staging.folder} differs in {differing}: "
-                "give its command to go on, or add --restart to drop its parts"
+                "run its command to resume it, or add --restart to drop its parts"
             )
         state.overwrite |= self.settings.overwrite
         if self._stands and not state.replaces:
@@ -195,13 +195,13 @@ class Command:
 
     @property
     def _stands(self) -> bool:
-        """Whether something is at the output that a finish would replace."""
+        """Whether there is an output that a finish would replace."""
         out = self.staging.target
         return out.exists() and not (out.is_dir() and not any(out.iterdir()))
 
 
 def statuses_of(retry: frozenset[str]) -> list[str]:
-    """Spell out what to scan again, `failed` being all but ok; raises Refused for an unknown status."""
+    """Expand `failed` to all statuses but ok; raises Refused for an unknown status."""
     known = get_args(Status)
     if unknown := sorted(retry - {*known, "failed"}):
         raise Refused(f"--retry {unknown[0]!r} is no status: name failed, {', '.join(known)}")

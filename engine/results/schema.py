@@ -1,4 +1,4 @@
-"""The columns of the results in Arrow's terms, their descriptions, and the footer of a finished file."""
+"""Arrow schema of the results, descriptions of the columns, and the footer of a finished file."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -81,7 +81,7 @@ def features_schema(x_size: int, logits_size: int) -> "pa.Schema":
 
 
 def to_batch(rows: Sequence[Row], schema: "pa.Schema") -> "pa.RecordBatch":
-    """Turn rows into Arrow columns; NaN becomes null."""
+    """Convert rows to Arrow columns; NaN becomes null."""
     import pyarrow as pa
 
     records = pa.array(list(map(_storable_values, rows)), _row_type(), from_pandas=True)
@@ -89,14 +89,14 @@ def to_batch(rows: Sequence[Row], schema: "pa.Schema") -> "pa.RecordBatch":
 
 
 def batch_of(columns: bytes) -> "pa.RecordBatch":
-    """Read the columns that a worker handed back, without a copy."""
+    """Read the columns that a worker returned, without copying."""
     import pyarrow as pa
 
     return pa.ipc.read_record_batch(pa.py_buffer(columns), _schema())
 
 
 def rows_of(batch: "pa.RecordBatch") -> list[Row]:
-    """Turn columns of the results' schema back into rows."""
+    """Convert columns of the results' schema back to rows."""
     import pyarrow as pa
 
     names = batch.schema.names
@@ -123,7 +123,7 @@ def features_to_batch(keys: "pa.RecordBatch", x: "Floats", logits: "Floats") -> 
 
 
 def read_footer(result: Path) -> dict[str, Any] | None:
-    """Read what a finished result says of itself; None where the path is absent or no such result."""
+    """Read the footer of a finished result; None if the path is missing or not a result."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -141,7 +141,7 @@ def read_footer(result: Path) -> dict[str, Any] | None:
 
 
 def footer_metadata(footer: dict[str, Any]) -> dict[bytes, bytes]:
-    """Give a footer the form of Parquet's key-value metadata."""
+    """Encode a footer as Parquet's key-value metadata."""
     return {FOOTER_KEY: json.dumps(footer).encode()}
 
 
@@ -163,7 +163,7 @@ def _types() -> "dict[str, pa.DataType]":
 
 @cache
 def _row_type() -> "pa.StructType":
-    """Give the columns as one type: that many rows are converted in one call is what makes it fast."""
+    """Return the columns as one struct type, so that many rows are converted in one fast call."""
     import pyarrow as pa
 
     return pa.struct(list(results_schema()))

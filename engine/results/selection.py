@@ -1,6 +1,6 @@
-"""Which rows of the parts belong to the result, and in which order they stand in its file.
+"""Selection of the rows of the parts that belong to the result, and their order in its file.
 
-A result that is a folder keeps its parts: order holds within each as it was scanned.
+A result that is a folder keeps its parts; rows are in order within each of them.
 """
 
 from collections.abc import Iterable, Iterator
@@ -26,7 +26,7 @@ MAX_RANGES = 256  # of positions that are sorted apart: so many files are open
 
 @dataclass
 class Selection:
-    """Counts the rows of the result as they are selected from the parts."""
+    """Selects the rows of the result from the parts, and counts them."""
 
     index: Index
     images: int = 0
@@ -46,7 +46,7 @@ class Selection:
         return np.concatenate([np.empty(0, np.int32), *map(self._select, batches)])
 
     def check(self) -> None:
-        """Raise Stopped unless each listed candidate has its row, and each scored row its features."""
+        """Raise Stopped unless every listed candidate has its row, and every scored row its features."""
         rows = self.images + self.containers
         if rows != self.index.listed:
             raise Stopped(
@@ -64,7 +64,7 @@ class Selection:
         )
 
     def _positions(self, batch: "pa.RecordBatch") -> "NDArray[np.int32]":
-        """Find rows of earlier runs by their keys; behind them stand this run's, in listing order."""
+        """Find rows of earlier runs by their keys; this run's rows follow, in listing order."""
         import numpy as np
 
         start = self.rows_read - self.index.finished  # among the rows of this run, where it is not negative
@@ -91,7 +91,7 @@ class Selection:
 def in_listing_order(
     parts: PartFolder, selected: "list[NDArray[np.int32]]", schema: "pa.Schema", scratch: Path
 ) -> "Iterator[pa.RecordBatch]":
-    """Yield the rows whose positions [rows of a part], for each part, are not negative, by rising position.
+    """Yield the rows whose positions (an array per part) are not negative, by ascending position.
 
     Rows that are in order already are copied. Others go through files in the folder `scratch`, one for each
     range of positions, so that memory holds one range at a time. Raises OSError of the disk.

@@ -1,4 +1,4 @@
-"""The private folder beside an output in which it grows, and the renames that put it in its place."""
+"""The private folder in which an output is built, and the renames that put it in its place."""
 
 import os
 import stat
@@ -16,7 +16,7 @@ ATTEMPTS = 10
 
 
 def staging_of(target: Path) -> Path:
-    """Name the folder beside an output that holds its unfinished parts; raises Refused for the root."""
+    """Return the folder that holds the unfinished parts of an output; raises Refused for the root."""
     if not target.name:
         raise Refused(f"{target} cannot be an output: name a file or a folder in it")
     return target.with_name(target.name + ".parts")
@@ -37,11 +37,11 @@ class Staging:
 
     @property
     def exists(self) -> bool:
-        """Whether there is anything of that name, even a dangling link."""
+        """Whether the path exists, even as a dangling link."""
         return os.path.lexists(self.folder)
 
     def check_target(self) -> None:
-        """Raise Refused, and make nothing, where the target cannot become what it should."""
+        """Raise Refused, without creating anything, if the target cannot be written."""
         parent = self.target.parent
         if not parent.is_dir():
             raise Refused(f"the folder {parent} does not exist: make it first, or name another output")
@@ -61,12 +61,12 @@ class Staging:
             raise Refused(f"{self.target} is neither a file nor a folder: name another output")
 
     def check_replaceable(self) -> None:
-        """Raise Refused where the target is a folder that no scan has written and that is not empty."""
+        """Raise Refused if the target is a folder that is not empty and was not written by a scan."""
         if self.target.is_dir() and read_footer(self.target) is None and any(self.target.iterdir()):
             raise Refused(f"{self.target} holds other files than results: name another output")
 
     def enter(self) -> None:
-        """Make the folder, or check that nobody else can write in it, and lock it; raises Refused."""
+        """Create the folder, or check that nobody else can write to it, and lock it; raises Refused."""
         for attempt in range(ATTEMPTS):
             try:
                 self.folder.mkdir(mode=0o700, exist_ok=True)
@@ -79,7 +79,7 @@ class Staging:
             return
 
     def leave(self) -> None:
-        """Give the lock back; a folder in which nothing was begun goes."""
+        """Release the lock; removes the folder if no scan has begun in it."""
         if self.lock.held and self.is_empty:
             self._remove_folder()
         self.lock.release()
@@ -90,14 +90,14 @@ class Staging:
         return all(name == "lock" or name.endswith(TEMPORARY) for name in os.listdir(self.folder))  # noqa: PTH208
 
     def clear(self) -> None:
-        """Remove all but the lock; what says whose parts these are goes last. Raises OSError."""
+        """Remove everything but the lock, the file that identifies the scan last; raises OSError."""
         self.restore()
         for entry in sorted(self.folder.iterdir(), key=lambda path: path == self.state):
             if entry.name != "lock":
                 remove(entry)
 
     def restore(self) -> None:
-        """Undo half of a replacement that a crash cut: the replaced folder goes back. Raises OSError."""
+        """Move the replaced folder back after a crash in the middle of a replacement; raises OSError."""
         if self.old.exists() and not self.target.exists():
             rename(self.old, self.target)
 
@@ -117,7 +117,7 @@ class Staging:
         yield "renamed"
 
     def remove(self) -> None:
-        """Remove the whole folder, once the target stands; the lock goes with it. Raises OSError."""
+        """Remove the whole folder with its lock, once the target is in place; raises OSError."""
         for entry in sorted(self.folder.iterdir(), key=lambda path: path == self.state):
             if entry.name != "lock":
                 remove(entry)

@@ -14,10 +14,10 @@ from threading import Event
 
 from ..errors import Refused
 from ..settings import SourceSettings
-from .archive_names import extension_of
 from .candidates import MAX_FILE_SIZE, Accept, Candidate, Enough, ListingCounts
 from .faults import reason_of, retry_transient
 from .listing import Listing, absolute, split_pattern
+from .names import extension_of
 from .patterns import State, has_magic
 from .uris import shown
 

@@ -19,10 +19,10 @@ from typing import Literal, NamedTuple
 
 from ..row import ImageFault, Kind, Row
 from ..settings import SourceSettings
-from .archive_names import NameKind, extension_of, is_archive, is_unfinished_result, kind_of
 from .candidates import Accept, Candidate, ListingCounts
 from .faults import reason_of, retry_transient, status_of
 from .name_list import names_in_list
+from .names import NameKind, extension_of, is_archive, is_unfinished_result, kind_of
 from .patterns import EntryKind, Patterns, Scope, has_magic
 from .storage import (
     Archive,

@@ -3,7 +3,7 @@
 import re
 
 from ..text import escaped
-from .archive_names import is_archive
+from .names import is_archive
 
 _ENCODED = re.compile(r"%([0-9A-Fa-f]{2})")
 

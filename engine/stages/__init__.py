@@ -1,4 +1,4 @@
-"""What a worker does with a chunk: read, decode, score; opened from settings, exchangeable one by one."""
+"""The stages of a worker: read, decode, score; opened from settings, and exchangeable one by one."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -17,14 +17,14 @@ __all__ = ["Batch", "InFlight", "OpenStages", "Setup", "Stages", "WorkPlan", "op
 
 
 class InFlight(Protocol):
-    """Where a stage notes the images that are in a decoder, for whoever outlives this process."""
+    """Notes of the images that are in a decoder, readable after this process has died."""
 
     def begin(self, key: bytes) -> None:
-        """Note one image, in place of the one before."""
+        """Note one image, replacing the one before."""
         ...
 
     def begin_all(self, keys: Sequence[bytes]) -> None:
-        """Note images that are decoded at once."""
+        """Note images that are decoded at the same time."""
         ...
 
     def end(self) -> None:
@@ -34,24 +34,24 @@ class InFlight(Protocol):
 
 @dataclass(slots=True)
 class Batch:
-    """The images of a chunk on their way through the stages; each stage fills in what the next one needs."""
+    """Images of a chunk on their way through the stages; each stage fills in what the next one needs."""
 
     candidates: list[Candidate]
-    suspects: frozenset[bytes] = frozenset()  # keys of images to be decoded apart
-    contents: list[Any] = field(default_factory=list)  # of each candidate; None: its row has a status
+    suspects: frozenset[bytes] = frozenset()  # keys of images to decode in a process of their own
+    contents: list[Any] = field(default_factory=list)  # one per candidate; None if its row has a status
     images: list[Row] = field(default_factory=list)  # rows that have pixels
     pixels: Pixels = None  # uint8 [len(images), S, S, 3]
-    release: Callable[[], None] = lambda: None  # gives the memory of the contents back
+    release: Callable[[], None] = lambda: None  # frees the memory of the contents
 
     @property
     def rows(self) -> list[Row]:
-        """The rows of the candidates, in order."""
+        """Rows of the candidates, in order."""
         return [candidate.row for candidate in self.candidates]
 
 
 @dataclass
 class Stages:
-    """The stages of one worker, each an object with one verb; safe to call from the plan's threads."""
+    """Stages of one worker, each a callable; safe to call from as many threads as the plan has."""
 
     setup: Setup
     read: Callable[[Batch], None]  # fills contents and digests; raises Stopped
@@ -61,7 +61,7 @@ class Stages:
 
     @property
     def plan(self) -> WorkPlan:
-        """How this worker divides its cores."""
+        """Batch size, workers and threads of the scan."""
         return self.setup.plan
 
     def __enter__(self) -> Self:
@@ -71,11 +71,11 @@ class Stages:
         self.close()
 
 
-OpenStages = Callable[[ScanSettings], Stages]  # a module's function: each worker opens its own, by this name
+OpenStages = Callable[[ScanSettings], Stages]  # a function of a module; each worker imports and calls it
 
 
 def open_stages(settings: ScanSettings) -> Stages:
-    """Open what a worker needs; raises Refused if the model, the engine or the device is unavailable."""
+    """Open the stages of a worker; raises Refused if the model, the engine or the device is unavailable."""
     with ExitStack() as stack:
         scorer = stack.enter_context(Scorer(settings))
         limits = DecodeLimits(settings.max_pixels, settings.max_file_size)

@@ -1,4 +1,4 @@
-"""Reading and decoding on the CPU: files in turn, pixels straight into one array of the chunk."""
+"""Reading and decoding on the CPU, file by file, with the pixels written straight into the chunk's array."""
 
 import hashlib
 import threading
@@ -15,13 +15,13 @@ from . import Batch, InFlight
 
 
 class FileRead:
-    """Reads the files of a chunk and takes their digests."""
+    """Reads the files of a chunk and computes their digests."""
 
     def __init__(self, max_file_size: int):
         self._max_file_size = max_file_size
 
     def __call__(self, batch: Batch) -> None:
-        """Fill the contents; a file that cannot be read gets its status. Raises Stopped."""
+        """Fill the contents; a file that cannot be read gets a status instead. Raises Stopped."""
         batch.contents = [self._content(candidate) for candidate in batch.candidates]
 
     def _content(self, candidate: Candidate) -> bytes | None:
@@ -38,7 +38,7 @@ class FileRead:
 
 
 class CPUDecode:
-    """Decodes a chunk image by image; suspects apart, in a process that may crash."""
+    """Decodes a chunk image by image; suspects in a process of their own, which may crash."""
 
     def __init__(self, input_size: int, limits: DecodeLimits, timeout_s: float):
         self._size = input_size
@@ -82,7 +82,7 @@ class CPUDecode:
         return out
 
     def _array(self, images: int) -> NDArray[np.uint8]:
-        """Give this thread's array; it is used again for the next chunk, once this one is scored."""
+        """Return this thread's array, which is reused for the next chunk once this one is scored."""
         array = getattr(self._own, "array", None)
         if array is None or len(array) < images:
             array = self._own.array = np.empty((images, self._size, self._size, 3), np.uint8)

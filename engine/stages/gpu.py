@@ -1,4 +1,4 @@
-"""Reading and decoding for a GPU: reader processes feed it, and a chunk is decoded there as one batch."""
+"""Reading and decoding for a GPU: reader processes feed it, and it decodes a chunk as one batch."""
 
 import threading
 from contextlib import ExitStack
@@ -16,7 +16,7 @@ from .scorer import Scorer
 def open_reading_and_decoding(
     settings: ScanSettings, scorer: Scorer, limits: DecodeLimits, gpu: int | None, stack: ExitStack
 ) -> "tuple[Readers, BatchDecode]":
-    """Open both stages for a GPU, or for DALI's CPU operators where `gpu` is None; raises Refused."""
+    """Open both stages for a GPU, or for DALI's CPU operators if `gpu` is None; raises Refused."""
     plan, size = scorer.plan, scorer.input_size
     count = readers(plan.cores)
     cores = max(1, plan.cores - count)  # the decoders have what the readers leave
@@ -26,7 +26,7 @@ def open_reading_and_decoding(
 
 
 class BatchDecode:
-    """Decodes chunks on a GPU, one at a time; what readers have decoded joins them there."""
+    """Decodes chunks on a GPU, one at a time, and adds the images that readers have decoded."""
 
     def __init__(self, decoder: BatchDecoder):
         self._decode = decoder
@@ -35,7 +35,7 @@ class BatchDecode:
     def __call__(self, batch: Batch, in_flight: InFlight) -> None:
         """Fill images and pixels, uint8 [n, S, S, 3] on the device; raises DeviceLost, Stopped, MemoryError.
 
-        Where the GPU is lost the images stay noted: nobody knows which of them it was.
+        If the GPU is lost, the images stay noted: it is unknown which of them caused it.
         """
         rows, contents, keys = [], [], []
         for candidate, content in zip(batch.candidates, batch.contents, strict=True):

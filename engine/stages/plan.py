@@ -1,4 +1,4 @@
-"""How a scan divides a machine: by default, as `tune` measured it here, or as the user says.
+"""How a scan divides a machine: by default, as `tune` measured, or as the user chose.
 
 On a CPU a worker has up to 8 cores and as many threads, each of which takes a chunk from bytes to columns,
 with an inference stream of its own. Cores stay busy until the last chunk, whether decoding or inference is
@@ -20,15 +20,15 @@ from ..system.machine import installed, usable_cores
 
 log = logging.getLogger(__name__)
 
-CORES_A_WORKER = 8  # they share one interpreter lock, and one engine's memory
-CORES_A_READER = 4  # of a GPU's worker: processes that read and look at headers for it
+CORES_A_WORKER = 8  # at most; they share an interpreter lock and the memory of an engine
+CORES_A_READER = 4  # of a GPU's worker: one reader process for so many cores
 DECODERS = ("gbad-batch", "cykooz-resizer", "nvidia-nvimgcodec-cu13", "simplejpeg")
 SIZES = ("batch_size", "workers", "threads")
 
 
 @dataclass(frozen=True)
 class WorkPlan:
-    """How much happens at once. No score depends on it, and resuming does not ask for it."""
+    """How much happens at once. It changes no score, and may differ when a scan is resumed."""
 
     batch_size: int  # images
     workers: int  # processes
@@ -37,18 +37,18 @@ class WorkPlan:
     origin: str = "default"
 
     def __str__(self) -> str:
-        """Describe it in one line."""
+        """Describe the plan in one line."""
         return f"{self.sizes()}: {self.origin}"
 
     def sizes(self) -> str:
-        """Name what happens at once."""
+        """Describe batch size, workers and threads."""
         counts = {"worker": self.workers, "thread": self.threads}
         named = [f"{count} {name}{'s' * (count > 1)}" for name, count in counts.items()]
         return ", ".join([f"batch {self.batch_size}", *named])
 
 
 def plan_for(settings: ScanSettings, engine: Engine, gpus: int = 1) -> WorkPlan:
-    """Plan a scan: what the settings say, else what was tuned for this machine, else defaults."""
+    """Plan a scan from its settings, else as tuned for this machine, else by default."""
     plan = None
     if settings.threads is None and settings.workers is None:
         plan = tuned(engine, settings.cache_dir)
@@ -62,25 +62,29 @@ def plan_for(settings: ScanSettings, engine: Engine, gpus: int = 1) -> WorkPlan:
 
 
 def default_plan(engine: Engine, cores: int, workers: int | None = None, gpus: int = 1) -> WorkPlan:
-    """Plan without a measurement: every core has a thread, every GPU a worker."""
+    """Plan without a measurement: a thread per core, a worker per GPU."""
     kind = engine.device.partition(":")[0]
     if engine.backend in WITH_STREAMS:
         workers = workers or -(-cores // CORES_A_WORKER)
-        each = max(1, cores // workers)
-        return WorkPlan(BATCH_SIZES[kind], workers, each, each)
-    workers = (workers or 1) if kind == "cpu" else gpus
+    elif kind == "cpu":
+        workers = workers or 1
+    else:
+        workers = gpus
     each = max(1, cores // workers)
-    return WorkPlan(BATCH_SIZES[kind], workers, 1 if kind == "cpu" else 2 + readers(each), each)
+    threads = (
+        each if kind == "cpu" else 2 + readers(each)
+    )  # two decode and score, the others wait for readers
+    return WorkPlan(BATCH_SIZES[kind], workers, threads, each)
 
 
 def readers(cores: int) -> int:
-    """Give the number of processes that read for one GPU's worker."""
+    """Return the number of reader processes for a GPU's worker."""
     return max(1, cores // CORES_A_READER)
 
 
 def tuned(engine: Engine, cache_dir: Any) -> WorkPlan | None:
-    """Read the plan that `keep` stored for this engine; None, with a warning, where it is unusable."""
-    cache = EngineCache.open(_folder(cache_dir), warn=False)  # who opened the engine has warned
+    """Read the plan that `keep` stored for this engine; None if it is missing or, with a warning, bad."""
+    cache = EngineCache.open(_folder(cache_dir), warn=False)  # opening the engine has warned already
     if cache is None:
         return None
     facts = _facts(engine)
@@ -92,12 +96,12 @@ def tuned(engine: Engine, cache_dir: Any) -> WorkPlan | None:
     try:
         return _plan(entry.record, facts)
     except ValueError as error:
-        log.warning("the cached plan %s is ignored, defaults are used: %s", key[:12], error)
+        log.warning("the cached plan %s is not used: %s; the default settings are used", key[:12], error)
         return None
 
 
 def keep(plan: WorkPlan, engine: Engine, cache: EngineCache) -> bool:
-    """Store a plan for later scans with this engine on this machine; False where the disk refuses it."""
+    """Store a plan for later scans with this engine on this machine; returns False if the disk refuses it."""
     facts = _facts(engine)
     record = {"facts": facts, "date": date.today().isoformat(), **{n: getattr(plan, n) for n in SIZES}}
     return cache.store(cache_key(facts), b"", record, PLAN)
@@ -108,12 +112,12 @@ def _folder(cache_dir: Any) -> Path | None:
 
 
 def _facts(engine: Engine) -> dict[str, Any]:
-    """All that the best plan depends on; the engine's key holds bundle, backend and processor."""
+    """Return what the best plan depends on; the engine's key holds bundle, backend and processor."""
     return {"engine": engine.key, "cores": usable_cores(), "versions": installed(DECODERS)}
 
 
 def _plan(record: Mapping[str, Any], facts: Mapping[str, Any]) -> WorkPlan:
-    """Read a stored plan; raises ValueError where it belongs elsewhere or holds impossible sizes."""
+    """Parse a stored plan; raises ValueError if it belongs elsewhere or holds impossible sizes."""
     if record.get("facts") != facts:
         raise ValueError("it belongs to another machine, model or version")
     sizes: dict[str, Any] = {name: record.get(name) for name in SIZES}

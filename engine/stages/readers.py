@@ -1,7 +1,7 @@
-"""Reader processes of a GPU's worker: files become coded images in shared memory, ready for a batch.
+"""Reader processes of a GPU's worker: they put coded images into shared memory, ready for a batch.
 
-A reader reads, takes digests, looks at headers, and decodes on the CPU what a GPU does not. Names and
-verdicts go through a pipe, bytes through memory that both processes map: the worker never copies them.
+A reader reads files, computes digests, checks headers, and decodes on the CPU what a GPU does not decode. Row
+fields go through a socket, bytes through memory that both processes map, so the worker never copies them.
 """
 
 import mmap
@@ -23,12 +23,12 @@ from ..decode.isolated import IsolatedDecoder
 from ..errors import Stopped
 from ..row import Row
 from ..sources import Candidate
-from ..system.child import Child, Line
+from ..system.child import Channel, Child
 from . import Batch
 from .cpu import FileRead
 
-MEMORY = 128 << 20  # bytes that a reader shares with its worker; what finds no room goes through the pipe
-NOTE = 64  # bytes at their start: the image that is being decoded, and since when
+MEMORY = 128 << 20  # bytes that a reader shares with its worker; what does not fit goes through the socket
+NOTE = 64  # bytes at the start: the image that is being decoded, and since when
 ALIGNMENT = 64
 TICK_S = 0.25
 MOST_DEATHS = 5  # of readers over one chunk, with no image to blame
@@ -39,7 +39,7 @@ Content = Any  # None; or coded image or pixels, as (image or None, offset, leng
 
 @dataclass(frozen=True)
 class ReaderSettings:
-    """What a reader needs to know."""
+    """Settings of a reader process."""
 
     input_size: int  # pixels a side
     limits: DecodeLimits
@@ -47,7 +47,7 @@ class ReaderSettings:
 
 
 class Readers:
-    """Reads chunks with several processes, a chunk in each; a context manager that leaves none behind."""
+    """Reads chunks with several processes, each with one chunk; a context manager that ends them."""
 
     def __init__(self, settings: ReaderSettings, count: int):
         self._settings = settings
@@ -59,7 +59,7 @@ class Readers:
     def __call__(self, batch: Batch) -> None:
         """Fill the contents: coded images, pixels, or None for a row with a status. Raises Stopped.
 
-        Coded images lie in the reader's memory until `batch.release` is called.
+        Coded images stay in the reader's memory until `batch.release` is called.
         """
         reader, suspects = self._idle.get(), batch.suspects
         for _ in range(MOST_DEATHS):
@@ -70,12 +70,12 @@ class Readers:
                 reader = self._replaced(reader)
                 continue
             batch.contents = [
-                reader.content(row, *each) for row, each in zip(batch.rows, answers, strict=True)
+                reader.content(row, *answer) for row, answer in zip(batch.rows, answers, strict=True)
             ]
             batch.release = partial(self._idle.put, reader)
             return
         raise Stopped(
-            f"reader processes ended {MOST_DEATHS} times over the same files; finished rows are kept: check "
+            f"reader processes died {MOST_DEATHS} times over the same files; finished rows are kept: check "
             "the machine's memory, and run the same command again"
         )
 
@@ -104,7 +104,7 @@ class Readers:
 
 
 class _Reader:
-    """One reader process and the memory that it shares."""
+    """One reader process and its shared memory."""
 
     def __init__(self, settings: ReaderSettings):
         handle = os.memfd_create("gbad-batch", os.MFD_CLOEXEC)
@@ -116,7 +116,7 @@ class _Reader:
         os.close(handle)
 
     def ask(self, candidates: list[Candidate], suspects: frozenset[bytes], timeout_s: float) -> list[Any]:
-        """Have a chunk read; raises EOFError where the process dies, by itself or for a late image."""
+        """Have a chunk read; raises EOFError if the process dies or is killed for a late image."""
         self._child.send((candidates, suspects))
         while not self._child.connection.poll(TICK_S):
             _, started = _noted(self._memory)
@@ -125,7 +125,7 @@ class _Reader:
         return self._child.receive()
 
     def content(self, row: Row, fields: Sequence[Any], content: Content) -> Content:
-        """Take over what the reader found out of a row, and show its bytes."""
+        """Fill in the row from the reader's fields; returns the content, with its bytes in shared memory."""
         for name, value in zip(FIELDS, fields, strict=True):
             setattr(row, name, value)
         if not isinstance(content, tuple):
@@ -138,7 +138,7 @@ class _Reader:
         return image
 
     def in_flight(self) -> frozenset[bytes]:
-        """Give the key of the image that was in the decoder."""
+        """Return the key of the image that is in the decoder, if there is one."""
         key, started = _noted(self._memory)
         return frozenset((key,)) if started else frozenset()
 
@@ -148,15 +148,15 @@ class _Reader:
         self._child.end()
 
 
-def serve(line: Line, settings: ReaderSettings, handle: int) -> None:
-    """Answer requests until the worker wants no more; the reader's main loop."""
+def serve(channel: Channel, settings: ReaderSettings, handle: int) -> None:
+    """Answer requests until the worker closes the channel; the main function of a reader."""
     memory = mmap.mmap(handle, MEMORY)
     decode = Decoder(settings.input_size, settings.limits)
     with IsolatedDecoder(settings.input_size, settings.limits, settings.decode_timeout) as isolated:
         read = _Read(memory, decode, isolated)
         while True:
-            candidates, suspects = line.receive()
-            line.send(read(candidates, suspects))
+            candidates, suspects = channel.receive()
+            channel.send(read(candidates, suspects))
 
 
 class _Read:
@@ -170,7 +170,7 @@ class _Read:
         self._used = NOTE
 
     def __call__(self, candidates: list[Candidate], suspects: frozenset[bytes]) -> list[Any]:
-        """Read a chunk; returns of each candidate the fields of its row and its content."""
+        """Read a chunk; returns the row's fields and the content of each candidate."""
         batch = Batch(candidates)
         self._files(batch)
         self._used = NOTE
@@ -209,7 +209,7 @@ class _Read:
         return pixels if offset is None else (None, offset, pixels.size)
 
     def _store(self, data: bytes | memoryview) -> int | None:
-        """Copy bytes to the memory; returns their place, None where there is no room."""
+        """Copy bytes to the memory; returns their offset, or None if they do not fit."""
         start, end = self._used, self._used + len(data)
         if end > MEMORY:
             return None

@@ -1,4 +1,4 @@
-"""From pixels to decisions: the model, its engine and its operating point, opened together."""
+"""From pixels to decisions, with a model, its engine and an operating point."""
 
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -14,6 +14,7 @@ from ...export.choice import listed_gpus
 from ..bundle import DEMO_SENTENCE, Bundle, OperatingPoint, default_bundle_path, operating_point
 from ..errors import Refused, Stopped
 from ..model.decision import Decision, on_device, sigmoid
+from ..results.schema import SCHEMA_VERSION
 from ..row import ImageFault, Row, threat_names
 from ..runtime import OUTPUTS, WITH_STREAMS, EngineFailed, Outputs, Runner, open_engine
 from ..settings import ScanSettings
@@ -26,7 +27,7 @@ MID_GRAY = 128  # an image that every engine can score
 
 @dataclass(frozen=True)
 class Setup:
-    """What a scan runs with, once everything is opened: the part that rows, footer and summary speak of."""
+    """What a scan runs with, once everything is open, as footer and summary report it."""
 
     model: str  # name and short hash
     bundle: str
@@ -37,23 +38,23 @@ class Setup:
     device: str  # of the first worker
     devices: tuple[str, ...]  # one for each worker on a GPU; empty on a CPU
     precision: str
-    engine_key: str  # engines of one key score alike
+    engine_key: str  # engines with the same key give the same scores
     parity: str
-    reason: str  # why `auto` took this precision, where it had a choice
+    reason: str  # why `auto` chose this precision, if it had a choice
     point: OperatingPoint
     features: int  # length of x
     input_size: int  # pixels a side
     plan: WorkPlan
 
     def introduction(self) -> str:
-        """Say at the start which model runs on what, how far from FP32, and what it is not for."""
+        """Describe model, engine, parity and plan in the line that a scan prints at its start."""
         engine = f"{self.backend} {self.backend_version.partition('-')[0]} {self.precision} on {self.device}"
         words = [f"model {self.model}, {engine}", self.reason, self.parity, str(self.plan)]
         words += [DEMO_SENTENCE] if self.demo else []
         return "; ".join(word for word in words if word)
 
     def description(self) -> dict[str, Any]:
-        """Say for the footer which model, backend and decision the rows come from."""
+        """Describe model, backend and decision for the footer."""
         return {
             "bundle": self.bundle,
             "bundle_hash": self.bundle_hash,
@@ -67,7 +68,7 @@ class Setup:
         }
 
     def resolved(self, settings: ScanSettings) -> dict[str, Any]:
-        """Say what settings came to here, as far as resuming depends on it."""
+        """Return what the settings were resolved to, as far as resuming depends on it."""
         return {
             "model": self.bundle_hash,
             "engine": self.backend,
@@ -75,10 +76,11 @@ class Setup:
             "decision": self.point.decision,
             "pfa": None if settings.threshold is not None else self.point.pfa,
             "threshold": self.point.threshold,
+            "schema": SCHEMA_VERSION,
         }
 
     def notes(self) -> list[str]:
-        """Say what a reader of the summary should know."""
+        """Return remarks for the summary."""
         point = self.point
         notes = [self.reason] if self.reason else []
         if not point.supported:
@@ -93,9 +95,9 @@ class Setup:
 class Scorer:
     """Scores images with one model on one device; a context manager.
 
-    Several threads may score at once; each batch then takes an inference stream of its own where the backend
-    has some. Without a plan the tuned one is used, else the default. Raises Refused if the bundle, the engine
-    or the operating point is unavailable.
+    Several threads may score at once; if the backend has streams, each batch takes one of its own. Without a
+    plan the tuned one is used, else the default. Raises Refused if the bundle, the engine or the operating
+    point is unavailable.
     """
 
     def __init__(self, settings: ScanSettings, plan: WorkPlan | None = None):
@@ -123,7 +125,7 @@ class Scorer:
         self.runner: Runner = open_engine(self.engine, self.plan.cores, streams)
 
     def setup(self) -> Setup:
-        """Describe what was opened."""
+        """Describe what is open."""
         manifest, engine = self.bundle.manifest, self.engine
         return Setup(
             model=f"{manifest.name} ({self.bundle.hash[:12]})",
@@ -145,10 +147,10 @@ class Scorer:
         )
 
     def __call__(self, rows: list[Row], pixels: Pixels) -> Outputs | None:
-        """Compute losses, class scores and decisions of images into their rows.
+        """Fill losses, class scores and decisions into the rows of images.
 
-        `pixels` [n, S, S, 3] are those of the n `rows`. Returns what the networks say of the rows that are ok
-        afterwards; None where there is none.
+        `pixels` [n, S, S, 3] belong to the n `rows`. Returns the networks' outputs for the rows that are ok
+        afterwards, or None if there are none.
         """
         size, parts = self.plan.batch_size, list[Outputs]()
         scored = list[Row]()
@@ -163,7 +165,7 @@ class Scorer:
         return outputs
 
     def close(self) -> None:
-        """Free what the engine holds."""
+        """Close the engine."""
         self.runner.close()
 
     def __enter__(self) -> "Scorer":
@@ -173,7 +175,7 @@ class Scorer:
         self.close()
 
     def _infer(self, rows: list[Row], pixels: Pixels) -> tuple[list[Row], Outputs | None]:
-        """Run the networks; an image that alone, on a fresh runner, fails again gets a row of its own."""
+        """Run the networks; an image that fails again by itself, on a fresh runner, gets a status."""
         try:
             return rows, self._run(pixels)
         except EngineFailed as error:
@@ -186,22 +188,27 @@ class Scorer:
             return self.runner(pixels)
 
     def _without_failing(self, rows: list[Row], pixels: Pixels, error: EngineFailed) -> list[int]:
-        """Give the places of images that do not fail alone; raises the error where any image would."""
+        """Return the positions of images that do not fail singly; raises the error if any image fails."""
         on_host = pixels.cpu().numpy() if hasattr(pixels, "cpu") else pixels
-        if self._fails_alone(np.full_like(on_host[0], MID_GRAY)):
+        if self._fails_singly(np.full_like(on_host[0], MID_GRAY)):
             raise error
         good = list(range(len(rows)))
         for k in error.positions:
-            if self._fails_alone(on_host[k]):
-                rows[k].fail(ImageFault("decoder_crash", "the networks fail on it, alone and again"))
+            if self._fails_singly(on_host[k]):
+                rows[k].fail(
+                    ImageFault("decoder_crash", "the networks fail on it repeatedly, also in a batch of one")
+                )
                 good.remove(k)
         return good
 
-    def _fails_alone(self, pixels: NDArray[np.uint8]) -> bool:
+    def _fails_singly(self, pixels: NDArray[np.uint8]) -> bool:
         try:
             fresh = open_engine(self.engine, self.plan.cores)
         except Refused as error:  # it was open before: the machine has changed, no setting is wrong
-            raise Stopped(f"no second engine opens ({error}); run the same command again") from error
+            raise Stopped(
+                f"a second engine cannot be opened ({error}); finished rows are kept: run the same command "
+                "again"
+            ) from error
         with closing(fresh):
             try:
                 fresh(pixels[None])
@@ -210,7 +217,7 @@ class Scorer:
         return False
 
     def _decide(self, rows: list[Row], outputs: Outputs) -> None:
-        """Turn what the networks say into the rows' figures."""
+        """Fill scores and decisions from the outputs into the rows."""
         losses = outputs.reconstruction_loss, outputs.feature_matching_loss
         scores = self._decision.score(*losses, outputs.logits)
         probabilities = sigmoid(outputs.logits)
@@ -228,7 +235,7 @@ class Scorer:
 
 
 def _devices(asked: str, device: str) -> tuple[str, ...]:
-    """Name the GPUs that a scan uses: those it names, else every one that torch sees; none on a CPU."""
+    """Name the GPUs that a scan uses: `cuda:0,2` those, else every one that torch sees; none on a CPU."""
     if device == "cpu":
         return ()
     from ..runtime.cuda import visible_gpus
@@ -241,5 +248,5 @@ def _joined(parts: list[Outputs]) -> Outputs:
 
 
 def resolved_settings(settings: ScanSettings, setup: Setup, device: str) -> ScanSettings:
-    """Give a further worker the settings that the first one came to, on its own device."""
+    """Return the settings for another worker: as the first one resolved them, on its own device."""
     return replace(settings, device=device, engine=setup.backend, precision=setup.precision)

@@ -83,22 +83,22 @@ def write_archive(
 
 def _check(out: Path, settings: SynthSettings) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise Refused(f"{out} already exists and is not an empty folder: name another one or empty it.")
+        raise Refused(f"{out} already exists and is not an empty folder: name another one or empty it")
     if settings.count < 1:
-        raise Refused(f"--count is {settings.count}: ask for at least one image.")
+        raise Refused(f"--count is {settings.count}: ask for at least one image")
     if settings.seed < 0:
-        raise Refused(f"--seed is {settings.seed}: it is a whole number, 0 or more.")
+        raise Refused(f"--seed is {settings.seed}: it is a whole number, 0 or more")
     if not 0 <= settings.positive <= 1:
-        raise Refused(f"--positive is {settings.positive}: it is a share between 0 and 1.")
+        raise Refused(f"--positive is {settings.positive}: it is a share between 0 and 1")
     unknown = sorted(set(settings.looks) - set(LOOKS))
     if unknown or not settings.looks:
-        raise Refused(f"Unknown look {', '.join(unknown) or '(none given)'}: choose from {', '.join(LOOKS)}.")
+        raise Refused(f"unknown look {', '.join(unknown) or '(none given)'}: choose from {', '.join(LOOKS)}")
     if (
         len(settings.class_shares) != len(THREATS)
         or min(settings.class_shares) < 0
         or not any(settings.class_shares)
     ):
-        raise Refused(f"class_shares needs {len(THREATS)} weights of 0 or more, one for each class.")
+        raise Refused(f"class_shares needs {len(THREATS)} weights of 0 or more, one for each class")
 
 
 def is_positive(index: int, share: float) -> bool:

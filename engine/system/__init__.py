@@ -1,1 +1,1 @@
-"""What the operating system gives: cores, processes, files that survive a crash."""
+"""Services of the operating system: cores, processes, files that survive a crash."""

@@ -1,7 +1,7 @@
-"""A child process of ours: started in a fresh interpreter, asked over a socket, killed without harm.
+"""Child processes: a fresh interpreter that serves requests over a socket and can be killed at any time.
 
-It is not forked, so it inherits no thread and no lock, and the caller's own main module is not imported
-again, as `multiprocessing` would. It dies with its parent, and leaves Ctrl-C and SIGTERM to it.
+A child is not forked, so it inherits no thread and no lock. Unlike with `multiprocessing`, the caller's main
+module is not imported again. A child dies with its parent, and leaves Ctrl-C and SIGTERM to it.
 """
 
 import json
@@ -27,11 +27,11 @@ BOOT = (
     " [site.addsitedir(path) for path in [*sys.path] if path.endswith('-packages')];"
     " from gbad_batch.engine.system.child import boot; boot(int(sys.argv[2]), int(sys.argv[3]))"
 )
-Serve = Callable[..., None]  # (line, *arguments): what a child does, found by its name
+Serve = Callable[..., None]  # (channel, *arguments): what a child does; a function of a module
 
 
 class Failed:
-    """What a child says of an error that ended it."""
+    """Message of a child that an error ended."""
 
     def __init__(self, error: BaseException):
         self.error = error
@@ -40,9 +40,9 @@ class Failed:
 
 
 class Child:
-    """A process that runs `serve(line, *arguments)`, both by pickle: a function goes by its name.
+    """A process that runs `serve(channel, *arguments)`; both are pickled, functions by their names.
 
-    It inherits the descriptor `inherit`, under the same number. Raises Stopped if no process can be started.
+    It inherits the descriptor `inherit` under the same number. Raises Stopped if no process can be started.
     """
 
     def __init__(self, serve: Serve, *arguments: Any, inherit: int | None = None):
@@ -62,7 +62,8 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # standard output is for the summary
                 pass_fds=[theirs.fileno(), *([] if inherit is None else [inherit])],
-                env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+                process_group=0,  # a Ctrl-C is for the parent, which ends its children in order
+                env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
             )
         except OSError as error:
             raise Stopped(
@@ -76,17 +77,17 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """Id of the process."""
         return self._process.pid
 
     def send(self, message: object) -> None:
-        """Send a message; one that is dead gets nothing, and its end is seen at the next `receive`."""
+        """Send a message; if the child is dead, the next `receive` raises EOFError."""
         self._send_or_die(message)
 
     def receive(self) -> Any:
-        """Wait for a message; raises EOFError where the child is dead, or the error that ended it.
+        """Wait for a message; raises EOFError if the child is dead, or the error that ended it.
 
-        A log record is logged here, too, before it is returned.
+        Log records of the child are logged here before they are returned.
         """
         try:
             message = self.connection.recv()
@@ -99,14 +100,14 @@ class Child:
         return message
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the process."""
         self._process.kill()
 
     def end(self) -> str:
-        """Wait for its end, killed if need be, and say in words what ended it."""
+        """Close the connection and wait, killing the process after a second; returns what ended it."""
         self.connection.close()
         try:
-            code = self._process.wait(timeout=1)  # it dies by itself where its connection broke
+            code = self._process.wait(timeout=1)  # it exits by itself when the connection closes
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
@@ -126,7 +127,7 @@ def _log(record: logging.LogRecord) -> None:
 
 
 class _LogLines(QueueHandler):
-    """Hands log records to the parent, which knows where they are to be shown."""
+    """Sends log records to the parent, which shows them."""
 
     def __init__(self, send: Callable[[object], None]):
         super().__init__(None)  # type: ignore[arg-type] - `enqueue` takes its place
@@ -137,15 +138,15 @@ class _LogLines(QueueHandler):
         self._hand_over(record)
 
 
-class Line:
-    """A child's end of the connection; any of its threads may send."""
+class Channel:
+    """A child's end of the connection to its parent; any of its threads may send."""
 
     def __init__(self, connection: Connection):
         self._connection = connection
         self._sending = threading.Lock()
 
     def send(self, message: object) -> None:
-        """Send a message; a parent that is gone ends this process."""
+        """Send a message; ends this process if the parent is dead."""
         try:
             with self._sending:
                 self._connection.send(message)
@@ -153,24 +154,26 @@ class Line:
             os._exit(1)
 
     def receive(self) -> Any:
-        """Wait for a message; raises EOFError where the parent closed the connection."""
+        """Wait for a message; raises EOFError once the parent has closed the connection."""
         return self._connection.recv()
 
 
 def boot(handle: int, parent: int) -> None:
-    """Run what the parent asks for, until it is done or fails; the child's whole life."""
+    """Run what the parent asked for and exit; the main function of a child."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its children in order
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     die_with(parent)
-    line = Line(Connection(handle))
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_LogLines(line.send)], force=True)
+    channel = Channel(Connection(handle))
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", handlers=[_LogLines(channel.send)], force=True
+    )
     code = 0
     try:
-        serve, arguments = line.receive()
-        serve(line, *arguments)
+        serve, arguments = channel.receive()
+        serve(channel, *arguments)
     except EOFError:
-        pass  # the parent wants no more
-    except BaseException as error:  # noqa: BLE001 - told by the parent, whatever it is
-        line.send(Failed(error))
+        pass  # the parent closed the connection
+    except BaseException as error:  # noqa: BLE001 - the parent reports it, whatever it is
+        channel.send(Failed(error))
         code = 1
-    os._exit(code)  # a decoder that hangs in a thread must not hold the exit up
+    os._exit(code)  # a decoder that hangs in a thread must not delay the exit

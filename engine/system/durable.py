@@ -48,12 +48,12 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def disk_faults_stop(output: Path) -> Iterator[None]:
-    """Turn an OSError of writing into Stopped: the finished parts stay, the same command goes on."""
+    """Turn an OSError of writing into Stopped; finished parts stay, and the same command resumes."""
     try:
         yield
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise Stopped(
-            f"the results at {output} cannot be written: {reason}; what is finished is kept, "
+            f"the results at {output} cannot be written: {reason}; finished rows are kept, "
             "mend the disk and run the same command again"
         ) from error

@@ -1,4 +1,4 @@
-"""What this machine lends to a process: cores and their kind, memory, and a life within its parent's."""
+"""Facts about this machine, and its settings for a process: cores, memory, and an end with its parent's."""
 
 import ctypes
 import os
@@ -14,14 +14,14 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 def usable_cores() -> int:
-    """Count the cores that this process may use: the affinity mask, cut by a cgroup's CPU quota."""
+    """Count the cores that this process may use, from the affinity mask and the cgroup's CPU quota."""
     cores = len(os.sched_getaffinity(0))
     quota = _cgroup_quota()
     return max(1, min(cores, round(quota))) if quota else cores
 
 
 def _cgroup_quota() -> float | None:
-    """Read the CPU quota in cores of this process's cgroup, version 2 or 1; None is no quota."""
+    """Read the CPU quota in cores of this process's cgroup, version 2 or 1; None if there is none."""
     try:
         own = Path("/proc/self/cgroup").read_text().splitlines()[-1].split(":", 2)[2].lstrip("/")
     except (OSError, IndexError):
@@ -43,17 +43,17 @@ def _cgroup_quota() -> float | None:
 
 
 def die_with(parent: int) -> None:
-    """Have this process killed when the process `parent`, which started it, dies, be it by SIGKILL."""
+    """Have this process killed when its parent process dies, even by SIGKILL."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before prctl took effect
+    if os.getppid() != parent:  # the parent died before prctl took effect
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def keep_freed_memory() -> None:
-    """Have malloc keep what is freed for its next user, in place of giving it back to the system.
+    """Have malloc keep freed memory instead of returning it to the system.
 
-    A step of training takes and frees the same gigabytes as the one before: given back, they are faulted in
-    again, page by page.
+    Every step of training allocates and frees the same gigabytes; once returned, they would have to be
+    faulted in again, page by page.
     """
     libc = ctypes.CDLL(None)
     libc.mallopt(M_MMAP_MAX, 0)
@@ -62,18 +62,18 @@ def keep_freed_memory() -> None:
 
 @cache
 def cpu_model() -> str:
-    """Name the processor as /proc/cpuinfo does."""
+    """Return the model name of the processor from /proc/cpuinfo."""
     return _cpuinfo("model name") or "unknown"
 
 
 @cache
 def cpu_flags() -> frozenset[str]:
-    """List the instruction sets that the processor announces."""
+    """Return the instruction sets that the processor announces."""
     return frozenset(_cpuinfo("flags").split())
 
 
 def installed(packages: Iterable[str]) -> dict[str, str]:
-    """Give the versions of those of the packages that are installed."""
+    """Return the versions of the packages that are installed."""
     versions = {}
     for package in packages:
         with suppress(PackageNotFoundError):

@@ -1,4 +1,4 @@
-"""How long work reports where it stands."""
+"""How long-running work reports its progress."""
 
 from collections.abc import Callable, Mapping
 

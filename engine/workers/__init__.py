@@ -1,1 +1,1 @@
-"""Worker processes: chunks of an archive go out to them, finished columns come back in order."""
+"""Worker processes: they take chunks of an archive and return finished columns."""

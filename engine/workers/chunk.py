@@ -1,4 +1,4 @@
-"""The unit of work: some tens of candidates that go to a worker, and the columns that come back."""
+"""The unit of work: some tens of candidates for a worker, and the columns that it returns."""
 
 from dataclasses import dataclass, field
 from time import perf_counter, thread_time
@@ -10,33 +10,37 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+CHUNK_SECONDS = 0.1  # that a chunk should take one thread
+MOST_IMAGES = 256  # of a chunk on a CPU
+CHUNK_BYTES = 64_000_000  # of the files of a chunk, as listed; one file alone may have more
+
 
 @dataclass(slots=True)
 class Chunk:
-    """Candidates in the order of the listing; `number` says where the chunk stands in that order."""
+    """Consecutive candidates of the listing; `number` is the position of the chunk in it."""
 
     number: int
     candidates: list[Candidate]
-    suspects: frozenset[bytes] = frozenset()  # keys of images to be decoded apart
+    suspects: frozenset[bytes] = frozenset()  # keys of images to decode in a process of their own
 
 
 @dataclass(slots=True)
 class FinishedChunk:
-    """What a worker hands back: the columns of a chunk, its counts, and where the time went."""
+    """What a worker returns for a chunk: columns, counts, and where the time went."""
 
     number: int
     columns: bytes  # an Arrow record batch of the results' schema, serialized
     rows: int
-    failed: int  # rows that are not ok
+    failed: int  # rows whose status is not ok
     alarms: int
     features: "tuple[NDArray[np.float32], NDArray[np.float32]] | None" = None  # x, logits of the ok rows
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
-    cpu_seconds: dict[str, float] = field(default_factory=dict)  # of the thread that did it, by stage
-    process_seconds: float = 0.0  # CPU of the whole worker since its last chunk
+    cpu_seconds: dict[str, float] = field(default_factory=dict)  # of the worker's thread, by stage
+    process_seconds: float = 0.0  # CPU seconds of the whole worker since its last chunk
 
 
 class Clock:
-    """Times the stages of one chunk, one after the other."""
+    """Stopwatch for the stages of one chunk, which run one after the other."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -44,8 +48,31 @@ class Clock:
         self._wall, self._cpu = perf_counter(), thread_time()
 
     def lap(self, stage: str) -> None:
-        """Add the time since the last lap, and the CPU time of this thread in it, to a stage."""
+        """Record the time since the last lap, and this thread's CPU time in it, for a stage."""
         wall, cpu = perf_counter(), thread_time()
         self.seconds[stage] = wall - self._wall
         self.cpu_seconds[stage] = cpu - self._cpu
         self._wall, self._cpu = wall, cpu
+
+
+class ChunkSize:
+    """How many images the next chunk should have: whole batches that take a thread about CHUNK_SECONDS.
+
+    On a GPU a chunk is one batch.
+    """
+
+    def __init__(self, batch_size: int, on_gpu: bool):
+        self.images = batch_size
+        self._batch_size = batch_size
+        self._on_gpu = on_gpu
+        self._image_seconds = 0.0  # of one thread, as the last chunks took
+
+    def learn(self, chunk: FinishedChunk) -> None:
+        """Take a finished chunk's speed into account."""
+        if self._on_gpu:
+            return
+        spent = sum(chunk.seconds.values()) / chunk.rows
+        self._image_seconds += (spent - self._image_seconds) / 4 if self._image_seconds else spent
+        batches = round(CHUNK_SECONDS / max(self._image_seconds, 1e-9) / self._batch_size)
+        most = MOST_IMAGES // self._batch_size
+        self.images = self._batch_size * max(1, min(batches, most))

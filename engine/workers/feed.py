@@ -1,4 +1,4 @@
-"""Candidates on their way to the workers: listed by a thread of its own, dealt in chunks."""
+"""Candidates for the workers, listed ahead by a thread."""
 
 import os
 import threading
@@ -9,15 +9,15 @@ from contextlib import suppress
 
 from ..errors import Stopped
 from ..sources import Candidate
+from .chunk import CHUNK_BYTES
 from .progress import Progress
 
-AHEAD = 16_384  # candidates listed ahead of the workers
-CHUNK_BYTES = 64_000_000  # of the files of a chunk, as listed; one file alone may have more
-TOLD_EVERY = 256  # candidates between two looks at the clock
+AHEAD = 16_384  # candidates that are listed ahead of the workers
+CLOCK_EVERY = 256  # candidates between two readings of the clock
 
 
 class Feed:
-    """Lists in the background; `take` gives the next candidates. A context manager that ends its thread."""
+    """Lists in a background thread; `take` returns the next candidates. A context manager."""
 
     def __init__(self, candidates: Iterator[Candidate], progress: Progress):
         self._candidates = candidates
@@ -34,18 +34,18 @@ class Feed:
             self._thread.start()
         except RuntimeError as error:
             raise Stopped(
-                f"this machine starts no more threads ({error}); finished rows are kept: raise its limits on "
+                f"no more threads can be started ({error}); finished rows are kept: raise the limits on "
                 "processes and memory, and run the same command again"
             ) from error
 
     @property
     def has_some(self) -> bool:
-        """Whether there is something to take."""
+        """Whether there is a candidate to take."""
         return bool(self._listed)
 
     @property
     def is_empty(self) -> bool:
-        """Whether everything is listed and taken; raises what ended the listing early."""
+        """Whether everything is listed and taken; raises the error that ended the listing."""
         if self._listed or not self._ended:
             return False
         if self._error is not None:
@@ -53,7 +53,7 @@ class Feed:
         return True
 
     def take(self, count: int, at_once: bool) -> list[Candidate]:
-        """Take the next candidates, at most `count`; fewer only at the end, or `at_once`."""
+        """Take the next `count` candidates; fewer, or none, only at the end or if `at_once`."""
         listed = self._listed
         if len(listed) < count and not (at_once or self._ended):
             return []
@@ -66,30 +66,30 @@ class Feed:
         return taken
 
     def fileno(self) -> int:
-        """Give the descriptor that is readable once something was listed after `await_more`."""
+        """Return a descriptor that becomes readable when something is listed after `await_more`."""
         return self._wake
 
     def await_more(self) -> None:
-        """Ask to be woken by the descriptor when there is something to take."""
+        """Make the descriptor readable at the next candidate."""
         with suppress(BlockingIOError):
             os.eventfd_read(self._wake)
         self._awaited = True
 
     def _list(self) -> None:
-        """List until the end, an error, or nobody wants more; the thread's whole life."""
+        """List until the end, an error, or `close`; the main function of the thread."""
         began, waited = time.perf_counter(), 0.0
         try:
             for number, candidate in enumerate(self._candidates):
                 self._listed.append(candidate)
                 if self._awaited:
                     self._tell()
-                if number % TOLD_EVERY == 0:
+                if number % CLOCK_EVERY == 0:
                     self._note(time.perf_counter() - began - waited)
                 if len(self._listed) >= AHEAD:
                     waited += self._wait_for_room()
                 if self._closed:
                     return
-        except BaseException as error:  # noqa: BLE001 - handed to whoever takes, whatever it is
+        except BaseException as error:  # noqa: BLE001 - `is_empty` raises it, whatever it is
             self._error = error
         finally:
             self._note(time.perf_counter() - began - waited)

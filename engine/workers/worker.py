@@ -1,4 +1,4 @@
-"""A worker: a process that does chunks from bytes to columns, on some cores or on one GPU."""
+"""A worker process: it takes chunks from bytes to columns, on some cores or on one GPU."""
 
 import threading
 import time
@@ -14,59 +14,59 @@ from ..row import Row
 from ..runtime import Outputs
 from ..settings import ScanSettings
 from ..stages import Batch, OpenStages, Setup, Stages
-from ..system.child import Failed, Line
+from ..system.child import Channel, Failed
 from .chunk import Chunk, Clock, FinishedChunk
 
 
 @dataclass(frozen=True)
 class Begin:
-    """What a worker is told once its stages are open and the output is known."""
+    """Message to a worker once its stages are open and the output is known."""
 
-    in_flight: Path  # its file of images in decoders
+    in_flight: Path  # the worker's file of images in decoders
     keep_features: bool
 
 
-def serve(line: Line, open_stages: OpenStages, settings: ScanSettings) -> None:
-    """Open the stages, say so, and do chunks until the coordinator wants no more."""
+def serve(channel: Channel, open_stages: OpenStages, settings: ScanSettings) -> None:
+    """Open the stages, report them, and process chunks until the coordinator closes the channel."""
     with open_stages(settings) as stages:
-        line.send(stages.setup)
-        begin = line.receive()
+        channel.send(stages.setup)
+        begin = channel.receive()
         worker = Worker(stages, begin.keep_features)
         chunks: SimpleQueue[Chunk] = SimpleQueue()
         for slots in _slots(begin.in_flight, stages.setup):
-            threading.Thread(target=_work, args=(line, worker, chunks, slots), daemon=True).start()
+            threading.Thread(target=_work, args=(channel, worker, chunks, slots), daemon=True).start()
         while True:
-            chunks.put(line.receive())
+            chunks.put(channel.receive())
 
 
 def _slots(path: Path, setup: Setup) -> Sequence[Slots]:
-    """Make the slots of each thread; an image at a time on a CPU, a batch at a time on a GPU."""
-    each = setup.plan.batch_size if setup.devices else 1
-    return open_slots(path, [each] * setup.plan.threads)
+    """Open the slots of each thread: one image on a CPU, a whole batch on a GPU."""
+    images = setup.plan.batch_size if setup.devices else 1
+    return open_slots(path, [images] * setup.plan.threads)
 
 
-def _work(line: Line, worker: "Worker", chunks: "SimpleQueue[Chunk]", slots: Slots) -> None:
-    """Do one chunk after the other; the thread's whole life."""
+def _work(channel: Channel, worker: "Worker", chunks: "SimpleQueue[Chunk]", slots: Slots) -> None:
+    """Process one chunk after the other; the main function of a thread."""
     try:
         while True:
-            line.send(worker(chunks.get(), slots))
+            channel.send(worker(chunks.get(), slots))
     except MemoryError:
-        line.send(
+        channel.send(
             Failed(
                 Stopped(
-                    "this machine has no memory left for the scan; finished rows are kept: free some, or "
-                    "give fewer --threads, and run the same command again"
+                    "the machine is out of memory; finished rows are kept: free some or give fewer "
+                    "--threads, and run the same command again"
                 )
             )
         )
-    except BaseException as error:  # noqa: BLE001 - told by the coordinator, whatever it is
+    except BaseException as error:  # noqa: BLE001 - the coordinator reports it, whatever it is
         if not isinstance(error, DeviceLost):
             slots.end()  # the images are not to blame
-        line.send(Failed(error))
+        channel.send(Failed(error))
 
 
 class Worker:
-    """Does chunks with open stages; safe to call from as many threads as the plan has."""
+    """Runs chunks through open stages; safe to call from as many threads as the plan has."""
 
     def __init__(self, stages: Stages, keep_features: bool = False):
         self._stages = stages

@@ -195,7 +195,7 @@ def check_collapse(
     if not shown:
         return None
     if benign >= settings.enough:
-        raise Stopped(f"The BiGAN collapsed in phase II: {shown}.")
+        raise Stopped(f"the BiGAN collapsed in phase II: {shown}")
     return f"The BiGAN looks collapsed ({shown}), with {benign} benign images of {settings.enough} advised."
 
 

@@ -1,0 +1,319 @@
+"""Store rows in part files that survive a crash, resume them by the same command, finish atomically."""
+
+import json
+import logging
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from ..errors import Refused, Stopped
+from ..settings import ScanSettings
+from ..system.durable import disk_faults_stop, remove
+from ..system.machine import installed
+from .features import HELD_ROWS, X_SIZE, FeatureStore, write_common_metadata
+from .in_flight import collect_suspects, keep_suspects
+from .index import Index
+from .parts import PartFolder, files_of, is_one_of, key_at, keys_in, read_parquet, write_parquet
+from .resuming import Command, FinishReport, ScanState, statuses_of
+from .schema import COMMON_METADATA, KEY_COLUMNS, SCHEMA_VERSION, footer_metadata, results_schema
+from .selection import Selection, in_listing_order
+from .staging import Staging
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from .schema import Floats
+
+log = logging.getLogger(__name__)
+
+PART_SECONDS = 5.0  # a part closes after so long
+PART_ROWS = 1 << 16  # or after so many rows
+JOIN_ROWS = 1024  # small batches are joined into batches of so many rows
+PACKAGES = (
+    "gbad-batch",
+    "cykooz-resizer",
+    "numpy",
+    "nvidia-dali-cuda130",
+    "nvidia-nvimgcodec-cu13",
+    "openvino",
+    "pillow",
+    "pyarrow",
+    "simplejpeg",
+)
+
+
+def open_results(
+    settings: ScanSettings, fingerprint: dict[str, Any], description: dict[str, Any], x_size: int = X_SIZE
+) -> "Session":
+    """Begin or resume the scan into `settings.out` and lock it.
+
+    `fingerprint` must equal that of an unfinished scan for it to be resumed; `description` is added to the
+    footer; both hold what JSON can. `x_size` is the length of an image's features. Raises Refused if the
+    output is finished, locked, of another fingerprint or not usable, Stopped if the disk fails. If the
+    session's `finished` is set, only the clean-up of an earlier run was interrupted: nothing is left to scan.
+    """
+    if settings.out_path is None:
+        raise Refused("a scan that stores its rows needs an output")
+    command = Command(
+        settings,
+        json.loads(json.dumps(fingerprint)),
+        Staging(settings.out_path, settings.out_is_folder),
+        FeatureStore(Path(settings.features), x_size) if settings.features else None,
+        statuses_of(settings.retry),
+    )
+    command.check()
+    command.staging.enter()
+    try:
+        with disk_faults_stop(command.staging.target):
+            return Session(command, command.begin_or_resume(), description)
+    except BaseException:
+        command.staging.leave()
+        if command.features:
+            command.features.staging.leave()
+        raise
+
+
+class Session:
+    """One run of a scan, from its first row to the finish; leaving the context keeps the parts.
+
+    Call `write`, `flush`, `finish` and `close` from one thread. They raise Stopped if the disk fails.
+    """
+
+    def __init__(self, command: Command, found: ScanState | FinishReport, description: dict[str, Any]):
+        self.index = Index()
+        self.suspects: frozenset[bytes] = frozenset()  # keys of images that an earlier run died decoding
+        self.finished: FinishReport | None = None
+        self.failed_before = 0  # rows of earlier runs that are not ok
+        self.rows_written = 0  # by this run
+        self._description = description
+        self._staging = command.staging
+        self._features = command.features
+        self._batches: list[pa.RecordBatch] = []  # as they were given
+        self._joined: list[pa.RecordBatch] = []  # earlier ones
+        self._loose = 0  # rows of `_batches`
+        self._held = 0  # rows not yet in a part
+        self._part_began = 0.0
+        self._writable = isinstance(found, ScanState)
+        if isinstance(found, FinishReport):
+            self.finished = found
+        else:
+            self._state = found
+            self._open(command.retry)
+
+    @property
+    def folder(self) -> Path:
+        """Private folder of the scan, while it is unfinished."""
+        return self._staging.folder
+
+    # Opening
+
+    def _open(self, retry: list[str]) -> None:
+        self._schema = results_schema()
+        if self._features:
+            self._features.enter(self._state.scan_id)
+        remove(self._staging.data / COMMON_METADATA)
+        remove(self._staging.sorting)
+        self._parts = PartFolder(self._staging.data)
+        if self._state.keeps_finished and not self._parts.parts:
+            self._import_finished(retry or self._state.retry)
+        elif retry and retry != self._state.retry and self._parts.parts:
+            self._parts.merge(self._parts.parts[:], self._schema, lambda batch: _without(batch, retry))
+        self._state.retry = retry or self._state.retry
+        if self._features:
+            self._features.open(self._parts.last)
+        for batch in self._parts.read([*KEY_COLUMNS, "status"]):
+            self.index.add_finished(keys_in(batch))
+            self.failed_before += int((~is_one_of(batch["status"], ["ok"])).sum())
+        self._begin_run()
+
+    def _import_finished(self, retry: list[str]) -> None:
+        """Write the rows of the finished output that are kept as the first part."""
+        through = self._features.import_finished() if self._features else 1
+        batches = (
+            _without(batch, retry) for file in files_of(self._staging.target) for batch in read_parquet(file)
+        )
+        self._parts.append(self._schema, batches, through)
+
+    def _begin_run(self) -> None:
+        folder = self._staging.folder
+        suspects = collect_suspects(folder)
+        self.suspects = frozenset(key for key in suspects if key not in self.index)
+        keep_suspects(folder, self.suspects)
+        run = {"host": socket.gethostname(), "versions": installed(PACKAGES), "start": _now(), "end": None}
+        self._state.runs.append(run)
+        self._state.save(self._staging.state)
+
+    # Writing
+
+    def write(self, batch: "pa.RecordBatch", features: "tuple[Floats, Floats] | None" = None) -> None:
+        """Store the rows of the next new candidates, in listing order, as a batch of `results_schema()`.
+
+        They are durable after some seconds, or after `flush`. `features`: x [n, k] and logits [n, 5],
+        float16 or float32, of the n rows whose status is ok, in their order. Raises ValueError if the batch
+        does not end with the candidate that the index has at its place: rows were left out, or come twice.
+        """
+        last = self.rows_written + self._held + batch.num_rows - 1
+        if batch.num_rows and not self.index.is_new(key_at(batch, batch.num_rows - 1), last):
+            raise ValueError("a batch of results does not hold the next candidates of the listing")
+        if not self._held:
+            self._part_began = time.monotonic()
+        self._batches.append(batch)
+        self._held += batch.num_rows
+        self._loose += batch.num_rows
+        if self._features and features:
+            self._features.add(_keys_of_ok(batch, len(features[0])), *features)
+        if self._loose >= JOIN_ROWS:
+            self._join_loose()
+        if self._is_part_full():
+            self.flush()
+        self._staging.lock.tell(self.index.finished + self.rows_written + self._held)
+
+    def flush(self) -> None:
+        """Make all rows written so far durable."""
+        if not self._held:
+            return
+        self._writable = False  # a part that failed half-way is not tried again
+        with disk_faults_stop(self._staging.target):
+            if self._features:
+                self._features.flush()
+            self._parts.append(self._schema, [*self._joined, *self._batches])
+            self.rows_written += self._held
+            self._joined, self._batches, self._held, self._loose = [], [], 0, 0
+            self._parts.merge_small(self._schema)
+        self._writable = True
+
+    def _join_loose(self) -> None:
+        """Copy small batches into one, so that the memory they refer to can be freed."""
+        import pyarrow as pa
+
+        self._joined.append(pa.concat_batches(self._batches))
+        self._batches, self._loose = [], 0
+
+    def _is_part_full(self) -> bool:
+        features_held = self._features.held if self._features else 0
+        late = time.monotonic() - self._part_began >= PART_SECONDS
+        return late or self._held >= PART_ROWS or features_held >= HELD_ROWS
+
+    # Ending
+
+    def finish(self) -> FinishReport:
+        """Put the result in its place, all or nothing; raises Stopped, parts kept, if a row is missing."""
+        for _ in self.finish_steps():
+            pass
+        assert self.finished is not None
+        return self.finished
+
+    def finish_steps(self) -> Iterator[str]:
+        """Finish step by step; yields the name of each step once it is durable."""
+        with disk_faults_stop(self._staging.target):
+            self.flush()
+            yield "flushed"
+            selection = Selection(self.index)
+            selection.features = self._features.drop_stale(self.index) if self._features else None
+            self._state.runs[-1]["end"] = _now()
+            yield "features"
+            file = self._staging.folder / "finished.parquet"
+            selected = [selection.select(part) for part in self._parts.parts]
+            selection.check()
+            if self._staging.is_folder:
+                self._finish_parts(selected, self._footer(selection))
+            else:
+                self._finish_file(file, selected, self._footer(selection))
+            if self._features:
+                self._features.seal(self._footer(selection))
+            yield "written"
+            replace = self._state.replaces
+            staging = self._staging
+            yield from (
+                staging.install_data(replace) if staging.is_folder else staging.install_file(file, replace)
+            )
+            self._writable = False
+            if self._features:
+                yield from self._features.install(self._state.scan_id, replace)
+            self._staging.remove()
+            self.finished = selection.report()
+            yield "removed"
+
+    def _finish_parts(self, selected: "list[NDArray[np.int32]]", footer: dict[str, Any]) -> None:
+        for part, positions in zip(self._parts.parts, selected, strict=True):
+            self._parts.mask(part, positions >= 0)
+        write_common_metadata(self._staging.data, self._schema, footer)
+
+    def _finish_file(self, file: Path, selected: "list[NDArray[np.int32]]", footer: dict[str, Any]) -> None:
+        batches = in_listing_order(self._parts, selected, self._schema, self._staging.sorting)
+        write_parquet(file, self._schema, batches, footer_metadata(footer))
+
+    def _footer(self, selection: Selection) -> dict[str, Any]:
+        return {
+            **self._description,
+            "schema": SCHEMA_VERSION,
+            "scan_id": self._state.scan_id,
+            "fingerprint": self._state.fingerprint,
+            "runs": self._state.runs,
+            **asdict(selection.report()),
+        }
+
+    def discard(self) -> None:
+        """End a run without candidates; keeps what earlier runs left, otherwise removes the folder."""
+        if self.index.finished or self.rows_written or self._held:
+            return self.close()
+        self._writable = False
+        with disk_faults_stop(self._staging.target):
+            if self._features:
+                self._features.staging.remove()
+            self._staging.remove()
+        return None
+
+    def close(self) -> None:
+        """Keep what is written and release the output; a second call does nothing."""
+        if not self._staging.lock.held:
+            return
+        try:
+            if self._writable:
+                self.flush()
+                self._state.runs[-1]["end"] = _now()
+                with disk_faults_stop(self._staging.target):
+                    self._state.save(self._staging.state)
+        finally:
+            self._writable = False
+            self._staging.leave()
+            if self._features:
+                self._features.staging.leave()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with suppress(*([Stopped] if error else [])):  # the first error is the one to tell
+            self.close()
+
+
+def _keys_of_ok(batch: "pa.RecordBatch", count: int) -> "pa.RecordBatch":
+    """Return the key columns of the `count` rows whose status is ok."""
+    import pyarrow as pa
+
+    keys = batch.select(KEY_COLUMNS)
+    if count < batch.num_rows:
+        keys = keys.filter(pa.array(is_one_of(batch["status"], ["ok"])))
+    assert keys.num_rows == count, "features are of the rows whose status is ok"
+    return keys
+
+
+def _without(batch: "pa.RecordBatch", statuses: list[str]) -> "pa.RecordBatch":
+    import pyarrow as pa
+
+    return batch.filter(pa.array(~is_one_of(batch["status"], statuses)))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
