@@ -177,8 +177,7 @@ class ScanSettings(SourceSettings, ModelSettings, LimitSettings, OutputSettings)
         """Refuse impossible values and combinations."""
         if isinstance(self.sources, str | bytes | os.PathLike):
             object.__setattr__(self, "sources", (self.sources,))
-        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3}(,\d{1,3})*)?", self.device):
-            raise Refused(f"--device {self.device!r:.40} is not auto, cpu, cuda or cuda:N[,N...]: try auto")
+        check_device(self.device)
         if self.pfa is not None and self.threshold is not None:
             raise Refused("--pfa and --threshold exclude each other: give one of them")
         if self.pfa is not None and not 0 < self.pfa < 1:
@@ -208,6 +207,12 @@ class ScanSettings(SourceSettings, ModelSettings, LimitSettings, OutputSettings)
     def out_is_folder(self) -> bool:
         """Whether the output was given with a trailing slash: a data set without the last merge."""
         return self.out is not None and os.fspath(self.out).endswith("/")
+
+
+def check_device(device: str) -> None:
+    """Raise Refused for what names no device: only the machine knows whether one that it names is there."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3}(,\d{1,3})*)?", device):
+        raise Refused(f"--device {device!r:.40} is not auto, cpu, cuda or cuda:N[,N...]: try auto")
 
 
 def declared(name: str) -> Field[Any]:

@@ -2,11 +2,11 @@
 
 import importlib.util
 import logging
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..engine.errors import MissingExtra, Refused
+from ..engine.settings import check_device
 
 if TYPE_CHECKING:
     from ..engine.bundle import Bundle
@@ -40,8 +40,7 @@ def resolve(bundle: "Bundle", device: str, engine: str, precision: str) -> Choic
 
     On a CPU `auto` selects INT8 if the bundle has it; the parity gate has the last word.
     """
-    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
-        raise Refused(f"--device {device!r:.40} is not a device: give auto, cpu, cuda or cuda:N")
+    check_device(device)
     if engine not in ("auto", *BACKENDS):
         raise Refused(f"--engine {engine!r:.40} is not an engine: give auto, {', '.join(BACKENDS)}")
     _check_together(device, engine)
@@ -74,7 +73,7 @@ def is_installed(package: str) -> bool:
 
 
 def _device(device: str, engine: str) -> str:
-    """Choose the CPU or one GPU, `cuda:N`."""
+    """Choose the CPU or one GPU, `cuda:N`: of several that are named the first."""
     if device == "cpu" or (device == "auto" and engine == "openvino"):
         return "cpu"
     gpus = nvidia_gpus()
@@ -91,14 +90,20 @@ def _device(device: str, engine: str) -> str:
                 reason,
             )
         return "cpu" if reason else "cuda:0"
-    where = device if ":" in device else f"{device}:0"
     if engine == "auto":
         _check_installed(f"--device {device}", "inductor")
-    reason = unusable(where)
+    listed = listed_gpus(device) or ("cuda:0",)
+    reason = next(filter(None, map(unusable, listed)), None)
     if reason:
         count = f"this machine has {len(gpus) or 'no'} NVIDIA GPU{'s' if len(gpus) != 1 else ''}"
         raise Refused(f"--device {device} cannot be used: {count}, and {reason}; use --device cpu")
-    return where
+    return listed[0]
+
+
+def listed_gpus(device: str) -> tuple[str, ...]:
+    """Return the GPUs that a device setting names, each once: cuda:0,2 names cuda:0 and cuda:2."""
+    numbers = device.partition(":")[2]
+    return tuple(dict.fromkeys(f"cuda:{int(number)}" for number in numbers.split(","))) if numbers else ()
 
 
 def _backend(device: str, engine: str) -> str:

@@ -1,5 +1,6 @@
 """Commands in the foreground: whatever goes wrong is one sentence and an exit code, never a traceback."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -39,6 +40,8 @@ def run(*arguments: str, cwd: Path, **options: Any) -> "subprocess.CompletedProc
         (["tune", "--cache-dir", "file"], 2),
         (["scan", "file", "--out", "/"], 2),
         (["scan", "file", "--out", "r.parquet", "--hardware-share", "1.5"], 2),
+        (["scan", "file", "--out", "r.parquet", "--workers", "0"], 2),
+        (["scan", "file", "--out", "r.parquet", "--workers", "257"], 2),
         (["train", "absent", "--out", "bundle"], 2),
         (["train", "full", "--out", "bundle", "--backbone", "hf-hub:someone/else"], 2),
         (["train", "full", "--out", "full"], 2),
@@ -86,3 +89,11 @@ def test_an_interrupt_is_its_code(tmp_path: Path, command: str) -> None:
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, stdout, stderr) == (130, "", "gbad-batch: stopped on request\n")
+
+
+@pytest.mark.parametrize("option", ["--optimizer", "--mixed", "--pos-weight"])
+def test_training_takes_no_option_that_it_no_longer_has(tmp_path: Path, option: str) -> None:
+    done = run("train", ".", "--out", "bundle", option, cwd=tmp_path, stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.search(rf"No such option:? '?{option}\b", done.stderr)
+    assert list(tmp_path.iterdir()) == []

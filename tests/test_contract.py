@@ -33,6 +33,7 @@ from gbad_batch.engine.errors import Refused, Stopped, TooManyFailures
 from gbad_batch.engine.results.schema import COLUMNS, read_footer
 from gbad_batch.engine.row import THREATS
 from gbad_batch.engine.system.machine import usable_cores
+from gbad_batch.export import nvidia_gpus
 
 COMMAND = str(Path(sys.executable).with_name("gbad-batch"))
 NOBODY = 65_534
@@ -726,6 +727,36 @@ def test_the_configuration_takes_each_option_by_its_name(command: Any, archive: 
         (tmp_path / "c.toml").write_text(text)
         code, stdout, stderr = command("--out", tmp_path / "t.parquet", "--config", tmp_path / "c.toml")
         assert (code, stdout, said in stderr, "Traceback" in stderr) == (2, "", True, False)
+
+
+@pytest.mark.skipif(bool(nvidia_gpus()), reason="a GPU is here")
+def test_a_list_of_gpus_is_refused_in_one_sentence_where_there_are_none(
+    command: Any, archive: Path, tmp_path: Path
+) -> None:
+    code, stdout, stderr = command(archive, "--out", tmp_path / "r.parquet", "--device", "cuda:0,2")
+    assert (code, stdout, stderr.count("\n")) == (2, "", 1), stderr
+    assert stderr.startswith("gbad-batch: --device cuda:0,2 cannot be used: ")
+    assert not (tmp_path / "r.parquet").exists()
+
+
+def test_workers_are_taken_from_the_command_or_its_configuration_and_change_no_row(
+    command: Any, archive: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "c.toml").write_text("[scan]\nworkers = 2\nthreads = 2\n")
+    rows = []
+    for words, workers in (
+        (["--workers", "1"], 1),
+        (["--workers", "2"], 2),
+        (["--config", tmp_path / "c.toml"], 2),
+        (["--config", tmp_path / "c.toml", "--workers", "1"], 1),
+    ):
+        out = tmp_path / f"{len(rows)}.parquet"
+        code, stdout, stderr = command(archive, "--out", out, "--json", "--log-level", "info", *words)
+        assert code == 0, stderr
+        assert json.loads(stdout)["plan"]["workers"] == workers
+        rows.append(pq.read_table(out).to_pylist())
+    assert len(rows[0]) == 10
+    assert all(each == rows[0] for each in rows)
 
 
 # --- ends ---------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from gbad_batch.engine.runtime import OUTPUTS, Engine, EngineFailed, NotFinite, 
 from gbad_batch.engine.runtime.cache import EngineCache, cache_key
 from gbad_batch.engine.runtime.runtime_tensorrt import SIZES
 from gbad_batch.engine.settings import BATCH_SIZES
-from gbad_batch.export import engine_for, nvidia_gpus, resolve
+from gbad_batch.export import choice, engine_for, nvidia_gpus, resolve
 from gbad_batch.export.gate import Built, first_to_pass
 
 
@@ -582,8 +582,10 @@ def test_the_key_holds_all_that_an_engine_depends_on(filled: Path) -> None:
         ("cuda", "auto", "auto", Refused, "--device cuda cannot be used"),
         ("cuda", "inductor", "fp16", Refused, "--device cuda cannot be used"),
         ("cuda:1", "auto", "auto", Refused, "--device cuda:1 cannot be used"),
+        ("cuda:0,2", "auto", "auto", Refused, "--device cuda:0,2 cannot be used: this machine has no NVIDIA"),
+        ("cuda:0,", "auto", "auto", Refused, r"is not auto, cpu, cuda or cuda:N\[,N...\]: try auto"),
         ("cuda", "openvino", "auto", Refused, "runs on the CPU"),
-        ("tpu", "auto", "auto", Refused, "is not a device: give auto, cpu, cuda"),
+        ("tpu", "auto", "auto", Refused, "is not auto, cpu, cuda"),
         ("cpu", "tensorrt", "auto", Refused, "runs on an NVIDIA GPU"),
         ("auto", "tensorrt", "auto", MissingExtra, r"pip install 'gbad-batch\[tensorrt\]'"),
         ("cpu", "inductor", "fp16", Refused, "for GPU backends"),
@@ -610,6 +612,19 @@ def test_a_gpu_is_not_used_without_dali(tiny_bundle: Bundle, monkeypatch: pytest
     with pytest.raises(Refused, match=r"DALI, .* is not installed \(pip install 'gbad-batch\[gpu\]'\)"):
         resolve(tiny_bundle, "cuda", "auto", "auto")
     assert resolve(tiny_bundle, "cpu", "auto", "auto").device == "cpu"
+
+
+def test_of_several_gpus_each_must_be_usable_and_the_first_gets_the_engine(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {"cuda:0": None, "cuda:1": "it is lost", "cuda:2": None}
+    monkeypatch.setattr(choice, "nvidia_gpus", lambda: [*known])
+    monkeypatch.setattr(choice, "unusable", known.get)
+    assert resolve(tiny_bundle, "cuda:2,0", "inductor", "auto") == ("cuda:2", "inductor", "fp16")
+    assert choice.listed_gpus("cuda:2,0,2") == ("cuda:2", "cuda:0")
+    assert choice.listed_gpus("cuda") == choice.listed_gpus("auto") == ()
+    with pytest.raises(Refused, match=r"--device cuda:0,1 cannot be used: .* 3 NVIDIA GPUs, and it is lost"):
+        resolve(tiny_bundle, "cuda:0,1", "inductor", "auto")
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu"])

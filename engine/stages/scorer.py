@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...export import engine_for
+from ...export.choice import listed_gpus
 from ..bundle import DEMO_SENTENCE, Bundle, OperatingPoint, default_bundle_path, operating_point
 from ..errors import Refused, Stopped
 from ..model.decision import Decision, on_device, sigmoid
@@ -103,7 +104,7 @@ class Scorer:
         self.bundle = Bundle.read(Path(settings.model or default_bundle_path()))
         self.engine = engine_for(
             self.bundle,
-            device=settings.device.partition(",")[0],
+            device=settings.device,
             engine=settings.engine,
             precision=settings.precision,
             cache_dir=Path(settings.cache_dir) if settings.cache_dir else None,
@@ -239,13 +240,7 @@ def _devices(asked: str, device: str) -> tuple[str, ...]:
         return ()
     from ..runtime.cuda import visible_gpus
 
-    visible = visible_gpus()
-    if ":" not in asked:
-        return visible
-    wanted = tuple(f"cuda:{number}" for number in asked.partition(":")[2].split(","))
-    if len(set(wanted) & set(visible)) < len(wanted):
-        raise Refused(f"--device {asked} cannot be used: name each of {', '.join(visible)} at most once")
-    return wanted
+    return listed_gpus(asked) or visible_gpus()
 
 
 def _joined(parts: list[Outputs]) -> Outputs:
