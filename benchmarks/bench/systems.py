@@ -72,17 +72,9 @@ class Command:
         picture: Path,
         command: Sequence[str] | None = None,
     ):
-        self._words = [
-            *(command or COMMAND),
-            "scan",
-            "--model",
-            str(bundle),
-            "--device",
-            "cpu",
-            "--precision",
-            precision,
-        ]
-        self._words += ["--cache-dir", str(cache), "--overwrite", "--quiet", "--json"]
+        self._words = [*(command or COMMAND), "scan", "--model", str(bundle), "--device", "cpu"]
+        self._words += ["--precision", precision, "--cache-dir", str(cache)]
+        self._words += ["--overwrite", "--quiet", "--json"]
         with tempfile.TemporaryDirectory() as scratch:
             out = Path(scratch) / "one.parquet"
             self._scan(picture, out)

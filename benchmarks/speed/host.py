@@ -1,6 +1,7 @@
 """What the scan costs the host besides decoding and inference, and what follows for larger machines.
 
-All figures are the best of several rounds, in microseconds of CPU an image where their name ends in `_us`:
+All figures are the best of several rounds, in microseconds of CPU an image where their name ends in `_us`;
+so what a process imports at its first scan is left out:
 
 - `img_s_stub_N`: whole scans, stored, of thumbnails that are really read and hashed, with N workers of one
   thread; stand-ins for decoder and engine give every image the same arrays. Start-up is left out.
