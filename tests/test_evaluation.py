@@ -473,7 +473,7 @@ def test_another_model_is_refused(results: Path, listed: Path, tmp_path: Path, t
 
 def test_labels_that_do_not_fit_are_refused(results: Path, tmp_path: Path, labels: Labels):
     more = write_labels(tmp_path / "more.csv", {**labels, "P99998": [True] * 5, "P99999": [True] * 5})
-    assert "Of 82 names, 2 have no image; the first is 'P99998'" in refusal(results, "--labels", more)
+    assert "of 82 names, 2 have no image; the first is 'P99998'" in refusal(results, "--labels", more)
     assert "absent.csv does not exist" in refusal(results, "--labels", tmp_path / "absent.csv")
     lines = [[name, *map(int, row), "train"] for name, row in labels.items()]
     trained = write_lines(tmp_path / "trained.csv", [["name", *THREATS, "split"], *lines])
@@ -507,7 +507,7 @@ def test_thresholds_come_from_other_images_of_the_same_model(
 
 
 def test_a_folder_that_cannot_be_is_refused(results: Path, listed: Path):
-    assert "cannot be made: " in refusal(results, "--labels", listed, "--out", listed)
+    assert "cannot be made (File exists)" in refusal(results, "--labels", listed, "--out", listed)
 
 
 # --- real images ---
