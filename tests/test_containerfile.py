@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import tomllib
 from pathlib import Path
 
@@ -72,16 +71,14 @@ assert cache is not None and cache.path.parent == Path(os.environ["XDG_CACHE_HOM
 """
 
 
-def test_a_user_whom_the_system_does_not_know_has_a_name_a_home_and_a_cache() -> None:
+def test_a_user_whom_the_system_does_not_know_has_a_name_a_home_and_a_cache(open_folder: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can become another user")
     assert f"mkdir -m 1777 {ENV['XDG_CACHE_HOME']} {ENV['HOME']}\n" in TEXT
-    with tempfile.TemporaryDirectory() as there:
-        root = Path(there)  # pytest's own folders are closed to others
-        root.chmod(0o711)
-        for name in ("cache", "home"):
-            (root / name).mkdir()
-            (root / name).chmod(0o1777)
-        env = ENV | {"HOME": f"{root}/home", "XDG_CACHE_HOME": f"{root}/cache", "PATH": os.environ["PATH"]}
-        ran = subprocess.run([sys.executable, "-c", USE], env=env, capture_output=True, text=True)
+    for name in ("cache", "home"):
+        (open_folder / name).mkdir()
+        (open_folder / name).chmod(0o1777)
+    folders = {"HOME": f"{open_folder}/home", "XDG_CACHE_HOME": f"{open_folder}/cache"}
+    env = ENV | folders | {"PATH": os.environ["PATH"]}
+    ran = subprocess.run([sys.executable, "-c", USE], env=env, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr

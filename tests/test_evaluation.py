@@ -507,7 +507,7 @@ def test_thresholds_come_from_other_images_of_the_same_model(
 
 
 def test_a_folder_that_cannot_be_is_refused(results: Path, listed: Path):
-    assert "cannot be made (" in refusal(results, "--labels", listed, "--out", listed)
+    assert "cannot be made (File exists)" in refusal(results, "--labels", listed, "--out", listed)
 
 
 # --- real images ---

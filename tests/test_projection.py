@@ -313,6 +313,7 @@ class Killed(Exception):
     """The process ended here."""
 
 
+@pytest.mark.slow
 def test_training_takes_projected_images_into_the_train_split_alone(
     settings: TrainSettings, tmp_path: Path
 ) -> None:
@@ -339,7 +340,7 @@ def test_training_takes_projected_images_into_the_train_split_alone(
 
 
 def test_places_are_learned_from_projected_threats(settings: TrainSettings, tmp_path: Path) -> None:
-    placed = replace(settings.phase1, places=1.0)
+    placed = replace(settings.phase1, localization=1.0)
     own = replace(settings, run=tmp_path / "run", phases=(1,), phase1=placed)
     shown: list[object] = []
     for projected, reason in (0, "labels of the training images hold none"), (10, "no box to cut threats"):
