@@ -49,7 +49,7 @@ from ..stand_ins import (
 )
 from .limit import FileCalls, Limit, Work
 
-IMAGES = 24_000
+IMAGES = 96_000
 PHOTOGRAPHS = 6_000
 PICTURES = 16  # that differ
 THUMBNAIL, PHOTOGRAPH = (48, 64), (500, 700)  # pixels: height, width

@@ -36,6 +36,7 @@ from .native import cpu_decoder, nvimagecodec
 from .resize import Pixels, Resizer
 
 PIXELS_IN_FLIGHT = 64_000_000  # over all threads of a decoder, or one image of max_pixels
+SMALL_PIXELS = 1 << 16  # of a JPEG that is resized by way of copies: they cost less than sharing its memory
 ROOM_BYTES = 64 << 20  # that a decoder may take for itself, and
 ROOM_BYTES_A_PIXEL = 16  # for each pixel: 16-bit RGBA as stored, and once more while it is decoded
 
@@ -141,7 +142,8 @@ class Decoder:
         elif as_stored and image.layout == "rgb":
             return self._read_jpeg(row, image, "RGB", out)
         else:
-            space, channels = _JPEG_SPACES[image.layout]
+            small = image.layout == "rgb" and width * height <= SMALL_PIXELS
+            space, channels = ("RGB", 3) if small else _JPEG_SPACES[image.layout]
             stored = self._read_jpeg(row, image, space, self._scratch.array(height, width, channels))
         flat = _flatten(stored, image)
         _write(flat if as_stored or self._resize is None else self._resize(flat), image.depth, out)

@@ -62,8 +62,7 @@ class Index:
         Its position is the number of distinct candidates before it. Raises Stopped beyond 2**29 of them.
         """
         shard = self._shards[key[0] << 8 | key[1]]
-        unchanged = -1
-        at = _find(shard, key[IDENTITY], 0)
+        unchanged, at = -1, _find(shard, key[IDENTITY], 0)
         while at >= 0:
             if not shard[at + FLAGS_AT] & NOT_LISTED:
                 self.duplicates += 1
@@ -71,14 +70,19 @@ class Index:
             if unchanged < 0 and shard[at : at + POSITION_AT] == key[UNCHANGED]:
                 unchanged = at
             at = _find(shard, key[IDENTITY], at + ENTRY_SIZE)
-        position = self._next_position(kind).to_bytes(4, "little")
+        position = self.listed
+        if position >= MAX_LISTED:
+            raise Stopped(f"one scan lists at most {MAX_LISTED:,} images: divide its sources among several")
+        self.listed = position + 1
+        if kind == "container":
+            self.listed_containers += 1
         if unchanged >= 0:
-            shard[unchanged + POSITION_AT : unchanged + ENTRY_SIZE] = position
+            shard[unchanged + POSITION_AT : unchanged + ENTRY_SIZE] = position.to_bytes(4, "little")
             self.skipped += 1
             return "finished"
-        shard += key[UNCHANGED] + position
+        shard += key[UNCHANGED] + position.to_bytes(4, "little")
         if self.finished:
-            self._new.append(self.listed - 1)
+            self._new.append(position)
         return "new"
 
     def add_finished(self, keys: Iterable[bytes]) -> None:
@@ -114,14 +118,6 @@ class Index:
 
     def __contains__(self, key: bytes) -> bool:
         return _find(self._shards[key[0] << 8 | key[1]], key[UNCHANGED], 0) >= 0
-
-    def _next_position(self, kind: Kind) -> int:
-        position = self.listed
-        if position >= MAX_LISTED:
-            raise Stopped(f"one scan lists at most {MAX_LISTED:,} images: divide its sources among several")
-        self.listed += 1
-        self.listed_containers += kind == "container"
-        return position
 
     def _take_row(self, key: bytes) -> int:
         position = self._take(key, ROW_TAKEN)

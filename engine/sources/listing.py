@@ -188,7 +188,11 @@ class Listing:
             if not stat.S_ISREG(now.st_mode):  # replaced since its folder was listed
                 counts.skip(_special(now.st_mode))
                 continue
-            image = self._image(folder, path, now, kind)
+            if kind == "image" and now.st_size <= self._max_file_size:
+                row = Row(uri_of(path), "image", now.st_size, now.st_mtime_ns // 1000)
+                image = Candidate(row, path, folder)
+            else:
+                image = self._image(folder, path, now, kind)
             counts.images += 1
             if accept(image):
                 yield image
