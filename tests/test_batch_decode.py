@@ -418,12 +418,12 @@ def test_a_reader_that_dies_is_replaced_and_its_image_is_decoded_apart(tmp_path:
     candidates = list(find(SourceSettings((tmp_path,)), ListingCounts(), lambda _: True))
     for number, candidate in enumerate(candidates):
         candidate.key = bytes([number]) * 16
+    before = set(children(os.getpid()))
     with Readers(ReaderSettings(SIZE, DecodeLimits(), 600.0), 1) as readers:
+        (reader,) = set(children(os.getpid())) - before
         batch = Batch(candidates)
         thread = threading.Thread(target=readers, args=(batch,))
-        before = set(children(os.getpid()))
         thread.start()
-        (reader,) = before
         while not cpu_seconds(reader) > 1.0:  # it is in the slow image
             time.sleep(0.05)
         os.kill(reader, signal.SIGSEGV)
