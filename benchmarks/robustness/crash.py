@@ -22,7 +22,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from gbad_batch.engine.results.in_flight import PREFIX
-from gbad_batch.engine.workers.pool import CHUNK_SECONDS
+from gbad_batch.engine.workers.chunk import CHUNK_SECONDS
 
 from ..archives import linked, thumbnails
 from ..report import Report
