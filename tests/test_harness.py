@@ -189,7 +189,8 @@ def test_an_untrained_bundle_is_whole(untrained: Path) -> None:
 
 def test_bags_have_the_sides_that_are_said(tmp_path: Path) -> None:
     for path in sized_bags(tmp_path, 2):
-        assert all(SIDES[0] <= side <= SIDES[1] for side in Image.open(path).size)
+        with Image.open(path) as image:
+            assert all(SIDES[0] <= side <= SIDES[1] for side in image.size)
 
 
 def test_passes_hold_every_picture_so_often(archive: Path, tmp_path: Path) -> None:
