@@ -249,7 +249,10 @@ def _as_json(name: str, value: Any) -> Any:
 
 def _documented(group: type) -> None:
     """Add each field's meaning to the docstring that `help()` shows."""
-    lines = [f"    {f.name}: {f.metadata['help']}" for f in fields(group)]  # type: ignore[arg-type]
+    lines = []
+    for each in fields(group):  # type: ignore[arg-type]
+        unit = each.metadata["unit"]
+        lines.append(f"    {each.name}{f' ({unit})' if unit else ''}: {each.metadata['help']}")
     group.__doc__ = "\n".join([(group.__doc__ or "").rstrip(), "", "Fields:", *lines])
 
 
