@@ -12,6 +12,14 @@ def threat_names(flags: Iterable[bool]) -> list[str]:
     return [threat for threat, flag in zip(THREATS, flags, strict=True) if flag]
 
 
+DATES = range(-62_135_596_800 * 10**6, 253_402_300_800 * 10**6)  # us; the years 1 to 9999
+
+
+def dated(microseconds: int) -> int | None:
+    """Return a time since the epoch that every reader of Parquet supports, else None."""
+    return microseconds if microseconds in DATES else None
+
+
 Digest = bytes  # the field `bytes` hides the type's own name inside Row
 Kind = Literal["image", "container"]
 Status = Literal[

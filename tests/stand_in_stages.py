@@ -13,6 +13,7 @@ from gbad_batch.engine.row import Row
 from gbad_batch.engine.runtime import Outputs
 from gbad_batch.engine.settings import ScanSettings
 from gbad_batch.engine.stages import Batch, InFlight, Stages, open_stages
+from gbad_batch.engine.stages.scorer import Pixels
 
 
 def open_unexpected(settings: ScanSettings) -> Stages:
@@ -135,3 +136,19 @@ def _tries(folder: Path) -> int:
         before = file.tell()
         file.write(".")
     return before
+
+
+def open_boundless(settings: ScanSettings) -> Stages:
+    """Open stages that say of the image named `fatal`, once it is scored, what no row can hold."""
+    stages = open_stages(settings)
+    score = stages.score
+
+    def boundless(rows: list[Row], pixels: Pixels) -> Outputs | None:
+        outputs = score(rows, pixels)
+        for row in rows:
+            if "fatal" in row.uri:
+                row.width, row.bit_depth, row.warnings = 1 << 64, 1 << 31, "w" * 1_000_000
+        return outputs
+
+    stages.score = boundless
+    return stages

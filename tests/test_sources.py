@@ -1,10 +1,12 @@
 """What is a candidate, in which order, under which name: walks, names, patterns, lists, links, tars."""
 
 import io
+import json
 import os
 import socket
 import sys
 import tarfile
+import tempfile
 import threading
 import tracemalloc
 from collections.abc import Callable
@@ -125,12 +127,58 @@ def test_hidden_names_are_counted_unless_wanted(tmp_path: Path) -> None:
 
 def test_what_a_scan_writes_in_its_own_archive_is_no_candidate(tmp_path: Path) -> None:
     grow(tmp_path, "a.jpg", "rows/_common_metadata", "rows/part-00000001.parquet")
-    grow(tmp_path / "rows.parquet.parts", "lock", "scan.json", "journal", "suspects", "data/x.jpg")
-    grow(tmp_path / "spare.parts", "lock", "b.jpg")  # a folder of parts of another kind
+    ours = grow(tmp_path / "rows.parquet.parts", "lock", "scan.json", "journal", "suspects", "data/x.jpg")
+    (ours / "scan.json").write_text(json.dumps({"scan_id": "1" * 32}))
+    found, tally = scan(tmp_path)
+    assert [c.row.uri.removeprefix(f"{tmp_path}/") for c in found] == ["a.jpg"]
+    assert tally.skipped == {"unfinished results": 1, "no extension": 1, ".parquet": 1}
+
+
+@pytest.mark.parametrize(
+    "state",
+    [b"", b"{", b"[]", b"3", b'{"id": 1}', b'{"scan_id": 7}', b"[" * 100_000, b"\xff\xfe", b"9" * 5_000],
+)
+def test_a_folder_of_parts_of_another_kind_is_an_archive_like_others(tmp_path: Path, state: bytes) -> None:
+    grow(tmp_path / "spare.parts", "lock", "b.jpg")
+    (tmp_path / "spare.parts" / "scan.json").write_bytes(state)
     found, tally = scan(tmp_path)
     names = [c.row.uri.removeprefix(f"{tmp_path}/") for c in found]
-    assert names == ["a.jpg", "spare.parts/b.jpg", "spare.parts/lock"]
-    assert tally.skipped == {"unfinished results": 1, "no extension": 1, ".parquet": 1}
+    assert names == ["spare.parts/b.jpg", "spare.parts/lock"]
+    assert tally.skipped == {".json": 1}
+
+
+def test_a_folder_of_parts_whose_state_is_no_file_is_an_archive_like_others(tmp_path: Path) -> None:
+    for name in ("pipe.parts", "link.parts"):
+        grow(tmp_path / name, "lock", "b.jpg")
+    os.mkfifo(tmp_path / "pipe.parts" / "scan.json")
+    (tmp_path / "state").write_text(json.dumps({"scan_id": "1" * 32}))
+    (tmp_path / "link.parts" / "scan.json").symlink_to(tmp_path / "state")
+    assert len([c for c in scan(tmp_path)[0] if c.row.uri.endswith("b.jpg")]) == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to give a file to another user")
+def test_a_folder_of_parts_of_another_user_is_an_archive_like_others(tmp_path: Path) -> None:
+    theirs = grow(tmp_path / "x.parts", "lock", "b.jpg", "scan.json")
+    (theirs / "scan.json").write_text(json.dumps({"scan_id": "1" * 32}))
+    os.chown(theirs, 12345, 12345)
+    assert uris(tmp_path, below=tmp_path) == ["x.parts/b.jpg", "x.parts/lock"]
+
+
+@pytest.mark.parametrize("seconds", [2**40, -(2**40), 253_402_300_800, -62_135_596_801])
+def test_a_time_that_readers_of_parquet_do_not_know_is_null(seconds: int) -> None:
+    """On tmpfs, which keeps such times; NTFS and Samba give them, too."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        root = tar(grow(Path(folder), "a.jpg") / "t.tar", {"a.jpg": b"x"}).parent
+        (root / "b.tar").write_bytes(b"no tar")
+        for name in ("a.jpg", "b.tar"):
+            os.utime(root / name, (seconds, seconds))
+        found, _ = scan(root)
+        assert [(c.row.uri.rpartition("/")[2], c.row.mtime) for c in found] == [
+            ("a.jpg", None),
+            ("b.tar", None),
+            ("t.tar!a.jpg", 1_700_000_000 * 10**6),
+        ]
+        assert scan(root / "a.jpg")[0][0].row.mtime is None
 
 
 def test_special_files_are_counted_and_never_opened(tmp_path: Path) -> None:
@@ -415,6 +463,52 @@ def test_a_list_from_standard_input_is_a_stream(tmp_path: Path, monkeypatch: pyt
         assert [c.row.uri for c in stream] == [f"{tmp_path}/b.jpg"]
 
 
+@pytest.mark.parametrize("null", [False, True])
+@pytest.mark.parametrize("by_pipe", [False, True])
+def test_a_byte_order_mark_is_no_part_of_the_first_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, null: bool, by_pipe: bool
+) -> None:
+    grow(tmp_path, "a.jpg", "\ufeffb.jpg")
+    monkeypatch.chdir(tmp_path)
+    lists = {
+        "absolute": ([os.fsencode(tmp_path / "a.jpg"), os.fsencode(tmp_path / "a.jpg")], ["a.jpg", "a.jpg"]),
+        "relative": ([b"a.jpg"], ["a.jpg"]),
+        "not a mark": ([b"b.jpg"], ["\ufeffb.jpg"]),
+        "empty": ([], []),
+    }
+    for names, expected in lists.values():
+        text = b"\xef\xbb\xbf" + b"".join(name + (b"\0" if null else b"\r\n") for name in names)
+        (tmp_path / "list").write_bytes(text)
+        if by_pipe:
+            end, start = os.pipe()
+            writer = threading.Thread(target=_trickle, args=(start, text))
+            writer.start()
+            with os.fdopen(end, "r") as stdin:
+                monkeypatch.setattr(sys, "stdin", stdin)
+                assert uris(below=tmp_path, files_from="-", null=null) == expected
+            writer.join()
+        else:
+            assert uris(below=tmp_path, files_from="list", null=null) == expected
+
+
+def _trickle(descriptor: int, text: bytes) -> None:
+    with os.fdopen(descriptor, "wb", buffering=0) as pipe:
+        for at in range(len(text)):
+            pipe.write(text[at : at + 1])
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_a_list_in_utf_16_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    grow(tmp_path, "a.jpg")
+    (tmp_path / "list").write_bytes(f"{tmp_path}/a.jpg\r\n".encode(encoding))
+    with pytest.raises(Refused, match="is UTF-16: save it as UTF-8"):
+        scan(files_from=str(tmp_path / "list"))
+    with (tmp_path / "list").open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        with pytest.raises(Stopped, match=r"is UTF-16: save it as UTF-8|NUL"):
+            scan(files_from="-")
+
+
 def test_what_is_no_list_is_refused(tmp_path: Path) -> None:
     (tmp_path / "nul").write_bytes(b"/a\0/b\0")
     with pytest.raises(Refused, match="add --null"):
@@ -533,12 +627,11 @@ def test_links_folders_and_special_files_of_a_tar(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "t.tar", "w") as archive:
         archive.add(source, ".")
     found, tally = scan(tmp_path / "t.tar")
-    assert sorted(c.row.uri.rpartition("!")[2] for c in found if c.row.status is None) in (
-        ["a.jpg"],
-        ["h.jpg"],
-    )
+    named = {c.row.uri.rpartition("!")[2]: c for c in found if c.row.status is None}
+    assert sorted(named) == ["a.jpg", "h.jpg"]
+    assert named["a.jpg"].read() == named["h.jpg"].read() == b"image"
     assert [c.row.status for c in found if c.row.uri.endswith("gif")] == ["unsupported"]
-    assert tally.skipped == {"tar link": 2, "tar special": 1, "hidden": 1}
+    assert tally.skipped == {"tar symlink": 1, "tar special": 1, "hidden": 1}
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])

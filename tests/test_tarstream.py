@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import tarfile
 import tracemalloc
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,15 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gbad_batch.engine.sources import tarstream
-from gbad_batch.engine.sources.tarstream import (
-    ArchiveFault,
-    GzipStream,
-    Member,
-    PlainStream,
-    TarStream,
-    members,
-)
+from gbad_batch.engine.sources import streams
+from gbad_batch.engine.sources.streams import ArchiveFault, GzipStream, PlainStream, TarStream
+from gbad_batch.engine.sources.tarstream import Member, members
 
 UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -118,7 +113,7 @@ def test_kinds() -> None:
             member.type, member.linkname = kind, "y"
             archive.addfile(member)
     kinds = [m.kind for m, _ in read(plain(out.getvalue()))]
-    assert kinds == ["folder", "link", "link", "special", "other", "file"]
+    assert kinds == ["folder", "symlink", "hard link", "special", "file", "file"]
 
 
 @pytest.mark.skipif(not shutil.which("tar"), reason="needs the system's tar")
@@ -248,6 +243,93 @@ def test_a_size_that_cannot_be_is_named(size: bytes) -> None:
         read(plain(header(b"a.jpg", b"0", size) + bytes(1024)))
 
 
+@pytest.mark.parametrize("size", [b"\xff" * 12, b"\x80" + b"\xff" * 11, b"\xff" + bytes(11), b"777"])
+def test_the_size_of_a_sparse_member_is_one_that_a_row_can_hold(size: bytes) -> None:
+    block = bytearray(header(b"a.jpg", b"S", b"0"))
+    block[483:495] = size.ljust(12, b"\0")
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    [(member, _)] = read(plain(bytes(block) + bytes(1024)))
+    assert (member.name, member.kind) == (b"a.jpg", "sparse")
+    assert 0 <= member.size < 2**63
+
+
+@pytest.mark.parametrize("kind", [b"8", b"A", b"Q", b"\x7f", b"\xff", b" "])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_members_of_unknown_type_are_regular(kind: bytes, compressed: bool) -> None:
+    data = header(b"a.jpg", kind, b"3") + b"one".ljust(512, b"\0") + made({"b.jpg": b"two"})
+    got = read(zipped(gzip.compress(data)) if compressed else plain(data))
+    assert [(m.name, m.kind, content) for m, content in got] == [
+        (b"a.jpg", "file", b"one"),
+        (b"b.jpg", "file", b"two"),
+    ]
+
+
+def test_volume_labels_and_the_rest_of_a_file_are_known() -> None:
+    data = (
+        header(b"label", b"V", b"0")
+        + header(b"d", b"D", b"3")
+        + b"Ya\0".ljust(512, b"\0")
+        + header(b"a.jpg", b"M", b"3")
+        + b"end".ljust(512, b"\0")
+        + bytes(1024)
+    )
+    assert [(m.name, m.kind) for m, _ in read(plain(data))] == [
+        (b"label", "label"),
+        (b"d", "folder"),
+        (b"a.jpg", "rest"),
+    ]
+
+
+def found_beside_damage(data: bytes) -> tuple[list[tuple[bytes, bytes]], str]:
+    """Return the members, plain and compressed alike, and the fault, which says that reading went on."""
+    got: list[list[tuple[bytes, bytes]]] = []
+    for stream in (plain(data), zipped(gzip.compress(data))):
+        contents = ((m.name, stream.read(m.end - m.offset)) for m in members(stream))
+        got.append([])
+        with pytest.raises(ArchiveFault) as caught:
+            got[-1].extend(contents)
+        assert caught.value.went_on
+    assert got[0] == got[1]
+    return got[0], str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [b"9999 comment=a\n", b"x comment=a\n", b"0 comment=a\n", b"10 comment\n", b"12comment=a\n", b"5 c=a"],
+)
+@pytest.mark.parametrize("kind", [b"x", b"g"])
+def test_members_behind_a_bad_pax_record_are_found(record: bytes, kind: bytes) -> None:
+    good = b"17 path=new.jpg\n\n"[:-1]
+    record = good.replace(b"17", b"16") + record
+    extended = header(b"p", kind, b"%o" % len(record)) + record.ljust(512, b"\0")
+    data = made({"0.jpg": b"zero"}).rstrip(b"\0")
+    data += bytes(-len(data) % 512) + extended + made({"a.jpg": b"one", "b.jpg": b"two"})
+    got, message = found_beside_damage(data)
+    assert [content for _, content in got] == [b"zero", b"one", b"two"]
+    assert got[1][0] == b"new.jpg"  # a record before the bad one counts
+    assert "extended header" in message
+
+
+def test_members_behind_a_damaged_header_are_found() -> None:
+    data = bytearray(made({"a.jpg": b"x" * 2_000, "b.jpg": b"y" * 600, "c.jpg": b"z"}))
+    data[2560 + 3] ^= 0xFF
+    got, message = found_beside_damage(bytes(data))
+    assert [name for name, _ in got] == [b"a.jpg", b"c.jpg"]
+    assert message == "the header at byte 2560 is damaged"
+
+
+def test_members_behind_an_impossible_size_or_name_are_found() -> None:
+    for bad in (
+        header(b"a.jpg", b"0", b"not octal"),
+        header(b"a.jpg", b"0", b"\xff" * 12),
+        header(b"p", b"x", b"-1"),
+        header(b"p", b"L", b"40000") + b"n" * 16_384 + header(b"a", b"0", b"0"),
+    ):
+        got, _ = found_beside_damage(bad + made({"b.jpg": b"two"}))
+        assert got == [(b"b.jpg", b"two")]
+
+
 @pytest.mark.parametrize(
     "record", [b"9999 path=a\n", b"x path=a\n", b"0 path=a\n", b"7 path\n", b"12path=a\n"]
 )
@@ -324,5 +406,55 @@ def test_chunks_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     data = gzip.compress(BASE[:5_000]) + gzip.compress(BASE[5_000:])
     expected = read(plain(BASE))
     for chunk in (1, 7, 512, 1_000):
-        monkeypatch.setattr(tarstream, "CHUNK", chunk)
+        monkeypatch.setattr(streams, "CHUNK", chunk)
         assert read(zipped(data)) == expected
+
+
+def test_chained_extended_headers_take_no_memory() -> None:
+    def chain(number: int) -> bytes:
+        for i in range(number):
+            key = b"k%07d" % i
+            record = b"%d %s=%s\n" % (500_000, key, b"v" * (500_000 - 7 - len(key) - 2))
+            yield header(b"p", b"x", b"%o" % len(record)) + record + bytes(-len(record) % 512)
+        yield made({"a.jpg": b"x"})
+
+    def peak(number: int) -> int:
+        packed = gzip.compress(b"".join(chain(number)), 1)
+        tracemalloc.start()
+        with suppress(ArchiveFault):
+            assert [member.name for member, _ in read(zipped(packed))] == [b"a.jpg"]
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    assert peak(40) < peak(4) + 1_000_000 < 8_000_000
+
+
+@pytest.mark.parametrize("padding", [b"", b"\0" * 37])
+def test_empty_gzip_members_are_read_in_linear_time(padding: bytes) -> None:
+    """What zlib copies is counted: the bytes fed to it, and those that it hands back."""
+    fed, decompressobj = 0, zlib.decompressobj
+
+    class Counting:
+        def __init__(self, **options: int):
+            self._inner = decompressobj(**options)
+
+        def decompress(self, data: bytes, most: int) -> bytes:
+            nonlocal fed
+            fed += len(data)
+            return self._inner.decompress(data, most)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._inner, name)
+
+    def bytes_fed(number: int) -> int:
+        nonlocal fed
+        data = (gzip.compress(b"") + padding) * number + gzip.compress(made({"a.jpg": b"x"}))
+        fed = 0
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(streams.zlib, "decompressobj", Counting)
+            assert [member.name for member, _ in read(zipped(data))] == [b"a.jpg"]
+        assert fed < 5 * len(data)
+        return fed
+
+    assert bytes_fed(20_000) < 11 * bytes_fed(2_000)

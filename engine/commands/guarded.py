@@ -1,12 +1,16 @@
 """A scan as the command runs it: with progress, signals, and errors in one sentence."""
 
 import json
+import logging
 import signal
 import sys
 
 from ..errors import GbadError, Stopped
 from ..settings import ScanSettings
+from ..text import one_line
 from .console import progress_shown, summary_text, tell
+
+log = logging.getLogger(__name__)
 
 
 def guarded_scan(settings: ScanSettings, *, quiet: bool, as_json: bool) -> int:
@@ -34,6 +38,13 @@ def guarded_scan(settings: ScanSettings, *, quiet: bool, as_json: bool) -> int:
             "again"
         )
         return Stopped.exit_code
+    except Exception as error:
+        log.debug("the scan failed", exc_info=True)
+        tell(
+            f"the scan failed by a defect of this program ({type(error).__name__}: {one_line(error)}); "
+            "finished rows are kept: please report this sentence"
+        )
+        return Stopped.exit_code
     if as_json or not quiet:
         _print(json.dumps(summary.to_json(), indent=2) if as_json else summary_text(summary))
     return summary.exit_code
@@ -42,7 +53,7 @@ def guarded_scan(settings: ScanSettings, *, quiet: bool, as_json: bool) -> int:
 def _cause(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "it is out of memory, or a limit (ulimit -v) is too low"
-    return " ".join(str(error).split())  # of an import: a library that cannot be loaded for lack of memory
+    return one_line(error)  # of an import: a library that cannot be loaded for lack of memory
 
 
 def _print(text: str) -> None:

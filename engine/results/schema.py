@@ -8,7 +8,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..row import THREATS, Row
+from ..row import THREATS, ImageFault, Row
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 FOOTER_KEY = b"gbad_batch"
 COMMON_METADATA = "_common_metadata"  # of a folder: the schema and footer of all its files
+LONGEST_MESSAGE = 2000  # characters of an error or of warnings
 KEY_COLUMNS = ["uri", "bytes", "mtime", "offset"]
 REPEATING = ["kind", "format", "bit_depth", "color", "status", "error", "warnings", "threats.list.element"]
 
@@ -49,6 +50,8 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "anomalous": ("bool", "the alarm: anomaly_score at or above the operating point"),
     "threats": ("strings", "classes at or above their thresholds; null unless anomalous"),
 }
+
+SCORED_COLUMNS = list(COLUMNS)[list(COLUMNS).index("warnings") + 1 :]  # null unless the status is ok
 
 _columns_of: Callable[[Row], tuple[Any, ...]] = attrgetter(*COLUMNS)
 
@@ -81,10 +84,18 @@ def features_schema(x_size: int, logits_size: int) -> "pa.Schema":
 
 
 def to_batch(rows: Sequence[Row], schema: "pa.Schema") -> "pa.RecordBatch":
-    """Convert rows to Arrow columns; NaN becomes null."""
+    """Convert rows to Arrow columns; NaN becomes null.
+
+    A value that its column cannot hold becomes null, too, and its row `undecodable` unless it has failed.
+    """
     import pyarrow as pa
 
-    records = pa.array(list(map(_storable_values, rows)), _row_type(), from_pandas=True)
+    try:
+        records = pa.array(list(map(_storable_values, rows)), _row_type(), from_pandas=True)
+    except (pa.ArrowException, ValueError, TypeError, OverflowError):
+        for row in rows:
+            _drop_unstorable(row)
+        records = pa.array(list(map(_storable_values, rows)), _row_type(), from_pandas=True)
     return pa.RecordBatch.from_arrays(records.flatten(), schema=schema)
 
 
@@ -170,12 +181,30 @@ def _row_type() -> "pa.StructType":
 
 
 def _storable_values(row: Row) -> tuple[Any, ...]:
-    """List a row's values; in messages, names that are not UTF-8 are escaped."""
+    """List a row's values; messages are cut, and names in them that are not UTF-8 are escaped."""
     if row.error or row.warnings:
         row = replace(row, error=_storable(row.error), warnings=_storable(row.warnings))
     return _columns_of(row)
 
 
 def _storable(text: str | None) -> str | None:
-    """Escape what is not UTF-8."""
-    return text and text.encode("utf-8", "backslashreplace").decode()
+    if not text:
+        return text
+    text = text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}..."
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _drop_unstorable(row: Row) -> None:
+    """Set the values of a row that their columns cannot hold to None, and fail it if it has not failed."""
+    import pyarrow as pa
+
+    schema = _schema()
+    for name, value in zip(COLUMNS, _storable_values(row), strict=True):
+        try:
+            pa.array([value], schema.field(name).type, from_pandas=True)
+        except (pa.ArrowException, ValueError, TypeError, OverflowError):
+            setattr(row, name, None)
+            if row.status in (None, "ok"):
+                row.fail(ImageFault("undecodable", f"its {name} is not one that a row can hold"))
+                for scored in SCORED_COLUMNS:
+                    setattr(row, scored, None)

@@ -17,6 +17,7 @@ from ..settings import SourceSettings
 from .candidates import MAX_FILE_SIZE, Accept, Candidate, Enough, ListingCounts
 from .faults import reason_of, retry_transient
 from .listing import Listing, absolute, split_pattern
+from .name_list import UTF16_MARKS, is_utf16
 from .names import extension_of
 from .patterns import State, has_magic
 from .uris import shown
@@ -154,5 +155,7 @@ def _check_list(name: str, null: bool) -> None:
         raise Refused(
             f"the list {shown_name} cannot be read ({reason_of(error)}); check --files-from"
         ) from error
+    if start.startswith(UTF16_MARKS) or (is_utf16(start) and not null):
+        raise Refused(f"the list {shown_name} is UTF-16: save it as UTF-8")
     if b"\0" in start and not null:
         raise Refused(f"the list {shown_name} holds NUL bytes; if they separate its names, add --null")

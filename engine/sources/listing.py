@@ -9,20 +9,21 @@ what a link and a plain path both reach has one uri and is found to be a duplica
 """
 
 import errno
+import json
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import partial
 from threading import Event
 from typing import Literal, NamedTuple
 
-from ..row import ImageFault, Kind, Row
+from ..row import ImageFault, Kind, Row, dated
 from ..settings import SourceSettings
+from .archive_entries import Entry, entries
 from .candidates import Accept, Candidate, ListingCounts
 from .faults import reason_of, retry_transient, status_of
 from .name_list import names_in_list
-from .names import NameKind, extension_of, is_archive, is_unfinished_result, kind_of
+from .names import NameKind, extension_of, is_archive, is_like_unfinished_result, kind_of
 from .patterns import EntryKind, Patterns, Scope, has_magic
 from .storage import (
     Archive,
@@ -31,14 +32,14 @@ from .storage import (
     Folder,
     Root,
     empty,
-    pread,
     source_gone,
     too_large,
 )
-from .tarstream import ArchiveFault, GzipStream, Member, PlainStream, TarStream, members
+from .streams import PlainStream, Readable
 from .uris import uri_of
 
 READ_AHEAD = 64_000_000  # bytes of compressed tars' members that are read and not yet taken over
+MAX_STATE = 16 << 20  # bytes of a scan's state
 _DOT, _SLASH = b"./"
 EVERYTHING = Patterns(("**",), anchored=True)
 
@@ -189,7 +190,7 @@ class Listing:
                 counts.skip(_special(now.st_mode))
                 continue
             if kind == "image" and now.st_size <= self._max_file_size:
-                row = Row(uri_of(path), "image", now.st_size, now.st_mtime_ns // 1000)
+                row = Row(uri_of(path), "image", now.st_size, dated(now.st_mtime_ns // 1000))
                 image = Candidate(row, path, folder)
             else:
                 image = self._image(folder, path, now, kind)
@@ -286,7 +287,7 @@ class Listing:
             if fault.status == "unreadable":
                 fault = ImageFault("unlistable", f"the folder could not be listed: {reason_of(error)}")
             return self._offer(_faulty(path, "container", fault))
-        if is_unfinished_result(path, names):  # maybe those of this scan itself
+        if is_like_unfinished_result(path, names) and _is_our_scan(path):  # maybe those of this scan itself
             self._counts.skip("unfinished results")
             return ()
         self._counts.folders += 1
@@ -309,7 +310,7 @@ class Listing:
         return ()
 
     def _image(self, folder: Folder, path: bytes, now: os.stat_result, kind: NameKind) -> Candidate:
-        row = Row(uri_of(path), "image", now.st_size, now.st_mtime_ns // 1000)
+        row = Row(uri_of(path), "image", now.st_size, dated(now.st_mtime_ns // 1000))
         if kind == "unsupported" or now.st_size > self._max_file_size:
             self._judge(row, path, kind)
         return Candidate(row, path, folder)
@@ -337,23 +338,22 @@ class Listing:
         except ImageFault as fault:
             yield from self._offer(_faulty(path, "container", fault))
             return
-        for found in _opened(archive):
+        for found in entries(archive):
             if isinstance(found, ImageFault):
                 container = _faulty(path, "container", found)
                 container.row.bytes, container.row.mtime = archive.size, archive.mtime
                 yield from self._offer(container)
             else:
-                yield from self._member(archive, *found, scope)
+                yield from self._member(archive, found, scope)
 
-    def _member(
-        self, archive: Archive, stream: TarStream, member: Member, scope: Scope | None
-    ) -> Iterator[Candidate]:
+    def _member(self, archive: Archive, entry: Entry, scope: Scope | None) -> Iterator[Candidate]:
         """Take one member of a tar if it is a candidate."""
+        stream, member, fault = entry
         name = member.name.rpartition(b"/")[2]
         if member.kind == "folder" or not self._admits(member.name.split(b"/"), scope):
             return
         kind = kind_of(name)
-        if member.kind not in ("file", "sparse"):
+        if member.kind in ("symlink", "special", "label"):
             self._counts.skip(f"tar {member.kind}")
         elif kind in ("other", "archive"):
             self._counts.skip(_dotted(name))
@@ -361,8 +361,8 @@ class Listing:
             row = Row(uri_of(archive.path, member.name), "image", member.size, member.mtime, member.offset)
             candidate = Candidate(row, archive.path, archive)
             self._judge(row, name, kind)
-            if member.kind == "sparse" and row.status is None:
-                row.fail(ImageFault("unsupported", "its archive stores it as a sparse file"))
+            if fault and row.status is None:
+                row.fail(fault)
             yield from self._loaded(candidate, archive, stream)
 
     def _admits(self, names: list[bytes], scope: Scope | None) -> bool:
@@ -375,11 +375,11 @@ class Listing:
                 scope = within
         return self._into(scope, names[-1], "file") is not False
 
-    def _loaded(self, candidate: Candidate, archive: Archive, stream: TarStream) -> Iterator[Candidate]:
+    def _loaded(self, candidate: Candidate, archive: Archive, stream: Readable) -> Iterator[Candidate]:
         """Offer a member; one of a compressed tar gets its bytes first, if it is accepted."""
         row, size = candidate.row, candidate.row.bytes or 0
         if isinstance(stream, PlainStream):
-            if row.status is None and stream.position + size > stream.size:
+            if row.status is None and (row.offset or 0) + size > stream.size:
                 row.fail(ImageFault("truncated", "its archive ends before it does"))
             yield from self._offer(candidate)
             return
@@ -393,23 +393,6 @@ class Listing:
                 except OSError as error:
                     row.fail(archive.verdict(archive.path, error))
             yield accepted
-
-
-def _opened(archive: Archive) -> Iterator[tuple[TarStream, Member] | ImageFault]:
-    """Yield each member of a tar with the stream that stands at its data, and last the tar's fault."""
-    try:
-        with archive.descriptor() as fd:
-            read = partial(pread, fd)
-            compressed = read(2, 0) == b"\x1f\x8b"
-            stream = GzipStream(read) if compressed else PlainStream(read, archive.size)
-            for member in members(stream):
-                yield stream, member
-    except ArchiveFault as fault:
-        yield ImageFault("archive_truncated", f"{fault}; what follows in it was not read")
-    except OSError as error:
-        yield archive.folder.verdict(archive.path, error)
-    except ImageFault as fault:
-        yield fault
 
 
 def _names(path: bytes) -> tuple[list[bytes], dict[bytes, str]]:
@@ -429,6 +412,20 @@ def _names(path: bytes) -> tuple[list[bytes], dict[bytes, str]]:
                     irregular[name] = _special(entry.stat(follow_symlinks=False).st_mode)
     names.sort(reverse=True)
     return names, irregular
+
+
+def _is_our_scan(folder: bytes) -> bool:
+    """Tell whether a folder is this user's, and holds the state of a scan."""
+    try:
+        fd = os.open(folder + b"/scan.json", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
+            owners = {os.lstat(folder).st_uid, os.fstat(fd).st_uid}
+            if owners != {os.geteuid()} or not stat.S_ISREG(os.fstat(fd).st_mode):
+                return False
+            state = json.loads(file.read(MAX_STATE))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(state, dict) and isinstance(state.get("scan_id"), str)
 
 
 def _target(path: bytes) -> os.stat_result | None:

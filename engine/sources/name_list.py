@@ -15,6 +15,8 @@ from .faults import reason_of
 from .uris import shown
 
 WAKE_S = 0.2  # how often a wait for names checks whether the scan was stopped
+UTF8_MARK = b"\xef\xbb\xbf"  # the byte-order mark that Windows tools begin a text with
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 MAX_NAME = 65_536  # bytes of one line; the system takes no path above 4,096
 
 
@@ -24,14 +26,40 @@ def names_in_list(name: str, null: bool, stopped: Event | None) -> Iterator[byte
     `name` is the file of the list, `-` for standard input. `stopped` ends the wait for more names.
     """
     end, hint = (b"\0", "") if null else (b"\n", "; if names are separated by NUL bytes, add --null")
-    rest = b""
+    rest, is_start = b"", True
     for chunk in _chunks(name, stopped):
-        *names, rest = (rest + chunk).split(end)
+        rest += chunk
+        if is_start:
+            if _may_be_marked(rest) and end not in rest and len(rest) <= MAX_NAME:
+                continue  # the whole first line tells
+            rest, is_start = _unmarked(rest, end, name), False
+        *names, rest = rest.split(end)
         for line in names:
             yield from _checked(line, null, name)
         if len(rest) > MAX_NAME:
             raise Stopped(f"the list {shown(os.fsencode(name))} has a line longer than any path{hint}")
-    yield from _checked(rest, null, name)
+    yield from _checked(_unmarked(rest, end, name) if is_start else rest, null, name)
+
+
+def is_utf16(start: bytes) -> bool:
+    """Tell whether a text begins as UTF-16 does, with its mark or with many characters of a zero byte."""
+    halves = start[::2].count(0), start[1::2].count(0)
+    return start.startswith(UTF16_MARKS) or max(halves) * 4 > len(start)
+
+
+def _may_be_marked(start: bytes) -> bool:
+    marks = (UTF8_MARK, *UTF16_MARKS)
+    return start.startswith(marks) or any(mark.startswith(start) for mark in marks)
+
+
+def _unmarked(start: bytes, end: bytes, name: str) -> bytes:
+    """Remove a byte-order mark, unless a file's name begins with it; raises Stopped for one of UTF-16."""
+    line = start.partition(end)[0].removesuffix(b"\r")
+    if not _may_be_marked(start) or (b"\0" not in line and os.path.lexists(line)):
+        return start
+    if start.startswith(UTF16_MARKS):
+        raise Stopped(f"the list {shown(os.fsencode(name))} is UTF-16: save it as UTF-8")
+    return start.removeprefix(UTF8_MARK)
 
 
 def _checked(line: bytes, null: bool, name: str) -> Iterator[bytes]:

@@ -26,8 +26,8 @@ def is_archive(name: bytes) -> bool:
     return name.lower().endswith(ARCHIVE_EXTENSIONS)
 
 
-def is_unfinished_result(folder: bytes, names: Collection[bytes]) -> bool:
-    """Tell whether a folder that holds these names is where a scan keeps its unfinished parts."""
+def is_like_unfinished_result(folder: bytes, names: Collection[bytes]) -> bool:
+    """Tell whether a folder has the names of one where a scan keeps its unfinished parts."""
     return folder.endswith(b".parts") and b"lock" in names and b"scan.json" in names
 
 

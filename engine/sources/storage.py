@@ -16,9 +16,9 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from ..errors import Stopped
-from ..row import ImageFault, Row
+from ..row import ImageFault, Row, dated
 from .faults import is_confined, is_readable, reason_of, retry_transient, status_of
-from .tarstream import ArchiveFault, TarStream
+from .streams import ArchiveFault, Readable
 from .uris import shown
 
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO that took a file's name must not block
@@ -178,9 +178,9 @@ class Archive:
         return self._identity[2]
 
     @property
-    def mtime(self) -> int:
+    def mtime(self) -> int | None:
         """Time of the last change, us since the epoch."""
-        return self._identity[3] // 1000
+        return dated(self._identity[3] // 1000)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled_archive, (self.path, self.folder, self._identity)
@@ -287,7 +287,7 @@ class BufferedMember:
         assert self._data is not None, "the bytes of a compressed tar's member are read only once"
         return BufferedMember, (len(self._data), None, self._data)
 
-    def fill(self, stream: TarStream, row: Row) -> None:
+    def fill(self, stream: Readable, row: Row) -> None:
         """Read the bytes, or fail the row where the archive does not hold them; raises OSError."""
         try:
             self._data = stream.read(self._size)

@@ -93,10 +93,15 @@ class Worker:
         )
 
     def _columns(self, number: int, rows: list[Row], outputs: Outputs | None) -> FinishedChunk:
-        features = (outputs.x, outputs.logits) if outputs and self._keep_features else None
+        scored = [row for row in rows if row.status == "ok"]
+        columns = to_batch(rows, self._schema)  # which may fail a row
+        features = None
+        if outputs and self._keep_features:
+            kept = [row.status == "ok" for row in scored]
+            features = outputs.x[kept], outputs.logits[kept]
         return FinishedChunk(
             number,
-            to_batch(rows, self._schema).serialize().to_pybytes(),
+            columns.serialize().to_pybytes(),
             rows=len(rows),
             failed=sum(row.status != "ok" for row in rows),
             alarms=sum(row.anomalous is True for row in rows),
