@@ -1,6 +1,7 @@
 """The parity gate: an engine is used only where it agrees with FP32 on the images of its bundle."""
 
 import logging
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BATCH = 16  # images; no score depends on it
+MOST_SECONDS = 120  # of CPU for decoding all gate images; the limit on pixels bounds a single one
 LOSSES = ("reconstruction_loss", "feature_matching_loss")
 
 
@@ -105,20 +107,26 @@ def _score(bundle: Bundle, runner: Runner) -> Outputs:
 
 
 def _batches(bundle: Bundle) -> "Iterator[NDArray[np.uint8]]":
-    gate = bundle.gate()
-    decode = Decoder(bundle.manifest.architecture.input_size, DecodeLimits())
+    gate, size = bundle.gate(), bundle.manifest.architecture.input_size
+    decode = Decoder(size, DecodeLimits(max_pixels=size * size))
+    began = time.thread_time()
     for start in range(0, len(gate.names), BATCH):
         yield np.stack(
             [_pixels(bundle, gate, decode, i) for i in range(len(gate.names))[start : start + BATCH]]
         )
+        if time.thread_time() - began > MOST_SECONDS:
+            raise BundleError(
+                f"the gate images of the bundle {bundle.path} take more than {MOST_SECONDS} s to decode"
+            )
 
 
 def _pixels(bundle: Bundle, gate: Gate, decode: Decoder, i: int) -> "NDArray[np.uint8]":
     """Decode a gate image to [S, S, 3] as a scan does; at the input size nothing is resized."""
     row = Row(uri=gate.names[i])
-    pixels = decode(row, gate.images[i])
-    size = bundle.manifest.architecture.input_size
-    if pixels is None or (row.width, row.height) != (size, size):
+    image, size = decode.gate(row, gate.images[i]), bundle.manifest.architecture.input_size
+    fits = image is not None and (row.width, row.height) == (size, size)
+    pixels = decode.pixels(row, image) if image is not None and fits else None
+    if pixels is None:
         reason = row.error or f"it has {row.width} x {row.height} pixels and must have {size} x {size}"
         raise BundleError(f"the gate image {row.uri} of the bundle {bundle.path} cannot be used: {reason}")
     return pixels

@@ -14,6 +14,7 @@ from ..engine.runtime.runtime_openvino import (
 from ..engine.system.machine import usable_cores
 
 LARGEST_ACTIVATION = 1 << 26  # elements of one image's largest map
+MANY = 64  # images of a batch whose maps are compared with those of a batch of one
 
 
 def build(network: bytes, bigan: bytes, constants: bytes = b"") -> bytes:
@@ -44,14 +45,32 @@ def _join(network: Any, bigan: Any) -> Any:
 
 
 def _check_activations(model: Any) -> None:
-    """Bound the memory that running the graph allocates: a small graph can ask for a large map."""
-    for node in model.get_ordered_ops():
+    """Bound the memory that running the graph allocates: a small graph can ask for a large map.
+
+    Maps may grow with the batch, but not faster, as products of its images with each other would.
+    """
+    for here, there in zip(_elements(model, 1), _elements(model, MANY), strict=True):
+        if here > LARGEST_ACTIVATION:
+            raise BundleError(
+                f"the graph computes maps of {here} elements, above the limit of {LARGEST_ACTIVATION}"
+            )
+        if there > MANY * here:
+            raise BundleError("the graph computes maps that grow faster than its batch")
+
+
+def _elements(model: Any, batch: int) -> list[int]:
+    """Return the number of elements of each map at a batch size; raises BundleError if it is unknown."""
+    sized, counts = model.clone(), dict[tuple[str, int], int]()
+    sized.reshape({"pixels": [batch, *list(model.input("pixels").get_partial_shape())[1:]]})
+    for node in sized.get_ordered_ops():
         for output in node.outputs():
             shape = output.get_partial_shape()
-            if shape.rank.is_static:
-                elements = math.prod(size.get_length() for size in shape if size.is_static)
-                if elements > LARGEST_ACTIVATION:
-                    raise BundleError(
-                        f"the graph computes maps of {elements} elements, above the limit of "
-                        f"{LARGEST_ACTIVATION}"
-                    )
+            if shape.is_static:
+                count = math.prod(shape.get_shape())
+            elif node.get_type_name() == "Reshape":  # whatever its shape, it has what it is made of
+                source = node.input_value(0)
+                count = counts[source.get_node().get_name(), source.get_index()]
+            else:
+                raise BundleError("the graph computes maps whose size depends on what an image shows")
+            counts[node.get_name(), output.get_index()] = count
+    return list(counts.values())

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gbad_batch.engine.sources import streams
-from gbad_batch.engine.sources.streams import ArchiveFault, GzipStream, PlainStream, TarStream
-from gbad_batch.engine.sources.tarstream import Member, members
+from gbad_batch.engine.tar import streams
+from gbad_batch.engine.tar.headers import Member, members
+from gbad_batch.engine.tar.streams import ArchiveFault, GzipStream, PlainStream, TarStream
 
 UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

@@ -23,12 +23,14 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import BundleError, Refused
 from ..row import THREATS
 from ..system.durable import rename, write_whole
+from ..tar.headers import members
+from ..tar.streams import ArchiveFault, PlainStream
+from ..text import one_line
 from .ir_check import check_ir
 from .manifest import (
     FORMAT,
     OPTIONAL_FILES,
     REQUIRED_FILES,
-    FileRecord,
     Manifest,
     Quantiles,
     StoredPoint,
@@ -136,16 +138,16 @@ def _read(path: Path) -> Bundle:
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
         raise BundleError("the folder does not exist") from None
-    except OSError as error:
-        raise BundleError(f"it cannot be opened as a folder ({error.strerror})") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"it cannot be opened as a folder ({one_line(error)})") from None
     try:
         _check_names(folder)
         data = _read_file(folder, MANIFEST, LARGEST_MANIFEST)
-        manifest = parse_manifest(data)
-        files = {name: _read_recorded(folder, name, record) for name, record in manifest.files.items()}
+        files = _Files(folder, parse_manifest(data))
+        tensors, gate = files.checked()
     finally:
         os.close(folder)
-    return _verified(path, data, manifest, files)
+    return Bundle(path, hashlib.sha256(data).hexdigest(), files.manifest, files.contents, gate, tensors)
 
 
 def _check_names(folder: int) -> None:
@@ -156,15 +158,6 @@ def _check_names(folder: int) -> None:
                 raise BundleError(f"{entry.name!r:.80} is a link, and a bundle holds regular files only")
             if entry.name not in (MANIFEST, *REQUIRED_FILES, *OPTIONAL_FILES):
                 raise BundleError(f"it holds {entry.name!r:.80}, which is not a file of a bundle")
-
-
-def _read_recorded(folder: int, name: str, record: FileRecord) -> bytes:
-    data = _read_file(folder, name, record.bytes)
-    if len(data) != record.bytes:
-        raise BundleError(f"{name} has {len(data)} bytes, but {MANIFEST} says {record.bytes}")
-    if hashlib.sha256(data).hexdigest() != record.sha256:
-        raise BundleError(f"{name} is not the file that {MANIFEST} was written for (its SHA-256 differs)")
-    return data
 
 
 def _read_file(folder: int, name: str, most: int) -> bytes:
@@ -184,27 +177,47 @@ def _read_file(folder: int, name: str, most: int) -> bytes:
         raise BundleError(f"{name} cannot be read ({error.strerror})") from None
 
 
-def _verified(path: Path, data: bytes, manifest: Manifest, files: dict[str, bytes]) -> Bundle:
-    """Check the files against bundle.json."""
-    size, features = manifest.architecture.input_size, manifest.architecture.features
-    x = {"x": (FLOAT, (None, features))}
-    pixels = {"pixels": (UINT8, (None, size, size, 3))}
-    logits = {"logits": (FLOAT, (None, len(THREATS)))}
-    losses: dict[str, Port] = dict.fromkeys(
-        ("reconstruction_loss", "feature_matching_loss"), (FLOAT, (None,))
-    )
-    check_graph(files["network.onnx"], "network.onnx", pixels, x | logits)
-    check_graph(files["bigan.onnx"], "bigan.onnx", x, losses)
-    if set(OPTIONAL_FILES) <= files.keys():
-        xml, constants = OPTIONAL_FILES
-        features_int8 = {"x": ("f32", (None, features)), "logits": ("f32", (None, len(THREATS)))}
-        check_ir(
-            files[xml], len(files[constants]), xml, {"pixels": ("u8", (None, size, size, 3))}, features_int8
+class _Files:
+    """The files of a bundle; each is checked before the next is read, so that no damage costs all of them."""
+
+    def __init__(self, folder: int, manifest: Manifest):
+        self.manifest = manifest
+        self.contents: dict[str, bytes] = {}
+        self._folder = folder
+
+    def checked(self) -> "tuple[dict[str, NDArray[Any]], Gate]":
+        """Read all files; returns weights and gate. Raises BundleError with the first check that fails."""
+        size, features = self.manifest.architecture.input_size, self.manifest.architecture.features
+        x = {"x": (FLOAT, (None, features))}
+        pixels = {"pixels": (UINT8, (None, size, size, 3))}
+        logits = {"logits": (FLOAT, (None, len(THREATS)))}
+        losses: dict[str, Port] = dict.fromkeys(
+            ("reconstruction_loss", "feature_matching_loss"), (FLOAT, (None,))
         )
-    tensors = parse_tensors(files["weights.safetensors"], "weights.safetensors")
-    _check_tensors(tensors, manifest)
-    gate = unpack_gate(files["gate.tar"])
-    return Bundle(path, hashlib.sha256(data).hexdigest(), manifest, files, gate, tensors)
+        self._read("README.md")
+        gate = unpack_gate(self._read("gate.tar"))
+        check_graph(self._read("network.onnx"), "network.onnx", pixels, x | logits)
+        check_graph(self._read("bigan.onnx"), "bigan.onnx", x, losses)
+        if set(OPTIONAL_FILES) <= self.manifest.files.keys():
+            xml, constants = OPTIONAL_FILES
+            features_int8 = {"x": ("f32", (None, features)), "logits": ("f32", (None, len(THREATS)))}
+            pixels_int8 = {"pixels": ("u8", (None, size, size, 3))}
+            weights = self.manifest.files[constants].bytes
+            check_ir(self._read(xml), weights, xml, pixels_int8, features_int8)
+            self._read(constants)
+        tensors = parse_tensors(self._read("weights.safetensors"), "weights.safetensors")
+        _check_tensors(tensors, self.manifest)
+        return tensors, gate
+
+    def _read(self, name: str) -> bytes:
+        record = self.manifest.files[name]
+        data = _read_file(self._folder, name, record.bytes)
+        if len(data) != record.bytes:
+            raise BundleError(f"{name} has {len(data)} bytes, but {MANIFEST} says {record.bytes}")
+        if hashlib.sha256(data).hexdigest() != record.sha256:
+            raise BundleError(f"{name} is not the file that {MANIFEST} was written for (its SHA-256 differs)")
+        self.contents[name] = data
+        return data
 
 
 def _check_tensors(tensors: Mapping[str, NDArray[Any]], manifest: Manifest) -> None:
@@ -271,25 +284,21 @@ def unpack_gate(data: bytes) -> Gate:
 
 def _members(data: bytes) -> dict[str, bytes]:
     """Read the regular files of a tar in order, each up to a limit."""
-    members: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
+    stream = PlainStream(lambda size, offset: data[offset : offset + size], len(data))
     try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            for member in tar:
-                if len(members) > MOST_GATE_IMAGES:
-                    raise BundleError(f"gate.tar holds more than {MOST_GATE_IMAGES} images")
-                if not member.isreg() or member.issparse() or "/" in member.name or member.name in members:
-                    raise BundleError(
-                        f"gate.tar: {member.name!r:.80} is not a regular file with a unique, plain name"
-                    )
-                if member.size > LARGEST_GATE_IMAGE:
-                    raise BundleError(
-                        f"gate.tar: {member.name!r:.80} is larger than {LARGEST_GATE_IMAGE} bytes"
-                    )
-                file = tar.extractfile(member)
-                members[member.name] = file.read() if file else b""
-    except (tarfile.TarError, OSError, ValueError) as error:
-        raise BundleError(f"gate.tar is damaged or not a tar ({error})") from None
-    return members
+        for member in members(stream):
+            name = member.name.decode("utf-8", "backslashreplace")
+            if len(contents) > MOST_GATE_IMAGES:
+                raise BundleError(f"gate.tar holds more than {MOST_GATE_IMAGES} images")
+            if member.kind != "file" or "/" in name or name in contents:
+                raise BundleError(f"gate.tar: {name!r:.80} is not a regular file with a unique, plain name")
+            if member.size > LARGEST_GATE_IMAGE:
+                raise BundleError(f"gate.tar: {name!r:.80} is larger than {LARGEST_GATE_IMAGE} bytes")
+            contents[name] = stream.read(member.size)
+    except ArchiveFault as fault:
+        raise BundleError(f"gate.tar is damaged or not a tar ({fault})") from None
+    return contents
 
 
 def _expected(expected: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> Floats:

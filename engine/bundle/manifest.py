@@ -18,7 +18,10 @@ DECISIONS = ("gbad", "classes", "combined")
 REQUIRED_FILES = ("weights.safetensors", "network.onnx", "bigan.onnx", "gate.tar", "README.md")
 OPTIONAL_FILES = ("network_int8.xml", "network_int8.bin")  # of the INT8 network: both or neither
 OPTIONAL_KEYS = ("tolerance_int8",)
-LARGEST_FILE = 1 << 30  # bytes
+LARGEST_FILES = dict.fromkeys((*REQUIRED_FILES, *OPTIONAL_FILES), 1 << 30)  # bytes
+LARGEST_FILES |= {"README.md": 1 << 20, "gate.tar": 1 << 28, "network_int8.xml": 1 << 26}
+LARGEST_BUNDLE = 1 << 31  # bytes of all files
+DEEPEST = 32  # objects and lists within each other
 LONGEST_TEXT = 4096  # characters
 MOST_POINTS = 64
 MOST_QUANTILES = 100_001
@@ -113,6 +116,8 @@ def parse_manifest(data: bytes) -> Manifest:
         value = json.loads(data, object_pairs_hook=_unique_keys, parse_constant=_raise_not_finite)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"bundle.json is not JSON ({error})") from None
+    if _is_deeper(value, DEEPEST):
+        raise BundleError(f"bundle.json holds more than {DEEPEST} objects and lists within each other")
     root = _Value(value, "")
     version = root.value.get("format") if isinstance(root.value, dict) else None
     if version != FORMAT or isinstance(version, bool):
@@ -227,14 +232,18 @@ def _files(value: "_Value") -> dict[str, FileRecord]:
     for name in REQUIRED_FILES:
         if name not in members:
             raise BundleError(f"bundle.json: files lack {name}")
-    return {name: _file(_Value(members[name], f"files.{name}")) for name in members}
+    files = {name: _file(_Value(members[name], f"files.{name}"), LARGEST_FILES[name]) for name in members}
+    total = sum(file.bytes for file in files.values())
+    if total > LARGEST_BUNDLE:
+        raise BundleError(f"bundle.json: files have {total} bytes, above the limit of {LARGEST_BUNDLE}")
+    return files
 
 
-def _file(value: "_Value") -> FileRecord:
+def _file(value: "_Value", most: int) -> FileRecord:
     at = value.fields("sha256", "bytes")
     if not re.fullmatch(r"[0-9a-f]{64}", at["sha256"].text()):
         raise at["sha256"].error("64 hexadecimal digits")
-    return FileRecord(at["sha256"].text(), at["bytes"].whole(0, LARGEST_FILE))
+    return FileRecord(at["sha256"].text(), at["bytes"].whole(0, most))
 
 
 @dataclass(frozen=True)
@@ -310,6 +319,14 @@ class _Value:
 
     def _member(self, name: str) -> str:
         return f"{self.where}.{name}" if self.where else name
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Tell whether more objects and lists stand within each other."""
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(each, levels - 1) for each in inner)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

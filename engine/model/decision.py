@@ -23,6 +23,9 @@ INPUTS = {
     "combined": ("log_reconstruction_loss", "log_feature_matching_loss", "largest_logit"),
 }
 SMALLEST_LOSS = 1e-12  # a loss of zero has no logarithm
+LARGEST = 1e30  # of a number in an array: what follows from such numbers stays finite
+SMALLEST_STD = 1e-12
+MOST_SUPPORT = 1 << 17  # support vectors; a block of rows has a kernel of 64 MB with so many
 BLOCK = 64  # rows; a multiple of every vector length, so that no row falls into a scalar remainder
 
 Scores = NDArray[np.float64]
@@ -53,14 +56,16 @@ class Decision:
         d = len(INPUTS[self.name])
         shapes = {"mean": (d,), "std": (d,), "weights": (d,), "intercept": (1,)}
         if self.support is not None:
-            m = len(self.support)
+            m = self.support.size // d
             shapes |= {"support": (m, d), "coefficients": (m,), "gamma": (1,), "low": (d,), "high": (d,)}
         for field, shape in shapes.items():
             array = getattr(self, field)
-            if array is None or array.shape != shape or not np.isfinite(array).all():
+            if array is None or array.shape != shape or not (np.abs(array) <= LARGEST).all():
                 raise BundleError(f"the array {field!r} of the decision {self.name!r} is missing or unusable")
-        if not (self.std > 0).all():
+        if not (self.std >= SMALLEST_STD).all():
             raise BundleError(f"the decision {self.name!r} divides by a standard deviation of zero")
+        if self.support is not None and len(self.support) > MOST_SUPPORT:
+            raise BundleError(f"the decision {self.name!r} has more than {MOST_SUPPORT} support vectors")
 
     @classmethod
     def from_tensors(cls, name: str, tensors: Mapping[str, np.ndarray]) -> "Decision":
@@ -69,7 +74,11 @@ class Decision:
         arrays = {key.removeprefix(prefix): tensors[key] for key in tensors if key.startswith(prefix)}
         if name not in INPUTS or not arrays:
             raise BundleError(f"the bundle holds no decision {name!r}; it may hold {', '.join(INPUTS)}")
-        if not {"mean", "std", "weights", "intercept"} <= arrays.keys() <= cls.__dataclass_fields__.keys():
+        if (
+            not {"mean", "std", "weights", "intercept"}
+            <= arrays.keys()
+            <= cls.__dataclass_fields__.keys() - {"name"}
+        ):
             raise BundleError(f"the decision {name!r} has missing or unknown arrays")
         return cls(name, **{key: array.astype(np.float64) for key, array in arrays.items()})
 

@@ -13,9 +13,9 @@ from functools import partial
 from typing import NamedTuple
 
 from ..row import ImageFault
+from ..tar.headers import Member, members
+from ..tar.streams import ArchiveFault, GzipStream, PlainStream, Readable
 from .storage import Archive, pread
-from .streams import ArchiveFault, GzipStream, PlainStream, Readable
-from .tarstream import Member, members
 from .uris import shown
 
 MAX_WAITING = 32_000_000  # bytes of the names of a compressed tar's links, which wait until its end

@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 
 from ..row import ImageFault, Kind, Row, dated
 from ..settings import SourceSettings
+from ..tar.streams import PlainStream, Readable
 from .archive_entries import Entry, entries
 from .candidates import Accept, Candidate, ListingCounts
 from .faults import reason_of, retry_transient, status_of
@@ -35,7 +36,6 @@ from .storage import (
     source_gone,
     too_large,
 )
-from .streams import PlainStream, Readable
 from .uris import uri_of
 
 READ_AHEAD = 64_000_000  # bytes of compressed tars' members that are read and not yet taken over

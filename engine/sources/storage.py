@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 from ..errors import Stopped
 from ..row import ImageFault, Row, dated
+from ..tar.streams import ArchiveFault, Readable
 from .faults import is_confined, is_readable, reason_of, retry_transient, status_of
-from .streams import ArchiveFault, Readable
 from .uris import shown
 
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO that took a file's name must not block

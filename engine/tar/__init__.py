@@ -1,0 +1,1 @@
+"""Tars of every make, read forwards in bounded memory."""
