@@ -723,7 +723,19 @@ def test_the_configuration_takes_each_option_by_its_name(command: Any, archive: 
     other = ("--include", "*.png", "--config", tmp_path / "c.toml")
     code, stdout, _ = command("--out", tmp_path / "s.parquet", *other)
     assert {row["uri"].rpartition(".")[2] for row in rows_of(tmp_path / "s.parquet")} == {"png"}
-    for text, said in (("scan = 1", "scan"), ("[scam]\n", "scam"), ("[scan]\nlimit = 'x'", "limit")):
+    for text, said in (
+        ("scan = 1", "scan"),
+        ("[scam]\n", "scam"),
+        ("[scan]\nlimit = 'x'", "limit"),
+        ("[scan]\nlimit = {a = 1}", "limit must be a text or a number"),
+        ("[scan]\nlimit = 1979-05-27", "limit must be a text or a number"),
+        ("[scan]\nlimit = true", "limit must be a text or a number"),
+        ("[scan]\nhidden = 1.5", "hidden must be true or false"),
+        ("[scan]\ninclude = [[]]", "include must be a list of texts"),
+        (f"[scan]\nlimit = {'9' * 10_000}", "not a TOML file"),
+        (f"[scan]\nlimit = {'[' * 5000}", "too deeply"),
+        (f"#{'x' * (1 << 20)}", "larger than 1 MB"),
+    ):
         (tmp_path / "c.toml").write_text(text)
         code, stdout, stderr = command("--out", tmp_path / "t.parquet", "--config", tmp_path / "c.toml")
         assert (code, stdout, said in stderr, "Traceback" in stderr) == (2, "", True, False)

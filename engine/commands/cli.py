@@ -4,15 +4,16 @@ import errno
 import json
 import logging
 import sys
-import tomllib
 from dataclasses import asdict
 from importlib.metadata import version
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from ..errors import GbadError, Refused, Stopped
+from ..system.toml import read_toml
 from .options import DEMO, options, setting_option
 from .training import data, evaluate, quantize, train
 
@@ -72,11 +73,9 @@ def _configure(ctx: click.Context, _parameter: click.Parameter, path: Path | Non
     if path is None or ctx.command.name is None:
         return
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        _fail(Refused(f"--config {path} cannot be read: {error.strerror}"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        _fail(Refused(f"--config {path} is not a TOML file: {error}"))
+        tables = read_toml(path, "--config")
+    except Refused as refused:
+        _fail(refused)
     known = _keys(ctx.command)
     table = tables.pop(ctx.command.name, {})
     if not isinstance(table, dict):
@@ -86,7 +85,10 @@ def _configure(ctx: click.Context, _parameter: click.Parameter, path: Path | Non
     given = {key.replace("_", "-"): value for key, value in table.items()}
     for name in given.keys() - known.keys():
         _fail(Refused(f"--config {path}: unknown key {name!r} in [{ctx.command.name}]; see --help"))
-    ctx.default_map = {str(known[name].name): _listed(known[name], value) for name, value in given.items()}
+    ctx.default_map = {
+        str(known[name].name): _default(f"--config {path}: {name}", known[name], value)
+        for name, value in given.items()
+    }
 
 
 def _keys(command: click.Command) -> dict[str, click.Parameter]:
@@ -95,9 +97,22 @@ def _keys(command: click.Command) -> dict[str, click.Parameter]:
     return {name: p for name, p in names.items() if name != "config"}
 
 
-def _listed(parameter: click.Parameter, value: Any) -> Any:
-    """Wrap a single string in a list where a list is expected: click would split it into letters."""
-    return [value] if isinstance(value, str) and (parameter.multiple or parameter.nargs == -1) else value
+def _default(where: str, parameter: click.Parameter, value: Any) -> Any:
+    """Check the type of a value of a configuration; a list may be given where an option may be repeated."""
+    listed = parameter.multiple or parameter.nargs == -1
+    values = value if listed and isinstance(value, list) else [value]
+    if isinstance(parameter.type, click.types.BoolParamType):
+        kind, fits = "true or false", all(isinstance(one, bool) for one in values)
+    else:
+        kind = "a list of texts" if listed else "a text or a number"
+        fits = all(
+            isinstance(one, str)
+            or (isinstance(one, int | float) and not isinstance(one, bool) and isfinite(one))
+            for one in values
+        )
+    if not fits:
+        _fail(Refused(f"{where} must be {kind}"))
+    return values if listed else value
 
 
 def _log_to_stderr(level: str, *, quiet: bool) -> None:

@@ -1,11 +1,11 @@
 """Map the class names of other data sets to the five threats: obvious names, or a map by the user."""
 
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import Refused
 from ..row import THREATS
+from ..system.toml import read_toml
 
 IGNORE = "ignore"  # a class that is not one of the five: no label
 MOST_LISTED = 10  # unknown classes in one message
@@ -61,12 +61,7 @@ def read_class_map(path: Path | None) -> ClassMap:
     """
     if path is None:
         return ClassMap({})
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise Refused(f"the class map {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise Refused(f"the class map {path} is not a TOML file: {error}") from error
+    content = read_toml(path, "the class map")
     table = content.pop("classes", None)
     if not isinstance(table, dict) or content:
         raise Refused(f"the class map {path} must hold exactly one table, [classes]")
