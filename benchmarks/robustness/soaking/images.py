@@ -46,9 +46,10 @@ class ImageMutants:
     def __call__(self, number: int, tally: Tally) -> None:
         """Decode a mutant, and count what is wrong; then its bytes are written to the folder."""
         form, data = self.mutant(number)
-        before = len(tally.findings)
-        self._judge(number, form, data, tally)
-        if len(tally.findings) > before:
+        found = Tally()
+        self._judge(number, form, data, found)
+        tally.add(found)
+        if found.findings:
             (self._folder / f"{number}.{form}").write_bytes(data)
 
     def _judge(self, number: int, form: str, data: bytes, tally: Tally) -> None:

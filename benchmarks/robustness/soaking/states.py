@@ -23,7 +23,7 @@ from gbad_batch.engine.runtime.cache import ENGINE, EngineCache, cache_key
 from gbad_batch.engine.settings import ScanSettings
 from gbad_batch.engine.system.durable import remove
 
-from .mutating import BLIND
+from .mutating import mutated
 from .place import write_tiny_bundle
 from .tally import Tally
 
@@ -280,11 +280,7 @@ def _config(luck: random.Random, _sound: Path, own: Path) -> None:
 
 
 def _change(luck: random.Random, path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    for _ in range(luck.choice((1, 1, 2, 4))):
-        if data:
-            luck.choice(BLIND)(luck, data)
-    path.write_bytes(data)
+    path.write_bytes(mutated(luck, path.read_bytes(), "any"))
 
 
 def _odd(luck: random.Random, content: Any) -> Any:

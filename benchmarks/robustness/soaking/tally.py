@@ -8,7 +8,7 @@ from typing import Any
 
 from gbad_batch.engine.system.durable import write_whole
 
-MOST_FINDINGS = 200  # that are kept in words; all are counted
+MOST_FINDINGS = 30  # of a kind that are kept in words; all are counted
 
 
 @dataclass
@@ -23,15 +23,19 @@ class Tally:
     def find(self, kind: str, what: str, **where: Any) -> None:
         """Count a fault of ours under its kind, and keep what it was; `where` says how to make it again."""
         self.counts[kind] += 1
-        if len(self.findings) < MOST_FINDINGS:
-            self.findings.append({"kind": kind, "what": what[:600], **where})
+        self._keep({"kind": kind, "what": what[:600], **where})
 
     def add(self, other: "Tally") -> None:
         """Add what another round counted."""
         self.counts.update(other.counts)
         self.seconds.update(other.seconds)
-        self.findings = (self.findings + other.findings)[:MOST_FINDINGS]
+        for finding in other.findings:
+            self._keep(finding)
         self.peak_mb = max(self.peak_mb, other.peak_mb)
+
+    def _keep(self, finding: dict[str, Any]) -> None:
+        if sum(kept["kind"] == finding["kind"] for kept in self.findings) < MOST_FINDINGS:
+            self.findings.append(finding)
 
     def to_json(self) -> dict[str, Any]:
         """Give what JSON can hold."""

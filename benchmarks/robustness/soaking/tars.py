@@ -29,7 +29,8 @@ FIELDS = {  # of a header: place and size
     "magic": (257, 8),
     "prefix": (345, 155),
 }
-LISTED = re.compile(rb"block (\d+): ([-h])\S{9} .*?\.jpg(?: link to .*)?$")
+PLACED = re.compile(rb"(?:block \d+: )*block (\d+): ")  # before a damaged header it says one more
+LISTED = re.compile(rb"(?:block \d+: )*block (\d+): ([-h])\S{9} .*?\.jpg(?: link to .*)?$")
 
 
 class TarMutants:
@@ -102,7 +103,7 @@ class TarMutants:
         wanted: list[int] = []
         links = 0
         for line in done.stdout.splitlines():
-            if not (match := re.match(rb"block (\d+): ", line)):
+            if not (match := PLACED.match(line)):
                 continue
             places.append(int(match[1]))
             if (listed := LISTED.match(line)) and listed[2] == b"-":
