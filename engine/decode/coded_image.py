@@ -1,10 +1,12 @@
 """What the header parsers share: limits, the coded image for the decoder, and the ways to refuse a file."""
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
 from ..row import ImageFault, Row
+from .resize import Pixels
 
 Layout = Literal["gray", "rgb", "rgba", "premultiplied", "cmyk", "inverted cmyk"]
 
@@ -24,9 +26,9 @@ class CodedImage:
     data: Any  # bytes, or an array of them in memory that another process shares
     layout: Layout  # of the pixels that the decoder hands out
     depth: int = 8  # bits a sample of the pixels that the decoder hands out: 8, or 9 to 16 in uint16
-    invert: bool = False  # 0 is white
     key: tuple[int, ...] | None = None  # the one transparent value, at the stored depth
     warnings: tuple[str, ...] = ()
+    read: Callable[[Pixels], tuple[str, ...]] | None = None  # fills pixels where no native decoder does
     nvjpeg: bool = False  # a JPEG of the kind that nvJPEG decodes as libjpeg does
 
 
@@ -47,7 +49,8 @@ def raise_unsupported(what: str) -> NoReturn:
 
 def set_size(row: Row, width: int, height: int, limits: DecodeLimits) -> None:
     """Fill in the width and height of the row, and refuse an empty image or one above the limit."""
-    row.width, row.height = width, height
+    if max(width, height) < 1 << 63:  # a BigTIFF may say more than any column holds
+        row.width, row.height = width, height
     if width < 1 or height < 1:
         raise_undecodable(f"the header says {width} x {height} pixels")
     if width * height > limits.max_pixels:

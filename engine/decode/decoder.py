@@ -5,17 +5,19 @@ What an image means here, the same on every backend and never guessed from pixel
 - *Orientation* (EXIF, TIFF) is not applied: the stored grid is what scanners write and models see. An
   orientation other than 1 is noted in `warnings`.
 - *Alpha* is composited on white, which is what air looks like in these pictures; a transparent colour
-  or palette entry likewise. An unspecified fourth channel (TIFF) and the fourth byte of a 32-bit BMP are
-  left out.
+  or palette entry likewise. The fourth byte of a 32-bit BMP without
+  a mask for alpha is left out.
 - *Gray* becomes three equal channels; palettes and 1, 2 and 4 bits are spread over the full range;
   where a TIFF says that 0 is white, values are inverted.
 - *9 to 16 bits* are resized as they are and then divided by their full range (257 for 16 bits), rounded
   to the nearest of 256 levels.
-- *CMYK* is converted without a profile, R = (255 - C)(255 - K) / 255; a JPEG with Adobe's marker stores
-  it inverted. Colour profiles and gamma are not applied.
+- *CMYK* is converted without a profile, R = (255 - C)(255 - K) / 255; a JPEG stores it inverted, with or
+  without Adobe's marker, as browsers, Pillow and libvips read it. Colour profiles and gamma are not applied.
+- Of the samples of a TIFF's pixel those that make its color, and alpha, are read, the first of them; others,
+  as of a scanner that stores two energies, are left out and noted in `warnings`.
 - The first page of a TIFF is read, and further ones are noted in `warnings`. Animated files are unsupported.
-- A truncated JPEG (no end marker) is `truncated` and never scored; other damage that libjpeg
-  tolerates is decoded, scored and noted in `warnings`.
+- A JPEG without an end marker, without its last scans or without data for its last line is `truncated` and
+  never scored; other damage that libjpeg tolerates is decoded, scored and noted in `warnings`.
 """
 
 import threading
@@ -33,6 +35,7 @@ from .budget import PixelBudget, ScratchBuffer
 from .coded_image import CodedImage, DecodeLimits, Layout
 from .header import inspect
 from .native import cpu_decoder, nvimagecodec
+from .odd_jpeg import read_odd_jpeg
 from .resize import Pixels, Resizer
 
 PIXELS_IN_FLIGHT = 64_000_000  # over all threads of a decoder, or one image of max_pixels
@@ -138,7 +141,7 @@ class Decoder:
             out = np.empty((height, width, 3) if size is None else (size, size, 3), np.uint8)
         as_stored = size is None or width == height == size
         if row.format != "jpeg":
-            stored = self._read_other(image, width, height)
+            stored = self._read_other(row, image, width, height)
         elif as_stored and image.layout == "rgb":
             return self._read_jpeg(row, image, "RGB", out)
         else:
@@ -157,24 +160,28 @@ class Decoder:
             reason = one_line(error)
         if "memory" in reason.lower():
             raise MemoryError(reason)
-        if "Premature end of JPEG" in reason:
-            raise ImageFault("truncated", "the JPEG's data end before its last line")
-        pixels.fill(0)
-        self._decode_jpeg(image.data, space, buffer=pixels, strict=False)
-        row.warnings = "; ".join((*image.warnings, reason))
+        row.warnings = "; ".join((*image.warnings, *read_odd_jpeg(image.data, space, pixels, reason)))
         return pixels
 
-    def _read_other(self, image: CodedImage, width: int, height: int) -> Pixels:
-        """Decode by nvImageCodec into [height, width, C] as stored, C as the layout says."""
+    def _read_other(self, row: Row, image: CodedImage, width: int, height: int) -> Pixels:
+        """Decode into [height, width, C] as stored, C as the layout says."""
+        dtype = np.uint8 if image.depth == 8 else np.uint16
+        pixels = self._scratch.array(height, width, _CHANNELS[image.layout], dtype)
+        if image.read is None:
+            self._read_natively(image, pixels)
+        elif warnings := image.read(pixels):
+            row.warnings = "; ".join((*image.warnings, *warnings))
+        return pixels
+
+    def _read_natively(self, image: CodedImage, pixels: Pixels) -> None:
+        """Decode by nvImageCodec."""
         nvimgcodec = nvimagecodec()
         if not hasattr(self._local, "decoder"):  # shared between threads, it corrupts images in silence
             self._local.decoder = cpu_decoder(1)
         code = nvimgcodec.CodeStream(image.data)
+        height, width, channels = pixels.shape
         if (code.width, code.height) != (width, height):
             raise ImageFault("undecodable", f"the decoder sees {code.width} x {code.height} pixels")
-        channels = _CHANNELS[image.layout]
-        dtype = np.uint8 if image.depth == 8 else np.uint16
-        pixels = self._scratch.array(height, width, channels, dtype)
         pixels.fill(0)
         form = {1: nvimgcodec.I_Y, 3: nvimgcodec.I_RGB, 4: nvimgcodec.I_RGBA}[channels]
         color = nvimgcodec.GRAY if channels == 1 else nvimgcodec.SRGB
@@ -187,7 +194,6 @@ class Decoder:
         target = nvimgcodec.as_image(pixels, sample_format=form, color_spec=color)
         if self._local.decoder.decode([code], images=[target], params=params)[0] is None:
             raise ImageFault("undecodable", "the decoder cannot read the picture's data")
-        return pixels
 
 
 def _fail(row: Row, error: Exception) -> None:
@@ -204,7 +210,13 @@ _JPEG_SPACES = {  # the fourth channel of RGBX is padding: four bytes a pixel ar
     "cmyk": ("CMYK", 4),
     "inverted cmyk": ("CMYK", 4),
 }
-_CHANNELS: dict[Layout, int] = {"gray": 1, "rgb": 3, "rgba": 4, "premultiplied": 4}  # of other formats
+_CHANNELS: dict[Layout, int] = {  # of other formats
+    "gray": 1,
+    "rgb": 3,
+    "rgba": 4,
+    "premultiplied": 4,
+    "cmyk": 4,
+}
 
 
 def _check_room(pixels: int) -> None:
@@ -214,8 +226,6 @@ def _check_room(pixels: int) -> None:
 
 def _flatten(stored: Pixels, image: CodedImage) -> Pixels:
     """Bring stored pixels to gray, RGB or RGBX [H, W, 1, 3 or 4] at their own depth, 0 as black."""
-    if image.invert:
-        np.subtract(np.iinfo(stored.dtype).max, stored, out=stored)
     if image.key is not None:
         stored[(stored == np.array(image.key, stored.dtype)).all(axis=2)] = np.iinfo(stored.dtype).max
     if image.layout in ("gray", "rgb"):

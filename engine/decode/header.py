@@ -6,11 +6,11 @@ bit_depth and color of the row, refuses what is not supported, too large or cut 
 thumbnail, further page or animation frame ever reaches native code.
 """
 
-import re
 import struct
 import zlib
 
 from ..row import ImageFault, Row
+from .bmp import bmp, dib, is_dib
 from .coded_image import (
     CodedImage,
     DecodeLimits,
@@ -22,10 +22,9 @@ from .coded_image import (
     raise_unsupported,
     set_size,
 )
+from .header_jpeg import jpeg
 from .header_jpeg2000 import codestream, jp2
 from .header_tiff import tiff
-
-MAX_SCANS = 500  # of a progressive JPEG; encoders write about ten, an attacker as many as fit
 
 
 def inspect(row: Row, blob: bytes, limits: DecodeLimits) -> CodedImage:
@@ -38,7 +37,8 @@ def inspect(row: Row, blob: bytes, limits: DecodeLimits) -> CodedImage:
         raise ImageFault("empty", "the file has no bytes")
     if len(blob) > limits.max_file_size:
         raise ImageFault("too_large", f"the file has {len(blob)} bytes; the limit is {limits.max_file_size}")
-    for signature, name, parser in _PARSERS:
+    parsers = ((b"", "bmp", dib),) if is_dib(blob) else _PARSERS
+    for signature, name, parser in parsers:
         if blob.startswith(signature) or (len(blob) < len(signature) and signature.startswith(blob)):
             row.format = name
             try:
@@ -87,79 +87,11 @@ _FOREIGN = (
 )
 
 
-# --- JPEG (ITU-T T.81)
-
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF markers
-_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")  # one that has a length, or the end
-_SAMPLINGS = {  # of the components, horizontal << 4 | vertical: gray, 4:4:4, 4:2:2, 4:2:0, 4:4:0
-    *(b"\x11", b"\x11\x11\x11", b"\x21\x11\x11", b"\x22\x11\x11", b"\x12\x11\x11")
-}
-
-
-def _jpeg(row: Row, blob: bytes, limits: DecodeLimits) -> CodedImage:
-    position, progressive, orientation, adobe, components = 2, False, None, None, b""
-    while True:
-        match = _MARKER.search(blob, position)  # libjpeg skips garbage between segments, too, and warns
-        if match is None:
-            raise_truncated("before the picture begins")
-        position, marker = match.start(), blob[match.start() + 1]
-        if marker == 0xD9:
-            raise_undecodable("the JPEG holds no picture")
-        start = position + 4
-        position += 2 + int.from_bytes(blob[position + 2 : start])
-        if marker == 0xDA:
-            break
-        if position > len(blob):
-            raise_truncated("before the picture begins")
-        if marker in _FRAMES:
-            components = _jpeg_frame(row, marker, blob[start:position], limits)
-            progressive = marker == 0xC2
-        elif marker == 0xF7:
-            raise_unsupported("JPEG-LS")
-        elif marker == 0xE1 and blob.startswith(b"Exif\0\0", start):
-            orientation = exif_orientation(blob[start + 6 : position])
-        elif marker == 0xEE and blob.startswith(b"Adobe", start) and position - start >= 12:
-            adobe = blob[start + 11]
-    if row.color is None:
-        raise_undecodable("the JPEG's picture begins before its size is said")
-    if blob.rfind(b"\xff\xd9", position) < 0:
-        raise_truncated("before the JPEG's end marker")
-    if progressive and blob.count(b"\xff\xda") > MAX_SCANS:
-        raise_undecodable(f"the JPEG has more than {MAX_SCANS} scans")
-    layout: Layout = "gray" if row.color == "gray" else "rgb"
-    if row.color == "cmyk":
-        layout = "cmyk" if adobe is None else "inverted cmyk"
-    perhaps_rgb = adobe == 0 or components[::3] == b"RGB"  # not YCbCr: libjpeg looks closer
-    nvjpeg = components[1::3] in _SAMPLINGS and not perhaps_rgb
-    return CodedImage(blob, layout, warnings=orientation_warnings(orientation), nvjpeg=nvjpeg)
-
-
-def _jpeg_frame(row: Row, marker: int, segment: bytes, limits: DecodeLimits) -> bytes:
-    """Read a frame's header; returns 3 bytes for each component: its name, sampling and table."""
-    if row.color is not None:
-        raise_undecodable("the JPEG holds two frames")
-    depth, height, width, components = struct.unpack_from(">BHHB", segment)
-    row.bit_depth = depth
-    if height == 0:
-        raise_unsupported("a JPEG that says its height after the picture (DNL)")
-    set_size(row, width, height, limits)
-    row.color = {1: "gray", 3: "rgb", 4: "cmyk"}.get(components)
-    if marker in (0xC3, 0xC5, 0xC6, 0xC7):
-        raise_unsupported("lossless or hierarchical JPEG")
-    if marker > 0xC7:
-        raise_unsupported("arithmetic-coded JPEG")
-    if depth != 8:
-        raise_unsupported(f"{depth}-bit JPEG")
-    if row.color is None:
-        raise_unsupported(f"a JPEG of {components} components")
-    return segment[6 : 6 + 3 * components]
-
-
 # --- PNG (ISO/IEC 15948)
 
 _PNG_COLORS = {0: "gray", 2: "rgb", 3: "palette", 4: "gray+alpha", 6: "rgba"}
 _PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
-_PNG_PIXEL_CHUNKS = (b"IDAT", b"IHDR", b"PLTE", b"tRNS", b"eXIf")
+_PNG_PIXEL_CHUNKS = (b"IDAT", b"IHDR", b"PLTE", b"tRNS")
 _CHUNK = struct.Struct(">I4s")
 
 
@@ -199,8 +131,9 @@ def _transparent_color(key: bytes, color: int, depth: int) -> tuple[int, ...] | 
         return None
     if len(key) != 2 * samples:
         raise_undecodable("the PNG's transparent color is broken")
-    spread = 1 if depth >= 8 else 255 // ((1 << depth) - 1)
-    return tuple(value * spread for value in struct.unpack(f">{samples}H", key))
+    top = (1 << depth) - 1
+    spread = 1 if depth >= 8 else 255 // top
+    return tuple((value & top) * spread for value in struct.unpack(f">{samples}H", key))
 
 
 def _png_chunks(blob: bytes) -> dict[bytes, bytes]:
@@ -216,7 +149,9 @@ def _png_chunks(blob: bytes) -> dict[bytes, bytes]:
         if position > len(blob):
             raise_truncated("before the PNG's end chunk")
         if kind not in _PNG_PIXEL_CHUNKS:
-            if kind[0] < 0x60 and kind != b"IEND":  # a capital letter: must be understood
+            if kind == b"eXIf":
+                chunks[kind] = blob[start + 8 : position - 4]
+            elif kind[0] < 0x60 and kind != b"IEND":  # a capital letter: must be understood
                 raise_unsupported(f"PNG with a chunk {ascii(kind)[1:]}")
             continue
         if zlib.crc32(view[start + 4 : position - 4]) != int.from_bytes(view[position - 4 : position]):
@@ -250,31 +185,6 @@ def _flat_palette(colors: bytes, alphas: bytes) -> bytes:
     return bytes(palette)
 
 
-# --- BMP
-
-
-def _bmp(row: Row, blob: bytes, limits: DecodeLimits) -> CodedImage:
-    file_size, _, data_start, header_size = struct.unpack_from("<IIII", blob, 2)
-    if header_size == 12:
-        width, height, planes, bits = struct.unpack_from("<HHHH", blob, 18)
-        compression = 0
-    elif header_size in (40, 52, 56, 108, 124):
-        width, height, planes, bits, compression = struct.unpack_from("<iiHHI", blob, 18)
-    else:
-        raise ImageFault("not_an_image", "the content begins with BM but is not a BMP image")
-    if planes != 1 or bits not in (1, 4, 8, 16, 24, 32):
-        raise_undecodable(f"the BMP's header says {planes} planes of {bits} bits")
-    row.color = "palette" if bits <= 8 else "rgb"
-    row.bit_depth = bits if bits <= 8 else 5 if bits == 16 else 8
-    set_size(row, width, abs(height), limits)
-    if (compression, bits) not in ((0, bits), (1, 8), (2, 4), (3, 16), (3, 32)):
-        raise_unsupported(f"a BMP of {bits} bits with compression {compression}")
-    needed = data_start + (width * bits + 31) // 32 * 4 * abs(height) if compression in (0, 3) else file_size
-    if len(blob) < needed:
-        raise_truncated("before the BMP's last line")
-    return CodedImage(blob, "rgb")
-
-
 # --- WebP (RFC 9649)
 
 
@@ -295,7 +205,7 @@ def _webp(row: Row, blob: bytes, limits: DecodeLimits) -> CodedImage:
         position += 8 + length + length % 2
     if len(blob) < end or len(blob) + 1 < position:
         raise_truncated("before the WebP's last chunk")
-    body = chunks.get(b"VP8 ") or chunks.get(b"VP8L")
+    body = chunks.get(b"VP8 ", chunks.get(b"VP8L"))
     if body is None:
         raise_undecodable("the WebP holds no picture")
     if b"VP8 " in chunks and b"ALPH" in chunks and row.color == "rgba":
@@ -307,6 +217,7 @@ def _webp(row: Row, blob: bytes, limits: DecodeLimits) -> CodedImage:
     body = _even(body)
     orientation = exif_orientation(chunks.get(b"EXIF", b"")[8:].removeprefix(b"Exif\0\0"))
     data = struct.pack("<4sI4s", b"RIFF", 4 + len(body), b"WEBP") + body
+    data = data.ljust(32, b"\0")  # OpenCV looks at no less
     return CodedImage(
         data, "rgba" if row.color == "rgba" else "rgb", warnings=orientation_warnings(orientation)
     )
@@ -342,7 +253,7 @@ def _webp_size(row: Row, kind: bytes, chunk: bytes, limits: DecodeLimits) -> Non
 
 
 _PARSERS = (
-    (b"\xff\xd8\xff", "jpeg", _jpeg),
+    (b"\xff\xd8\xff", "jpeg", jpeg),
     (b"\x89PNG\r\n\x1a\n", "png", _png),
     (b"II*\0", "tiff", tiff),
     (b"MM\0*", "tiff", tiff),
@@ -351,5 +262,5 @@ _PARSERS = (
     (b"RIFF", "webp", _webp),
     (b"\0\0\0\x0cjP  \r\n\x87\n", "jpeg2000", jp2),
     (b"\xff\x4f\xff\x51", "jpeg2000", codestream),
-    (b"BM", "bmp", _bmp),
+    (b"BM", "bmp", bmp),
 )

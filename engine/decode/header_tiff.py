@@ -1,8 +1,11 @@
-"""The header gate of TIFF 6.0 and BigTIFF: one directory, written anew without what is not pixels."""
+"""The header gate of TIFF 6.0 and BigTIFF: what the first directory says of the picture, checked."""
 
 import struct
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
+
+import numpy as np
 
 from ..row import Row
 from .coded_image import (
@@ -15,19 +18,21 @@ from .coded_image import (
     raise_unsupported,
     set_size,
 )
+from .tiff_pixels import LUMA, Picture, read_tiff
 
 MAX_VALUES = 1 << 20  # of a tag: strips or tiles of a picture, colors of a palette
 
-_TIFF_TYPES = {1: "B", 2: "B", 3: "H", 4: "I", 6: "B", 7: "B", 8: "H", 9: "I", 13: "I", 16: "Q"}
-_TIFF_PIXEL_TAGS = (
-    *(256, 257, 258, 259, 262, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325),
-    *(338, 339, 347, 530, 532),
-)
-_TIFF_COMPRESSIONS = {
-    1: "none", 2: "CCITT", 3: "CCITT", 4: "CCITT", 5: "LZW", 7: "JPEG", 8: "deflate",
-    32773: "PackBits", 32946: "deflate", 50000: "Zstandard",
+_TYPES = {1: "B", 2: "B", 3: "H", 4: "I", 6: "B", 7: "B", 8: "H", 9: "I", 13: "I", 16: "Q"}
+_ENDIAN: dict[str, Literal["little", "big"]] = {"<": "little", ">": "big"}
+_PIXEL_TAGS = frozenset(
+    (256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 332, 338)
+) | {339, 347, 529, 530, 532}
+_COMPRESSIONS = {
+    1: "none", 2: "fax", 3: "fax", 4: "fax", 5: "LZW", 7: "JPEG", 8: "deflate", 32773: "PackBits",
+    32946: "deflate", 50000: "Zstandard",
 }  # fmt: skip
-_TIFF_COLORS = {0: "gray", 1: "gray", 2: "rgb", 3: "palette", 5: "cmyk", 6: "rgb"}
+_COLORS = {0: "gray", 1: "gray", 2: "rgb", 3: "palette", 5: "cmyk", 6: "rgb"}
+_SAMPLES = {"gray": 1, "palette": 1, "rgb": 3, "cmyk": 4}  # of a pixel, without alpha
 
 
 @dataclass(slots=True)
@@ -45,7 +50,7 @@ class _Directory:
         if entry is None:
             return ()
         kind, count = struct.unpack_from(self.order + ("HQ" if self.big else "HI"), entry, 2)
-        code = _TIFF_TYPES.get(kind)
+        code = _TYPES.get(kind)
         if code is None or count == 0:
             raise_undecodable(f"the TIFF's tag {tag} has no usable value")
         if count > MAX_VALUES:
@@ -58,33 +63,39 @@ class _Directory:
             raise_truncated(f"inside the TIFF's tag {tag}")
         return struct.unpack_from(f"{self.order}{count}{code}", self.blob, start)
 
-
-_ENDIAN: dict[str, Literal["little", "big"]] = {"<": "little", ">": "big"}
+    def fractions(self, tag: int) -> tuple[float, ...]:
+        """Return values that are stored as fractions (type 5), as far as they lie inside the file."""
+        entry = self.entries[tag]
+        kind, count = struct.unpack_from(self.order + ("HQ" if self.big else "HI"), entry, 2)
+        start = int.from_bytes(entry[12:20] if self.big else entry[8:12], _ENDIAN[self.order])
+        if kind != 5 or not 0 < count < 100 or start + 8 * count > len(self.blob):
+            return ()
+        numbers = struct.unpack_from(f"{self.order}{2 * count}I", self.blob, start)
+        return tuple(above / max(below, 1) for above, below in zip(numbers[::2], numbers[1::2], strict=True))
 
 
 def tiff(row: Row, blob: bytes, limits: DecodeLimits) -> CodedImage:
     """Read the header of a TIFF."""
-    directory, more = _tiff_directory(blob)
-    width, height = directory.get(256, 0), directory.get(257, 0)
+    directory, more = _read_directory(blob)
     depths, samples = directory.values(258) or (1,), directory.get(277, 1)
-    photometric = directory.get(262, 1)
-    row.bit_depth, row.color = depths[0], _TIFF_COLORS.get(photometric)
-    set_size(row, width, height, limits)
-    layout = _tiff_layout(row, directory, depths, samples, photometric)
-    _tiff_data(directory, width, height, depths[0] * samples)
-    warnings = orientation_warnings(directory.get(274, 1))
+    photometric, warnings = _photometric(directory, samples)
+    row.color, row.bit_depth = _COLORS.get(photometric), depths[0] if depths[0] <= 64 else None
+    set_size(row, directory.get(256, 0), directory.get(257, 0), limits)
+    _check_kind(row, directory, depths, photometric)
+    layout, used = _layout(row, directory, samples)
+    if samples > used:
+        left = samples - used
+        warnings += (f"the TIFF has {samples} samples a pixel; the last {left} are left out",)
+    warnings += orientation_warnings(directory.get(274, 1))
     if more:
         warnings += ("the TIFF holds more than one page; the first is read",)
-    return CodedImage(
-        _rewrite_tiff(directory, depths, samples, photometric),
-        layout,
-        depth=16 if depths[0] > 8 else 8,
-        invert=photometric == 0,
-        warnings=warnings,
-    )
+    picture = _picture(row, directory, depths[0], samples, photometric)
+    read = partial(read_tiff, picture, used)
+    depth = 8 if photometric == 3 else max(8, depths[0])
+    return CodedImage(b"", layout, depth=depth, warnings=warnings, read=read)
 
 
-def _tiff_directory(blob: bytes) -> tuple[_Directory, bool]:
+def _read_directory(blob: bytes) -> tuple[_Directory, bool]:
     order = "<" if blob.startswith(b"II") else ">"
     big = blob[2:4] in (b"+\0", b"\0+")
     (start,) = struct.unpack_from(order + ("Q" if big else "I"), blob, 8 if big else 4)
@@ -98,89 +109,127 @@ def _tiff_directory(blob: bytes) -> tuple[_Directory, bool]:
     entries: dict[int, bytes] = {}
     for position in range(start + head, end, size):
         (tag,) = struct.unpack_from(order + "H", blob, position)
-        if entries.setdefault(tag, blob[position : position + size]) != blob[position : position + size]:
+        entry = blob[position : position + size]
+        if entries.setdefault(tag, entry) != entry and tag in _PIXEL_TAGS:
             raise_undecodable(f"the TIFF's tag {tag} stands there twice")
     return _Directory(order, entries, blob, big), any(blob[end : end + (8 if big else 4)])
 
 
-def _tiff_layout(
-    row: Row, directory: _Directory, depths: tuple[int, ...], samples: int, photometric: int
-) -> Layout:
-    """Refuse what the decoder cannot read exactly, and say what it hands out."""
-    compression, extra = directory.get(259, 1), directory.get(338, 0)
-    if compression not in _TIFF_COMPRESSIONS:
-        raise_unsupported(f"TIFF with compression {compression}")
+def _photometric(directory: _Directory, samples: int) -> tuple[int, tuple[str, ...]]:
+    """Return what the samples mean; where the obligatory tag is missing, what libtiff assumes."""
+    if 262 in directory.entries:
+        return directory.get(262, 1), ()
+    fax = _COMPRESSIONS.get(directory.get(259, 1)) == "fax"
+    assumed = 0 if fax else 2 if samples >= 3 else 1
+    words = {0: "gray with 0 as white", 1: "gray with 0 as black", 2: "RGB"}[assumed]
+    return assumed, (f"the TIFF does not say what its samples mean (tag 262); they are read as {words}",)
+
+
+def _check_kind(row: Row, directory: _Directory, depths: tuple[int, ...], photometric: int) -> None:
+    """Refuse what the reader cannot read exactly."""
+    number, bits = directory.get(259, 1), depths[0]
+    compression, predictor = _COMPRESSIONS.get(number), directory.get(317, 1)
+    if compression is None:
+        raise_unsupported(f"TIFF with compression {number}")
     if row.color is None:
         raise_unsupported(f"TIFF with photometric interpretation {photometric}")
-    if directory.get(339, 1) != 1 or depths[0] > 16 or len(set(depths)) > 1:
-        raise_unsupported(f"TIFF of {depths[0]}-bit samples that are not plain unsigned numbers")
-    packed = compression == 32773 or 322 in directory.entries  # runs over two lines, tiles: libtiff fails
-    if directory.get(266, 1) != 1 or (packed and depths[0] not in (8, 16)):
-        raise_unsupported("TIFF with this order or packing of bits")
-    if directory.get(284, 1) != 1 and samples > 1:
-        raise_unsupported("TIFF with planes stored apart")
-    plain = {"gray": 1, "palette": 1, "rgb": 3, "cmyk": 4}[row.color]
-    if (row.color == "cmyk" or photometric == 6) and depths[0] != 8:
-        raise_unsupported(f"TIFF in {row.color} of {depths[0]} bits")
-    if samples == plain:
-        return "gray" if row.color == "gray" else "rgb"
-    if row.color == "gray" and samples == 2:
-        row.color = "gray+alpha"
-    if photometric != 2 or samples != 4:
-        raise_unsupported(f"TIFF in {row.color} with {samples} samples a pixel")
-    if extra == 0:
-        return "rgb"  # a fourth channel of unsaid meaning is left out
-    row.color = "rgba"
-    if depths[0] != 8:
-        raise_unsupported(f"TIFF with alpha of {depths[0]} bits")
-    return "premultiplied"
+    if any(form != 1 for form in directory.values(339)) or bits > 16 or len(set(depths)) > 1:
+        raise_unsupported(f"TIFF of {bits}-bit samples that are not plain unsigned numbers")
+    if bits < 1:
+        raise_undecodable("the TIFF's samples have no bits")
+    if directory.get(266, 1) not in (1, 2) or directory.get(284, 1) not in (1, 2):
+        raise_unsupported("TIFF with this order of bits or planes")
+    predicted = compression in ("LZW", "deflate", "Zstandard") and predictor != 1
+    if predicted and (predictor != 2 or bits not in (8, 16) or photometric == 6):
+        raise_unsupported(f"TIFF of {bits}-bit samples with predictor {predictor}")
+    if (photometric == 6 or compression == "JPEG") and bits != 8:
+        raise_unsupported(f"TIFF with {bits}-bit YCbCr or JPEG")
+    if photometric == 6 and compression != "JPEG":
+        for tag, usual in ((529, LUMA), (532, (0, 255, 128, 255, 128, 255))):
+            if tag in directory.entries and not np.allclose(directory.fractions(tag) or 0, usual, atol=0.01):
+                raise_unsupported(f"TIFF with an unusual form of YCbCr (tag {tag})")
+    if compression == "fax" and (bits != 1 or row.color != "gray"):
+        raise_undecodable("the TIFF's fax compression is of more than one bit a pixel")
 
 
-def _tiff_data(directory: _Directory, width: int, height: int, bits: int) -> None:
-    """Find out whether all strips or tiles lie inside the file."""
+def _layout(row: Row, directory: _Directory, samples: int) -> tuple[Layout, int]:
+    """Return the layout of the pixels that the reader hands out, and how many samples of a pixel it takes."""
+    assert row.color is not None
+    color, plain = row.color, _SAMPLES[row.color]
+    if not plain <= samples <= 64:
+        raise_unsupported(f"TIFF in {color} with {samples} samples a pixel")
+    layout: Layout = "gray" if color == "gray" else "cmyk" if color == "cmyk" else "rgb"
+    alpha = directory.get(338, 0) if samples > plain else 0
+    if alpha not in (1, 2):
+        return layout, plain  # what further samples mean is unsaid, as where they are other energies
+    if color not in ("gray", "rgb"):
+        raise_unsupported(f"TIFF in {color} with alpha")
+    row.color = "gray+alpha" if color == "gray" else "rgba"
+    return "premultiplied" if alpha == 1 else "rgba", plain + 1
+
+
+def _picture(row: Row, directory: _Directory, bits: int, samples: int, photometric: int) -> Picture:
+    """Gather what the reader needs, and find out whether all strips or tiles lie inside the file."""
+    assert row.width is not None
+    assert row.height is not None
+    width, height, blob = row.width, row.height, directory.blob
     tiled = 322 in directory.entries
-    tile_width, tile_height = width, min(directory.get(278, height), height)
+    piece_width, piece_height = width, min(directory.get(278, height), height)
     if tiled:
-        tile_width, tile_height = directory.get(322, 0), directory.get(323, 0)
+        piece_width, piece_height = directory.get(322, 0), directory.get(323, 0)
     room = 4 * width * height + (1 << 22)  # a decoder holds a whole tile, however small the picture
-    if tile_width < 1 or tile_height < 1 or (tiled and tile_width * tile_height > room):
-        raise_undecodable(f"the TIFF's tiles have {tile_width} x {tile_height} pixels")
-    needed = -(-width // tile_width) * -(-height // tile_height)
-    offsets, sizes = directory.values(324 if tiled else 273), directory.values(325 if tiled else 279)
-    if len(offsets) < needed or len(sizes) < needed:
-        raise_undecodable(f"the TIFF does not list where its {needed} pieces are")
-    total = len(directory.blob)
-    if any(offset + size > total for offset, size in zip(offsets, sizes, strict=False)):
-        raise_truncated("inside the TIFF's picture")
-    if directory.get(259, 1) == 1 and sum(sizes) * 8 < width * bits * height:
-        raise_truncated("before the TIFF's last line")
+    if piece_width < 1 or piece_height < 1 or (tiled and piece_width * piece_height > room):
+        raise_undecodable(f"the TIFF's tiles have {piece_width} x {piece_height} pixels")
+    compression = _COMPRESSIONS[directory.get(259, 1)]
+    factors = (directory.values(530) or (2, 2)) if photometric == 6 and compression != "JPEG" else (1, 1)
+    picture = Picture(
+        blob=blob,
+        order=directory.order,
+        width=width,
+        height=height,
+        bits=bits,
+        samples=samples,
+        planes=samples if directory.get(284, 1) == 2 else 1,
+        photometric=photometric,
+        compression=compression,
+        number=directory.get(259, 1),
+        predictor=directory.get(317, 1),
+        reversed_bits=directory.get(266, 1) == 2,
+        tiled=tiled,
+        piece_width=piece_width,
+        piece_height=piece_height,
+        factors=(factors[0], factors[-1]),
+        offsets=directory.values(324 if tiled else 273),
+        sizes=directory.values(325 if tiled else 279),
+        tables=bytes(directory.values(347)),
+        fax_options={tag: directory.get(tag, 0) for tag in (292, 293) if tag in directory.entries},
+        palette=directory.values(320) if photometric == 3 else (),
+    )
+    _check_pieces(picture)
+    return picture
 
 
-def _rewrite_tiff(directory: _Directory, depths: tuple[int, ...], samples: int, photometric: int) -> bytes:
-    """Append a directory of the tags that define pixels, with 0 as black, and point the header at it."""
-    order, big, blob = directory.order, directory.big, directory.blob
-    kept = {tag: entry for tag, entry in directory.entries.items() if tag in _TIFF_PIXEL_TAGS}
-    form = order + ("HHQH6x" if big else "HHIH2x")
-    kept[262] = struct.pack(form, 262, 3, 1, 1 if photometric == 0 else photometric)
-    kept[277] = struct.pack(form, 277, 3, 1, samples)
-    if 258 not in kept:
-        kept[258] = struct.pack(form, 258, 3, 1, depths[0])
-    start = len(blob) + len(blob) % 2
-    colors = b""
-    if photometric == 3:
-        colors = _tiff_colors(directory)
-        kept[320] = struct.pack(order + ("HHQQ" if big else "HHII"), 320, 3, len(colors) // 2, start)
-    count = struct.pack(order + ("Q" if big else "H"), len(kept))
-    tail = count + b"".join(kept[tag] for tag in sorted(kept)) + bytes(8 if big else 4)
-    pointer = struct.pack(order + ("Q" if big else "I"), start + len(colors))
-    head = blob[:8] + pointer if big else blob[:4] + pointer
-    return b"".join((head, blob[len(head) :], bytes(len(blob) % 2), colors, tail))
-
-
-def _tiff_colors(directory: _Directory) -> bytes:
-    """Bring a palette to multiples of 257, as everyone reads it: the upper byte, or all of a small one."""
-    colors = directory.values(320)
-    if len(colors) != 3 << directory.get(258, 1):
+def _check_pieces(picture: Picture) -> None:
+    """Refuse a picture whose pieces are not all there."""
+    horizontal, vertical = picture.factors
+    if not {horizontal, vertical} <= {1, 2, 4} or (picture.factors != (1, 1) and picture.planes > 1):
+        raise_unsupported(f"TIFF whose colors are {horizontal} x {vertical} times coarser")
+    if picture.piece_height % vertical and picture.piece_height < picture.height:
+        raise_unsupported(
+            f"TIFF in pieces of {picture.piece_height} lines, with colors {vertical} times coarser"
+        )
+    if picture.photometric == 3 and len(picture.palette) != 3 << picture.bits:
         raise_undecodable("the TIFF's palette is missing or broken")
-    shift = 0 if max(colors) < 256 else 8
-    return struct.pack(f"{directory.order}{len(colors)}H", *((color >> shift) * 257 for color in colors))
+    needed, total = picture.pieces * picture.planes, len(picture.blob)
+    plain = picture.compression == "none"
+    sizes = picture.sizes or (plain and tuple(map(picture.size, range(needed)))) or ()
+    if len(picture.offsets) < needed or len(sizes) < needed:
+        raise_undecodable(f"the TIFF does not list where its {needed} pieces are")
+    for piece in range(needed):
+        size = picture.size(piece) if plain else sizes[piece]
+        if size < 1:
+            raise_undecodable(f"the TIFF's piece {piece} is empty")
+        if picture.offsets[piece] + size > total:
+            raise_truncated("inside the TIFF's picture")
+        if sizes[piece] < size:
+            raise_undecodable(f"the TIFF's piece {piece} has {sizes[piece]} bytes, of {size}")
