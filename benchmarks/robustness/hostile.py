@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> Report:
     )
     outcomes: list[tuple[str, int, str]] = []
     with tempfile.TemporaryDirectory() as scratch:
-        place = Place.prepare(Path(scratch) / "place")
+        place = Place.bare(Path(scratch) / "place")
         for kind, inputs, said in _outcomes(place, arguments.only):
             print(f"  {kind}: {said}", file=sys.stderr, flush=True)
             outcomes.append((kind, inputs, said))

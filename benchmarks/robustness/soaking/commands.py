@@ -53,7 +53,7 @@ class Ended:
         wrong = None
         if self.hung:
             wrong = "hangs", f"nothing ended within {PATIENCE_S:g} s: {self.said[-300:]}"
-        elif "Traceback" in self.said:
+        elif "Traceback" in self.said or "defect of this program" in self.said:
             wrong = "unhandled", self.said[-600:]
         elif self.code not in codes:
             wrong = "unhandled", f"exit code {self.code}: {self.said[-500:]}"

@@ -168,7 +168,7 @@ def _pictures(folder: Path, *names: str | bytes) -> list[bytes]:
 def _marked_list(place: Place) -> str | None:
     paths = _pictures(place.scratch / "listed", "a.png", "b.png")
     (place.scratch / "list.txt").write_bytes(b"\xef\xbb\xbf" + b"\n".join(paths))
-    ended, rows = scanned(place, "--files-from", place.scratch / "list.txt")
+    ended, rows = scanned(place, f"--files-from={place.scratch}/list.txt")
     if ended.code == 2 and "byte-order mark" in ended.said:
         return None
     statuses = [row["status"] for row in rows]
@@ -178,7 +178,7 @@ def _marked_list(place: Place) -> str | None:
 def _wide_list(place: Place) -> str | None:
     paths = _pictures(place.scratch / "listed", "a.png", "b.png")
     (place.scratch / "list.txt").write_bytes(b"\n".join(paths).decode().encode("utf-16"))
-    ended, _ = scanned(place, "--files-from", place.scratch / "list.txt")
+    ended, _ = scanned(place, f"--files-from={place.scratch}/list.txt")
     return refused(ended, 2) or (None if "UTF-16" in ended.said else f"it does not say why: {ended.said}")
 
 
@@ -188,7 +188,8 @@ def _foreign_parts(place: Place) -> str | None:
     (folder / "lock").write_bytes(b"")
     (folder / "scan.json").write_text("{}")
     ended, rows = scanned(place, folder.parent)
-    return refused(ended, 0) or (None if len(rows) == 1 else f"{len(rows)} rows of an image")
+    statuses = {str(row["uri"]).rpartition("/")[2]: row["status"] for row in rows}
+    return refused(ended, *DONE) or (None if statuses.get("a.png") == "ok" else f"rows are {statuses}")
 
 
 def _links(place: Place) -> str | None:

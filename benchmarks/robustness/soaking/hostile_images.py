@@ -232,7 +232,7 @@ def _damaged(data: bytes) -> Iterator[tuple[str, bytes]]:
         changed[at + size : at + 2 * size] = length.to_bytes(size, "little")
         yield name, bytes(changed)
     changed = bytearray(data)
-    changed[places[1] : places[1] + lengths[1]] = b"\xaa" * lengths[1]
+    changed[places[1] : places[1] + lengths[1]] = b"\x80" * lengths[1]  # of PackBits: no bytes at all
     if data.find(b"\xff\xd8", places[1], places[1] + 4) >= 0:  # a JPEG still begins as one
         changed[places[1] : places[1] + 4] = data[places[1] : places[1] + 4]
     yield "cleared", bytes(changed)

@@ -82,7 +82,7 @@ class ImageMutants:
             self._libc.mallopt(M_PERTURB, 0)
 
     def _compare(self, row: Row, pixels: Array, data: bytes, tally: Tally, where: dict[str, object]) -> None:
-        other = pillows(data)
+        other = pillows(data, has_alpha=row.color in ("rgba", "gray+alpha"))
         if other is None:
             tally.counts[
                 "only we read it" if row.warnings is None else "only we read it, with a warning"
@@ -101,11 +101,13 @@ class ImageMutants:
             )
 
 
-def pillows(data: bytes) -> Array | None:
+def pillows(data: bytes, has_alpha: bool = False) -> Array | None:
     """Read a picture by Pillow as the policy of gbad_batch.engine.decode wants it; None if it cannot."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
+            if has_alpha and not image.has_transparency_data:  # of a BMP of 16 bits it ignores the mask
+                return None
             return _by_policy(image)
     except Exception:  # noqa: BLE001 - it has no opinion
         return None

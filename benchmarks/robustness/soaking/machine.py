@@ -80,7 +80,7 @@ def _mounted(place: Place, seed: int, step: str, script: str) -> Tally:
 
 def few_descriptors(place: Place, seed: int) -> Tally:
     """Allow few open files."""
-    return _limited(place, seed, "few_descriptors", f"ulimit -n {random.Random(seed).randint(8, 40)}")
+    return _limited(place, seed, "few_descriptors", f"ulimit -n {random.Random(seed).randint(6, 24)}")
 
 
 def little_memory(place: Place, seed: int) -> Tally:

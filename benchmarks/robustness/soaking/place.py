@@ -40,13 +40,18 @@ class Place:
     seconds: float = 0.0  # of an undisturbed scan, start-up included
 
     @classmethod
-    def prepare(cls, root: Path) -> "Place":
-        """Write bundle and archive below `root`, and scan it undisturbed."""
+    def bare(cls, root: Path) -> "Place":
+        """Write the bundle alone below `root`."""
         remove(root)
         root.mkdir(parents=True)
         write_tiny_bundle(root / "tiny")
+        return cls(root, root / "archive", root)
+
+    @classmethod
+    def prepare(cls, root: Path) -> "Place":
+        """Write bundle and archive below `root`, and scan it undisturbed."""
+        bare = cls.bare(root)
         write_archive(root / "archive")
-        bare = cls(root, root / "archive", root)
         for _ in range(2):  # the first fills the cache
             remove(root / "plain.parquet")
             began = os.times().elapsed
