@@ -21,6 +21,7 @@ def image_cases() -> Iterator[Case]:
     yield from _bitmaps()
     yield from _jpegs()
     yield from _tiffs()
+    yield from _kinds_of_tiff()
     yield from _others()
 
 
@@ -114,6 +115,10 @@ def _jpegs() -> Iterator[Case]:
     yield Case(
         "JPEG: CMYK of 4:2:0", {"a.jpg": Right(out.getvalue(), OR_UNSUPPORTED, pixels=read(out.getvalue()))}
     )
+    coded = out.getvalue()
+    at = coded.index(b"\xff\xee")
+    bare = coded[:at] + coded[at + 2 + int.from_bytes(coded[at + 2 : at + 4], "big") :]
+    yield Case("JPEG: CMYK without Adobe's marker", {"a.jpg": Right(bare, OR_UNSUPPORTED, warned=True)})
     progressive = saved(np.kron(pixels, np.ones((4, 4, 1), np.uint8)), "JPEG", progressive=True, quality=90)
     second = progressive.index(b"\xff\xda", progressive.index(b"\xff\xda") + 2)
     half = plain[: len(plain) * 2 // 3]
@@ -171,6 +176,10 @@ def _tiffs() -> Iterator[Case]:
     at = data.rindex(struct.pack("<HH", 306, 3))
     data[at : at + 2] = struct.pack("<H", 305)
     yield Case("TIFF: a text tag twice", {"a.tif": Right(bytes(data), pixels=pixels)})
+
+
+def _kinds_of_tiff() -> Iterator[Case]:
+    pixels = picture(5)
     planar = {
         f"{'d' if deflate else 'n'}.tif": Right(
             tiff(pixels, "<", tiled=False, planar=True, deflate=deflate), pixels=pixels
@@ -200,6 +209,29 @@ def _tiffs() -> Iterator[Case]:
             )
         },
     )
+    levels = [int(value) * 257 for band in range(3) for value in pixels[..., band].ravel()[:256]]
+    painted = {256: [16], 257: [16], 258: [8], 259: [1], 262: [3], 277: [1], 278: [16], 284: [1], 320: levels}
+    want = pixels.reshape(-1, 3)[:256].reshape(16, 16, 3)
+    indices = bytes(range(256))
+    yield Case(
+        "TIFF: a palette, whole and short",
+        {
+            "a.tif": Right(tiff_file("<", painted, [indices], tiled=False), pixels=want),
+            "short.tif": Right(
+                tiff_file("<", painted | {320: levels[:300]}, [indices], tiled=False),
+                DAMAGED | NOT_READ,
+                warned=True,
+            ),
+        },
+    )
+    whole = tiff(pixels, "<", tiled=True, planar=False, deflate=True)
+    yield Case(
+        "TIFF: tiles, whole and damaged",
+        {
+            "whole.tif": Right(whole, pixels=pixels),
+            **{f"{kind}.tif": Right(bad, NOT_READ | DAMAGED, warned=True) for kind, bad in _damaged(whole)},
+        },
+    )
     bits = Image.fromarray(picture(3)).convert("1")
     out = io.BytesIO()
     bits.save(out, "TIFF", compression="group4")
@@ -224,8 +256,9 @@ def _damaged(data: bytes) -> Iterator[tuple[str, bytes]]:
     for entry in range(directory + 2, directory + 2 + 12 * count, 12):
         name, kind, number, place = struct.unpack_from("<HHII", data, entry)
         tag[name] = kind, number, place
-    places, lengths = ([_value(data, *tag[name], at) for at in range(tag[name][1])] for name in (273, 279))
-    kind, _, at = tag[279]
+    names = (324, 325) if 324 in tag else (273, 279)
+    places, lengths = ([_value(data, *tag[name], at) for at in range(tag[name][1])] for name in names)
+    kind, _, at = tag[names[1]]
     size = 2 if kind == 3 else 4
     for name, length in (("lost", 0), ("halved", lengths[1] // 2)):
         changed = bytearray(data)
