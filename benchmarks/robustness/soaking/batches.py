@@ -19,7 +19,7 @@ from .place import Place
 from .tally import Tally
 
 JUDGES = {"images": "ImageMutants", "tars": "TarMutants", "states": "StateMutants"}
-SIZES = {"images": 2000, "tars": 400, "states": 200}  # mutants a process
+SIZES = {"images": 2000, "tars": 400, "states": 400}  # mutants a process
 MUTANT_S = 60.0  # that one mutant may take, on a machine under load
 MEMORY = 8 << 30  # bytes of addresses, so that none takes the machine's
 

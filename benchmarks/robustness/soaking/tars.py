@@ -17,7 +17,7 @@ from .tally import Tally
 
 BLOCK = 512
 SETS = 16  # of sound tars
-GNU_S = 30  # that GNU tar may take
+GNU_S = 600  # that GNU tar may take, on a machine that pauses
 FIELDS = {  # of a header: place and size
     "name": (0, 100),
     "mode": (100, 8),
