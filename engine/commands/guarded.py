@@ -53,6 +53,8 @@ def guarded_scan(settings: ScanSettings, *, quiet: bool, as_json: bool) -> int:
 def _cause(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "it is out of memory, or a limit (ulimit -v) is too low"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return one_line(error)  # of an import: a library that cannot be loaded for lack of memory
 
 

@@ -106,11 +106,24 @@ def pillows(data: bytes, has_alpha: bool = False) -> Array | None:
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
-            if has_alpha and not image.has_transparency_data:  # of a BMP of 16 bits it ignores the mask
+            if _misreads(image, data) or (has_alpha and not image.has_transparency_data):
                 return None
             return _by_policy(image)
     except Exception:  # noqa: BLE001 - it has no opinion
         return None
+
+
+def _misreads(image: Image.Image, data: bytes) -> bool:
+    """Know what Pillow does not do: bits of tRNS above the depth, 16 bits with a colour key or 0 as white."""
+    wide = image.mode.startswith("I;16")
+    if image.format == "PNG" and "transparency" in image.info:
+        at = data.find(b"tRNS")
+        values = data[at + 4 : at + 4 + int.from_bytes(data[at - 4 : at], "big")]
+        return wide or (
+            image.mode in ("1", "L", "RGB")
+            and (any(values[::2]) or (image.mode == "1" and max(values, default=0) > 1))
+        )
+    return wide and image.format == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
 
 
 def _by_policy(image: Image.Image) -> Array | None:
