@@ -10,6 +10,7 @@ from typing import Any
 from .bundle import DEMO_SENTENCE
 from .results import Session
 from .results.parts import files_of, read_parquet
+from .results.schema import columns_of
 from .row import THREATS
 from .settings import ScanSettings
 from .sources import ListingCounts
@@ -132,7 +133,7 @@ def _count_rows(summary: Summary, out: Path, class_thresholds: list[float]) -> N
     failed: Counter[str] = Counter()
     by_class: Counter[str] = Counter()
     worst: list[Suspicion] = []
-    batches = (batch for file in files_of(out) for batch in read_parquet(file, list(COLUMNS)))
+    batches = (batch for file in files_of(out) for batch in read_parquet(file, columns_of(*COLUMNS)))
     for batch in batches:  # files by their handles: Arrow takes no path that is not UTF-8
         summary.containers += _counted(batch["kind"])["container"]
         failed.update(_counted(batch["status"]))

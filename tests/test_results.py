@@ -26,7 +26,7 @@ from gbad_batch.engine.results import session as session_module
 from gbad_batch.engine.results.in_flight import collect_suspects, in_flight, open_slots
 from gbad_batch.engine.results.index import key_of
 from gbad_batch.engine.results.parts import PartFolder
-from gbad_batch.engine.results.schema import read_footer, results_schema, to_batch
+from gbad_batch.engine.results.schema import columns_of, read_footer, results_schema, to_batch
 from gbad_batch.engine.row import Row
 from gbad_batch.engine.settings import ScanSettings
 
@@ -350,7 +350,7 @@ def test_a_crash_in_a_merge_leaves_each_row_once(tmp_path: Path):
     (folder / "part-00000017.parquet.tmp").write_bytes(b"half a part")
     reopened = PartFolder(folder)
     assert names(folder) == {"part-00000001-00000016.parquet"}
-    assert [uri for batch in reopened.read(["uri"]) for uri in batch["uri"].to_pylist()] == [
+    assert [uri for batch in reopened.read(columns_of("uri")) for uri in batch["uri"].to_pylist()] == [
         ok(i).uri for i in range(16)
     ]
     assert reopened.last == 16

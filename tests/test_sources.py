@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gbad_batch.engine.errors import Refused, Stopped
+from gbad_batch.engine.row import ImageFault
 from gbad_batch.engine.sources import Candidate, ListingCounts, SourceSettings, check, count, find
 from gbad_batch.engine.sources import listing as listing_module
 from gbad_batch.engine.sources.names import IMAGE_EXTENSIONS, UNSUPPORTED_EXTENSIONS
@@ -324,6 +325,62 @@ def test_a_link_that_the_user_names_is_followed_and_keeps_its_name(tmp_path: Pat
     found, _ = scan(tmp_path / "folder", tmp_path / "b.jpg")
     assert [c.row.uri for c in found] == [f"{tmp_path}/folder/a.jpg", f"{tmp_path}/b.jpg"]
     assert found[1].read() == b"image"
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("outside", [None, "/dev/shm"])
+@pytest.mark.parametrize("follow_links", [False, True])
+def test_a_folder_exchanged_for_a_link_before_it_is_entered_is_not_followed(
+    tmp_path: Path, depth: int, outside: str | None, follow_links: bool
+) -> None:
+    """Whether the link stands in its own place or above it, and on whichever disk what it leads to lies."""
+    with tempfile.TemporaryDirectory(dir=outside or tmp_path) as elsewhere:
+        grow(Path(elsewhere), *("/".join(["d"] * n) + "/secret.jpg" for n in range(4)), data=b"secret")
+        root = grow(tmp_path / "src", "a.jpg", "d/d/d/b.jpg", "e.jpg")
+        listing = find(SourceSettings((root,), follow_links=follow_links), ListingCounts(), lambda _: True)
+        found = [next(listing)]
+        exchanged = root / "/".join(["d"] * depth)
+        if depth > 1:
+            found.append(next(listing))
+            assert found[1].row.uri.endswith("b.jpg")  # the folder was listed before
+        exchanged.rename(tmp_path / "away")
+        exchanged.symlink_to(Path(elsewhere) / "/".join(["d"] * (depth - 1)))
+        found += listing
+        assert not any("secret" in c.row.uri for c in found)
+        for each in found:
+            if "b.jpg" in each.row.uri:
+                with pytest.raises(ImageFault) as caught:
+                    each.read()
+                assert caught.value.status == "vanished"
+        if depth == 1:
+            [row] = [c.row for c in found if c.row.uri.endswith("/d")]
+            assert (row.kind, row.status) == ("container", "vanished")
+
+
+def test_a_folder_made_anew_is_read(tmp_path: Path) -> None:
+    """A thread that still has the old one open looks again."""
+    root = grow(tmp_path / "src", "d/a.jpg", "d/b.jpg")
+    found, _ = scan(root)
+    assert found[0].read() == b"image"
+    (root / "d").rename(tmp_path / "old")
+    (tmp_path / "old" / "b.jpg").unlink()
+    grow(root, "d/b.jpg", data=b"anew")
+    assert found[1].read() == b"anew"
+
+
+def test_folders_that_are_read_leave_few_descriptors(tmp_path: Path) -> None:
+    grow(tmp_path, *(f"{i}/{j}/a.jpg" for i in range(10) for j in range(10)))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    found, _ = scan(tmp_path)
+    assert [c.read() for c in found] == [b"image"] * 100
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
+
+
+def test_a_deep_tree_is_walked(tmp_path: Path) -> None:
+    deep = "/".join(["d" * 20] * 60)
+    grow(tmp_path, f"{deep}/a.jpg")
+    [only], _ = scan(tmp_path)
+    assert only.read() == b"image"
 
 
 def test_a_file_exchanged_for_a_link_is_not_read_through_it(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from ..datasets.joining import AMBIGUOUS, match
 from ..datasets.labels import Gathered
 from ..errors import Refused
 from ..model.decision import Decision
+from ..results.form import has_form
 from ..results.parts import files_of, read_parquet
 from ..results.schema import read_footer, results_schema
 from ..results.staging import staging_of
@@ -30,6 +31,19 @@ NUMBERS = (
     "feature_matching_loss",
     "anomaly_score",
 )
+FORM = {  # of the footer, as `has_form` takes it
+    **dict.fromkeys(("bundle", "bundle_hash", "backend", "precision"), str),
+    "demo": bool,
+    "operating_point": {
+        "decision": str,
+        "precision": str,
+        "pfa": float,
+        "threshold": float,
+        "class_thresholds": [float],
+        "interval": ([float], type(None)),
+        "supported": bool,
+    },
+}
 LARGEST = 1 - 2.0**-25  # a stored probability of 1 is half a step of float32 below it at most
 
 
@@ -67,10 +81,10 @@ class Results:
 def read_results(path: Path) -> Results:
     """Read a finished results file or folder; raises Refused if it is not one."""
     footer = read_footer(path)
-    if footer is None or "operating_point" not in footer:
+    if not has_form(footer, FORM) or len(footer["operating_point"]["class_thresholds"]) != len(THREATS):
         raise Refused(_not_results(path))
     schema = pa.schema([results_schema().field(name) for name in (*TEXTS, *NUMBERS)])
-    batches = (batch for file in files_of(path) for batch in read_parquet(file, schema.names))
+    batches = (batch for file in files_of(path) for batch in read_parquet(file, schema))
     table = pa.Table.from_batches(batches, schema)
     images = table.filter(pc.field("kind") == "image")
     uris, statuses = (images[name].to_pylist() for name in ("uri", "status"))

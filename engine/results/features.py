@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import Refused
 from ..row import THREATS
-from ..system.durable import remove, write_whole
+from ..system.durable import make_folder, read_whole, remove, write_whole
+from .form import has_form
 from .index import Index
 from .parts import PartFolder, keys_in, read_parquet, write_parquet
 from .schema import (
     COMMON_METADATA,
     KEY_COLUMNS,
+    columns_of,
     features_schema,
     features_to_batch,
     footer_metadata,
@@ -88,7 +90,7 @@ class FeatureStore:
     def import_finished(self) -> int:
         """Take over the files of the finished folder, as links; returns the number of the last."""
         remove(self.staging.data)
-        self.staging.data.mkdir()
+        make_folder(self.staging.data)
         for part in PartFolder(self.staging.target, "features").parts:
             _link(part.path, self.staging.data / part.path.name)
         return PartFolder(self.staging.data, "features").last
@@ -111,7 +113,9 @@ class FeatureStore:
         """
         kept = 0
         for part in reversed(self._files.parts):
-            keys = (key for batch in read_parquet(part.path, KEY_COLUMNS) for key in keys_in(batch))
+            keys = (
+                key for batch in read_parquet(part.path, columns_of(*KEY_COLUMNS)) for key in keys_in(batch)
+            )
             keep = index.take_features(keys)
             self._files.mask(part, keep)
             kept += int(keep.sum())
@@ -138,9 +142,10 @@ class FeatureStore:
 
     def _scan_id(self) -> str | None:
         try:
-            return json.loads(self.staging.state.read_bytes())["scan_id"]
-        except (FileNotFoundError, ValueError, KeyError):
+            state = json.loads(read_whole(self.staging.state))
+        except (FileNotFoundError, ValueError, RecursionError):
             return None
+        return state["scan_id"] if has_form(state, {"scan_id": str}) else None
 
 
 def write_common_metadata(folder: Path, schema: "pa.Schema", footer: dict[str, Any]) -> None:

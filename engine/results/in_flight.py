@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..system.durable import write_whole
+from ..system.durable import read_whole, write_whole
 
 KEY_SIZE = 16  # bytes
 SLOT = struct.Struct("=16sQ")  # key, start in monotonic ns (0: idle)
@@ -69,7 +69,7 @@ def _write_all(handle: int, content: bytes) -> None:
 def in_flight(path: Path) -> list[tuple[bytes, int]]:
     """Read (key, start in monotonic ns) of every image that is being decoded, from any process."""
     try:
-        content = path.read_bytes()
+        content = read_whole(path)
     except FileNotFoundError:
         return []
     whole = len(content) // SLOT.size * SLOT.size
@@ -82,8 +82,9 @@ def collect_suspects(folder: Path) -> set[bytes]:
     A suspect stays in the file until `keep_suspects` drops it. Raises OSError.
     """
     file = folder / SUSPECTS
-    known = file.read_bytes() if file.exists() else b""
-    keys = {known[at : at + KEY_SIZE] for at in range(0, len(known), KEY_SIZE)}
+    known = read_whole(file) if file.exists() else b""
+    whole = len(known) // KEY_SIZE * KEY_SIZE
+    keys = {known[at : at + KEY_SIZE] for at in range(0, whole, KEY_SIZE)}
     left = list(folder.glob(f"{PREFIX}*"))
     for path in left:
         keys.update(key for key, _ in in_flight(path))
@@ -97,5 +98,5 @@ def keep_suspects(folder: Path, keys: Iterable[bytes]) -> None:
     """Make the file of suspects hold exactly these keys, durably; raises OSError."""
     content = b"".join(sorted(keys))
     file = folder / SUSPECTS
-    if content != (file.read_bytes() if file.exists() else b""):
+    if content != (read_whole(file) if file.exists() else b""):
         write_whole(file, content)

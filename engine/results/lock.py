@@ -79,5 +79,5 @@ def _holder(handle: int) -> str:
             f"a scan on {note['host']} (process {note['pid']}, started {note['start']}, "
             f"{note['rows']} rows so far)"
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "another scan"

@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Refused
-from ..system.durable import TEMPORARY, rename
+from ..system.durable import TEMPORARY, make_folder, open_regular, rename
 from .index import key_from
 from .schema import KEY_COLUMNS, REPEATING
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
+    import pyarrow.parquet as pq
     from numpy.typing import NDArray
 
 ROW_GROUP = 1 << 16  # rows of a file that are written at a time
 READ_ROWS = 1 << 14  # rows that are read at a time, some of which become Python objects
+READ_BYTES = GROUP_BYTES = 64_000_000  # of rows that are read at a time, and of a row group
 MERGE = 16  # parts of one generation become one of the next
 SMALL = 1 << 16  # rows; larger parts are not merged
 
@@ -48,7 +50,7 @@ class PartFolder:
     def __init__(self, folder: Path, prefix: str = "part"):
         self.folder = folder
         self.prefix = prefix
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         for leftover in folder.glob(f"*{TEMPORARY}"):
             leftover.unlink()
         self.parts = _uncovered(self._found())
@@ -78,7 +80,9 @@ class PartFolder:
     ) -> None:
         """Replace neighbouring parts by one with the rows that `keep` selects; a crash leaves either."""
         merged = self._file_for(run[0].first, run[-1].last)
-        write_parquet(merged.path, schema, (keep(batch) for part in run for batch in read_parquet(part.path)))
+        write_parquet(
+            merged.path, schema, (keep(batch) for part in run for batch in read_parquet(part.path, schema))
+        )
         at = self.parts.index(run[0])
         self.parts[at : at + len(run)] = [merged]
         for part in run:
@@ -96,19 +100,20 @@ class PartFolder:
             part.path.unlink()
             self.parts.remove(part)
 
-    def read(self, columns: list[str] | None = None) -> "Iterator[pa.RecordBatch]":
-        """Yield all rows in order, at most READ_ROWS at a time."""
+    def read(self, schema: "pa.Schema") -> "Iterator[pa.RecordBatch]":
+        """Yield these columns of all rows in order, at most READ_ROWS at a time."""
         for part in self.parts:
-            yield from read_parquet(part.path, columns)
+            yield from read_parquet(part.path, schema)
 
     def _file_for(self, first: int, last: int) -> PartFile:
         name = f"{self.prefix}-{first:08d}" if first == last else f"{self.prefix}-{first:08d}-{last:08d}"
         return PartFile(first, last, self.folder / f"{name}.parquet")
 
     def _found(self) -> Iterator[PartFile]:
-        form = re.compile(rf"{self.prefix}-(\d{{8,}})(?:-(\d{{8,}}))?\.parquet")
+        form = re.compile(rf"{self.prefix}-(\d{{8,18}})(?:-(\d{{8,18}}))?\.parquet")
         for name in os.listdir(self.folder):  # noqa: PTH208 - names are wanted
-            if match := form.fullmatch(name):
+            match = form.fullmatch(name)
+            if match and int(match[1]) <= int(match[2] or match[1]):
                 yield PartFile(int(match[1]), int(match[2] or match[1]), self.folder / name)
 
 
@@ -131,7 +136,7 @@ def write_parquet(
     try:
         with temporary.open("wb") as file:
             options: dict[str, Any] = {"compression": "zstd", "use_dictionary": dictionary}
-            with pq.ParquetWriter(file, schema, **options) as writer:
+            with pq.ParquetWriter(file, schema, write_page_checksum=True, **options) as writer:
                 for table in _in_row_groups(schema, batches):
                     writer.write_table(table, row_group_size=ROW_GROUP)
                     rows += table.num_rows
@@ -146,20 +151,50 @@ def write_parquet(
     return rows
 
 
-def read_parquet(path: Path, columns: list[str] | None = None) -> "Iterator[pa.RecordBatch]":
-    """Yield the rows of a file, at most READ_ROWS at a time; raises Refused if it is damaged."""
+def read_parquet(path: Path, schema: "pa.Schema") -> "Iterator[pa.RecordBatch]":
+    """Yield these columns of a file's rows, at most READ_ROWS and some READ_BYTES at a time.
+
+    The checksums of what is read are verified. Raises Refused if they differ, if the file is damaged in
+    another way, or lacks a column, or has one of another type.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with path.open("rb") as source, pq.ParquetFile(source) as file:
-            yield from file.iter_batches(READ_ROWS, columns=columns, use_threads=False)
-    except (pa.ArrowInvalid, OSError) as error:
+        with open_regular(path) as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
+            _check_columns(file.schema_arrow, schema)
+            rows = max(1, min(READ_ROWS, READ_BYTES // _row_bytes(file.metadata)))
+            yield from file.iter_batches(rows, columns=schema.names, use_threads=False)
+    except (pa.ArrowException, ValueError, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise  # the disk, not the content
         raise Refused(
             f"{path} is damaged: move it away to scan its images again, or add --restart to drop all parts"
         ) from None
+
+
+def _check_columns(found: "pa.Schema", wanted: "pa.Schema") -> None:
+    """Raise ValueError unless a file has the columns that are wanted."""
+    types = {field.name: field.type for field in found}
+    if len(types) < len(found) or any(types.get(field.name) != field.type for field in wanted):
+        raise ValueError("it has other columns")
+
+
+def _row_bytes(metadata: "pq.FileMetaData") -> int:
+    """Return the average bytes of a row in a file."""
+    groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
+    return 1 + sum(group.total_byte_size for group in groups) // max(1, metadata.num_rows)
+
+
+def row_bytes(parts: "Iterable[PartFile]") -> int:
+    """Return the bytes of a row in the part whose rows are largest, at least 1."""
+    import pyarrow.parquet as pq
+
+    most = 1
+    for part in parts:
+        with open_regular(part.path) as source:
+            most = max(most, _row_bytes(pq.read_metadata(source)))
+    return most
 
 
 def files_of(output: Path) -> list[Path]:
@@ -171,7 +206,7 @@ def rows_in(path: Path) -> int:
     """Return the number of rows of a Parquet file."""
     import pyarrow.parquet as pq
 
-    with path.open("rb") as source:
+    with open_regular(path) as source:
         return pq.read_metadata(source).num_rows
 
 
@@ -207,7 +242,7 @@ def _values(column: "pa.Array") -> list[Any]:
 def _schema_of(path: Path) -> "pa.Schema":
     import pyarrow.parquet as pq
 
-    with path.open("rb") as source:
+    with open_regular(path) as source:
         return pq.read_schema(source)
 
 
@@ -215,7 +250,7 @@ def _masked(path: Path, keep: "NDArray[np.bool_]") -> "Iterator[pa.RecordBatch]"
     import pyarrow as pa
 
     at = 0
-    for batch in read_parquet(path):
+    for batch in read_parquet(path, _schema_of(path)):
         yield batch.filter(pa.array(keep[at : at + batch.num_rows]))
         at += batch.num_rows
 
@@ -236,12 +271,16 @@ def _uncovered(found: Iterable[PartFile]) -> list[PartFile]:
 
 
 def _in_row_groups(schema: "pa.Schema", batches: "Iterable[pa.RecordBatch]") -> "Iterator[pa.Table]":
-    """Join batches into contiguous tables of exactly one row group, except the last."""
+    """Join batches into contiguous tables of one row group each: ROW_GROUP rows, fewer if they are large."""
     import pyarrow as pa
 
     held: list[pa.RecordBatch] = []
-    count = 0
+    count = size = 0
     for batch in batches:
+        size += batch.nbytes
+        if size > GROUP_BYTES and held:
+            yield pa.Table.from_batches(held, schema).combine_chunks()
+            held, count, size = [], 0, batch.nbytes
         while count + batch.num_rows >= ROW_GROUP:
             head = ROW_GROUP - count
             yield pa.Table.from_batches([*held, batch.slice(0, head)], schema).combine_chunks()

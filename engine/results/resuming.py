@@ -10,12 +10,23 @@ from typing import Any, get_args
 from ..errors import Refused
 from ..row import Status
 from ..settings import ScanSettings
-from ..system.durable import write_whole
+from ..system.durable import read_whole, write_whole
 from .features import FeatureStore
+from .form import has_form
 from .schema import read_footer
 from .staging import Staging
 
 STATE_FORMAT = 2
+STATE_FORM: dict[str, Any] = {  # of `scan.json`, as `has_form` takes it
+    "scan_id": str,
+    "fingerprint": dict,
+    "runs": [dict],
+    "overwrite": bool,
+    "retry": [str],
+    "keeps_finished": bool,
+    "features": (str, type(None)),
+    "format": int,
+}
 
 
 @dataclass(frozen=True)
@@ -97,23 +108,24 @@ class Command:
         return state
 
     def _read_state(self) -> ScanState | None:
+        content: Any = None
         try:
-            content = json.loads(self.staging.state.read_bytes())
-            if content["format"] != STATE_FORMAT:
-                raise Refused(
-                    f"{self.staging.folder} was written by another version: finish it there, or remove it"
-                )
-            return ScanState(**content)
+            content = json.loads(read_whole(self.staging.state))
         except FileNotFoundError:
             if self.staging.is_empty:
                 return None
             raise Refused(
                 f"{self.staging.folder} holds other files than a scan's: remove or rename it"
             ) from None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, RecursionError):
+            pass  # as one of another form
+        if has_form(content, {"format": int}) and content["format"] != STATE_FORMAT:
             raise Refused(
-                f"{self.staging.state} is damaged: remove {self.staging.folder} to begin anew"
-            ) from None
+                f"{self.staging.folder} was written by another version: finish it there, or remove it"
+            )
+        if not has_form(content, STATE_FORM) or content.keys() != STATE_FORM.keys():
+            raise Refused(f"{self.staging.state} is damaged: remove {self.staging.folder} to begin anew")
+        return ScanState(**content)
 
     def _drop(self, former: ScanState | None) -> None:
         """Empty the staging folders for a new scan."""

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..row import THREATS, ImageFault, Row
+from ..system.durable import open_regular
+from .form import has_form
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +25,14 @@ COMMON_METADATA = "_common_metadata"  # of a folder: the schema and footer of al
 LONGEST_MESSAGE = 2000  # characters of an error or of warnings
 KEY_COLUMNS = ["uri", "bytes", "mtime", "offset"]
 REPEATING = ["kind", "format", "bit_depth", "color", "status", "error", "warnings", "threats.list.element"]
+
+# What resuming needs of a footer, by key: its type, or the form of the object
+FOOTER_FORM: dict[str, Any] = {
+    "scan_id": str,
+    "fingerprint": dict,
+    "runs": list,
+    **dict.fromkeys(("rows", "images", "containers", "gone", "replaced"), int),
+}
 
 # name: (type, by a name of `_types`; what it says)
 COLUMNS: dict[str, tuple[str, str]] = {
@@ -53,7 +63,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
 
 SCORED_COLUMNS = list(COLUMNS)[list(COLUMNS).index("warnings") + 1 :]  # null unless the status is ok
 
-_columns_of: Callable[[Row], tuple[Any, ...]] = attrgetter(*COLUMNS)
+_values_of: Callable[[Row], tuple[Any, ...]] = attrgetter(*COLUMNS)
 
 
 def results_schema() -> "pa.Schema":
@@ -70,6 +80,13 @@ def results_schema() -> "pa.Schema":
 
 
 _schema = cache(results_schema)
+
+
+def columns_of(*names: str) -> "pa.Schema":
+    """Return the schema of some columns of the results."""
+    import pyarrow as pa
+
+    return pa.schema([_schema().field(name) for name in names])
 
 
 def features_schema(x_size: int, logits_size: int) -> "pa.Schema":
@@ -133,27 +150,30 @@ def features_to_batch(keys: "pa.RecordBatch", x: "Floats", logits: "Floats") -> 
     return pa.RecordBatch.from_arrays([*keys.columns, *halves], schema=schema)
 
 
+def footer_metadata(footer: dict[str, Any]) -> dict[bytes, bytes]:
+    """Encode a footer as Parquet's key-value metadata."""
+    return {FOOTER_KEY: json.dumps(footer).encode()}
+
+
 def read_footer(result: Path) -> dict[str, Any] | None:
     """Read the footer of a finished result; None if the path is missing or not a result."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     file = result / COMMON_METADATA if result.is_dir() else result
+    if not file.is_file():
+        return None
     try:
-        with file.open("rb") as source:
+        with open_regular(file) as source:
             metadata = pq.read_metadata(source).metadata or {}
-        return json.loads(metadata[FOOTER_KEY])
-    except (FileNotFoundError, pa.ArrowInvalid, KeyError, ValueError):
+        footer = json.loads(metadata[FOOTER_KEY])
+    except (FileNotFoundError, pa.ArrowException, KeyError, ValueError, RecursionError):
         return None
     except OSError as error:
         if error.errno:
             raise
         return None  # Parquet by its first bytes, and damaged
-
-
-def footer_metadata(footer: dict[str, Any]) -> dict[bytes, bytes]:
-    """Encode a footer as Parquet's key-value metadata."""
-    return {FOOTER_KEY: json.dumps(footer).encode()}
+    return footer if has_form(footer, FOOTER_FORM) else None
 
 
 def _types() -> "dict[str, pa.DataType]":
@@ -184,7 +204,7 @@ def _storable_values(row: Row) -> tuple[Any, ...]:
     """List a row's values; messages are cut, and names in them that are not UTF-8 are escaped."""
     if row.error or row.warnings:
         row = replace(row, error=_storable(row.error), warnings=_storable(row.warnings))
-    return _columns_of(row)
+    return _values_of(row)
 
 
 def _storable(text: str | None) -> str | None:

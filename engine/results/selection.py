@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING
 from ..errors import Stopped
 from ..system.durable import remove
 from .index import GONE, REPLACED, Index
-from .parts import ROW_GROUP, PartFile, PartFolder, is_one_of, keys_in, read_parquet
+from .parts import ROW_GROUP, PartFile, PartFolder, is_one_of, keys_in, read_parquet, row_bytes
 from .resuming import FinishReport
-from .schema import KEY_COLUMNS
+from .schema import KEY_COLUMNS, columns_of
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     from numpy.typing import NDArray
 
+SORT_BYTES = 256_000_000  # of rows that are sorted at a time
 MAX_RANGES = 256  # of positions that are sorted apart: so many files are open
 
 
@@ -42,7 +43,7 @@ class Selection:
         import numpy as np
 
         by_key = KEY_COLUMNS if self.rows_read < self.index.finished else []
-        batches = read_parquet(part.path, [*by_key, "kind", "status"])
+        batches = read_parquet(part.path, columns_of(*by_key, "kind", "status"))
         return np.concatenate([np.empty(0, np.int32), *map(self._select, batches)])
 
     def check(self) -> None:
@@ -100,14 +101,15 @@ def in_listing_order(
 
     positions = np.concatenate([np.empty(0, np.int32), *selected])
     kept = positions[positions >= 0]
-    pairs = _with_positions(parts.read(), positions)
+    pairs = _with_positions(parts.read(schema), positions)
     if bool(np.all(kept[1:] > kept[:-1])):
         for batch, here in pairs:
             yield _rows_where(batch, here >= 0)
         return
     remove(scratch)
     scratch.mkdir()
-    span = max(ROW_GROUP, len(kept) // MAX_RANGES + 1)
+    in_memory = min(ROW_GROUP, SORT_BYTES // row_bytes(parts.parts))
+    span = max(in_memory, len(kept) // MAX_RANGES + 1)
     for file in _split_into_ranges(pairs, span, schema, scratch):
         yield from _sorted_rows(file)
         file.unlink()

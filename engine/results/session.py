@@ -21,7 +21,7 @@ from .in_flight import collect_suspects, keep_suspects
 from .index import Index
 from .parts import PartFolder, files_of, is_one_of, key_at, keys_in, read_parquet, write_parquet
 from .resuming import Command, FinishReport, ScanState, statuses_of
-from .schema import COMMON_METADATA, KEY_COLUMNS, SCHEMA_VERSION, footer_metadata, results_schema
+from .schema import COMMON_METADATA, KEY_COLUMNS, SCHEMA_VERSION, columns_of, footer_metadata, results_schema
 from .selection import Selection, in_listing_order
 from .staging import Staging
 
@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 PART_SECONDS = 5.0  # a part closes after so long
 PART_ROWS = 1 << 16  # or after so many rows
+PART_BYTES = 64_000_000  # or after so many bytes of them
 JOIN_ROWS = 1024  # small batches are joined into batches of so many rows
 PACKAGES = (
     "gbad-batch",
@@ -98,6 +99,7 @@ class Session:
         self._features = command.features
         self._batches: list[pa.RecordBatch] = []  # as they were given
         self._joined: list[pa.RecordBatch] = []  # earlier ones
+        self._joined_bytes = 0
         self._loose = 0  # rows of `_batches`
         self._held = 0  # rows not yet in a part
         self._part_began = 0.0
@@ -129,7 +131,7 @@ class Session:
         self._state.retry = retry or self._state.retry
         if self._features:
             self._features.open(self._parts.last)
-        for batch in self._parts.read([*KEY_COLUMNS, "status"]):
+        for batch in self._parts.read(columns_of(*KEY_COLUMNS, "status")):
             self.index.add_finished(keys_in(batch))
             self.failed_before += int((~is_one_of(batch["status"], ["ok"])).sum())
         self._begin_run()
@@ -138,7 +140,9 @@ class Session:
         """Write the rows of the finished output that are kept as the first part."""
         through = self._features.import_finished() if self._features else 1
         batches = (
-            _without(batch, retry) for file in files_of(self._staging.target) for batch in read_parquet(file)
+            _without(batch, retry)
+            for file in files_of(self._staging.target)
+            for batch in read_parquet(file, self._schema)
         )
         self._parts.append(self._schema, batches, through)
 
@@ -186,7 +190,8 @@ class Session:
                 self._features.flush()
             self._parts.append(self._schema, [*self._joined, *self._batches])
             self.rows_written += self._held
-            self._joined, self._batches, self._held, self._loose = [], [], 0, 0
+            self._joined, self._batches = [], []
+            self._joined_bytes = self._held = self._loose = 0
             self._parts.merge_small(self._schema)
         self._writable = True
 
@@ -195,12 +200,14 @@ class Session:
         import pyarrow as pa
 
         self._joined.append(pa.concat_batches(self._batches))
+        self._joined_bytes += self._joined[-1].nbytes
         self._batches, self._loose = [], 0
 
     def _is_part_full(self) -> bool:
         features_held = self._features.held if self._features else 0
         late = time.monotonic() - self._part_began >= PART_SECONDS
-        return late or self._held >= PART_ROWS or features_held >= HELD_ROWS
+        full = self._held >= PART_ROWS or self._joined_bytes >= PART_BYTES
+        return late or full or features_held >= HELD_ROWS
 
     # Ending
 

@@ -7,11 +7,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import Refused, Stopped
-from ..system.durable import TEMPORARY, remove, rename
+from ..system.durable import TEMPORARY, make_folder, remove, rename
 from .lock import OutputLock
 from .schema import read_footer
 
 STATE = "scan.json"
+FOLDERS = ("data", "old", "sorting")
 ATTEMPTS = 10
 
 
@@ -69,8 +70,9 @@ class Staging:
         """Create the folder, or check that nobody else can write to it, and lock it; raises Refused."""
         for attempt in range(ATTEMPTS):
             try:
-                self.folder.mkdir(mode=0o700, exist_ok=True)
+                make_folder(self.folder, mode=0o700)
                 self._check_private()
+                self._check_entries()
                 self.lock.acquire(self.target)
             except OSError as error:
                 if isinstance(error, FileNotFoundError) and attempt + 1 < ATTEMPTS:
@@ -147,3 +149,12 @@ class Staging:
             raise Refused(f"{self.folder} belongs to another user: name another output, or have it removed")
         if stat.S_IMODE(status.st_mode) & 0o022:
             raise Refused(f"others may write in {self.folder}: if you trust what it holds, chmod 700 it")
+
+    def _check_entries(self) -> None:
+        """Raise Refused for what no scan makes: a link or special file, or what belongs to another user."""
+        with os.scandir(self.folder) as entries:
+            for entry in entries:
+                status = entry.stat(follow_symlinks=False)
+                kind = stat.S_ISDIR if entry.name in FOLDERS else stat.S_ISREG
+                if status.st_uid != os.geteuid() or not kind(status.st_mode):
+                    raise Refused(f"{self.folder} holds other files than a scan's: remove or rename it")

@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from threading import Event
@@ -21,6 +22,7 @@ from ..row import ImageFault, Kind, Row, dated
 from ..settings import SourceSettings
 from ..tar.streams import PlainStream, Readable
 from .archive_entries import Entry, entries
+from .beneath import open_folder
 from .candidates import Accept, Candidate, ListingCounts
 from .faults import reason_of, retry_transient, status_of
 from .name_list import names_in_list
@@ -32,6 +34,7 @@ from .storage import (
     ByteBudget,
     Folder,
     Root,
+    base_of,
     empty,
     source_gone,
     too_large,
@@ -40,6 +43,7 @@ from .uris import uri_of
 
 READ_AHEAD = 64_000_000  # bytes of compressed tars' members that are read and not yet taken over
 MAX_STATE = 16 << 20  # bytes of a scan's state
+_ENCODING = sys.getfilesystemencoding()
 _DOT, _SLASH = b"./"
 EVERYTHING = Patterns(("**",), anchored=True)
 
@@ -277,17 +281,16 @@ class Listing:
         """Go down into a folder, or return the row of one that cannot be listed."""
         parent = stack[-1].folder if stack else None
         try:
-            folder = Folder.of(path, root, follow=False)
-            if self._settings.follow_links and any(_same(folder, above.folder) for above in stack):
-                self._counts.skip("symlink loop")
-                return ()
-            names, irregular = retry_transient(_names, path)
+            folder, names, irregular, is_ours = retry_transient(_look, path, root)
         except OSError as error:
             fault = (parent or Folder.of(b"/", root, follow=False)).verdict(path, error)
             if fault.status == "unreadable":
                 fault = ImageFault("unlistable", f"the folder could not be listed: {reason_of(error)}")
             return self._offer(_faulty(path, "container", fault))
-        if is_like_unfinished_result(path, names) and _is_our_scan(path):  # maybe those of this scan itself
+        if self._settings.follow_links and any(_same(folder, above.folder) for above in stack):
+            self._counts.skip("symlink loop")
+            return ()
+        if is_ours:
             self._counts.skip("unfinished results")
             return ()
         self._counts.folders += 1
@@ -395,13 +398,24 @@ class Listing:
             yield accepted
 
 
-def _names(path: bytes) -> tuple[list[bytes], dict[bytes, str]]:
+def _look(path: bytes, root: Root | None) -> tuple[Folder, list[bytes], dict[bytes, str], bool]:
+    """Open a folder of a walk and list it; the last value tells whether a scan of ours keeps parts there."""
+    fd = open_folder(path, base_of(path, root), os.O_RDONLY)
+    try:
+        names, irregular = _names(fd)
+        is_ours = is_like_unfinished_result(path, names) and _is_our_scan(fd)
+        return Folder.at(fd, path, root), names, irregular, is_ours
+    finally:
+        os.close(fd)
+
+
+def _names(fd: int) -> tuple[list[bytes], dict[bytes, str]]:
     """List a folder, last name first; say which names are symlinks or special files."""
     names: list[bytes] = []
     irregular: dict[bytes, str] = {}
-    with os.scandir(path) as entries:
+    with os.scandir(fd) as entries:
         for entry in entries:
-            name = entry.name
+            name = entry.name.encode(_ENCODING, "surrogateescape")
             if entry.is_file(follow_symlinks=False):
                 names.append(name)
             elif entry.is_dir(follow_symlinks=False):
@@ -414,13 +428,13 @@ def _names(path: bytes) -> tuple[list[bytes], dict[bytes, str]]:
     return names, irregular
 
 
-def _is_our_scan(folder: bytes) -> bool:
-    """Tell whether a folder is this user's, and holds the state of a scan."""
+def _is_our_scan(folder: int) -> bool:
+    """Tell whether an open folder is this user's and holds the state of a scan."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        fd = os.open(folder + b"/scan.json", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(fd, "rb") as file:
-            owners = {os.lstat(folder).st_uid, os.fstat(fd).st_uid}
-            if owners != {os.geteuid()} or not stat.S_ISREG(os.fstat(fd).st_mode):
+        with open(os.open(b"scan.json", flags, dir_fd=folder), "rb") as file:
+            of_folder, of_file = os.fstat(folder), os.fstat(file.fileno())
+            if {of_folder.st_uid, of_file.st_uid} != {os.geteuid()} or not stat.S_ISREG(of_file.st_mode):
                 return False
             state = json.loads(file.read(MAX_STATE))
     except (OSError, ValueError, RecursionError):

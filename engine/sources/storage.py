@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from ..errors import Stopped
 from ..row import ImageFault, Row, dated
 from ..tar.streams import ArchiveFault, Readable
+from .beneath import LastFolder, open_folder
 from .faults import is_confined, is_readable, reason_of, retry_transient, status_of
 from .uris import shown
 
@@ -25,6 +26,7 @@ _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO that took a file's 
 _CHUNK = 1 << 16
 _WAKE_S = 0.2  # how often a wait checks whether the scan was stopped
 _MAX_OPEN = 32  # tars whose descriptor stays open
+_LAST_FOLDER = LastFolder()
 _FREE_SLOTS = deque(range(_MAX_OPEN))  # a deque, unlike a lock, is safe in __del__
 
 Identity = tuple[int, int, int, int]  # device, inode, bytes, mtime in ns
@@ -78,12 +80,18 @@ class Folder:
         now = retry_transient(os.stat, path)
         return cls(path, now.st_dev, now.st_ino, root, follow)
 
+    @classmethod
+    def at(cls, fd: int, path: bytes, root: Root | None) -> "Folder":
+        """Describe an open folder of a walk; raises OSError."""
+        now = os.fstat(fd)
+        return cls(path, now.st_dev, now.st_ino, root, follow=False)
+
     def require(self) -> None:
         """Raise Stopped if a file is missing because the whole disk or source of this folder is gone."""
         if self.root:
             self.root.require()
         path = self.path
-        while (device := _device(path)) is None and path != b"/":
+        while (device := self._device(path)) is None and path != b"/":
             path = os.path.dirname(path)
         if device != self.device:
             raise source_gone(self.path)
@@ -104,12 +112,34 @@ class Folder:
 
     def open(self, path: bytes) -> tuple[int, os.stat_result]:
         """Open a file of this folder; raises OSError, or ImageFault if it is not a regular file."""
-        fd = os.open(path, _READ if self.follow else _READ | os.O_NOFOLLOW)
-        now = os.fstat(fd)
-        if not stat.S_ISREG(now.st_mode):
-            os.close(fd)
-            raise ImageFault("unreadable", "it is no longer a regular file")
-        return fd, now
+        if self.follow:
+            return _regular(os.open(path, _READ))
+        handle = open_folder(self.path, base_of(self.path, self.root))
+        try:
+            return _regular(os.open(os.path.basename(path), _READ | os.O_NOFOLLOW, dir_fd=handle))
+        finally:
+            os.close(handle)
+
+    def _open_in_turn(self, path: bytes) -> tuple[int, os.stat_result]:
+        """Open a file as `open` does; the folder stays open for the thread's next file."""
+        if self.follow:
+            return _regular(os.open(path, _READ))
+        last = _LAST_FOLDER
+        if last.key is not self:
+            last.enter(self, self.path, base_of(self.path, self.root))
+        return _regular(os.open(path[path.rfind(b"/") + 1 :], _READ | os.O_NOFOLLOW, dir_fd=last.fd))
+
+    def _device(self, path: bytes) -> int | None:
+        try:
+            if self.follow:
+                return os.stat(path).st_dev
+            handle = open_folder(path, base_of(path, self.root))
+        except OSError:
+            return None
+        try:
+            return os.fstat(handle).st_dev
+        finally:
+            os.close(handle)
 
     def read(self, path: bytes, row: Row, max_bytes: int) -> bytes:  # noqa: ARG002 - one signature for every storage
         """Return the whole file; raises ImageFault (empty, too_large, unreadable, vanished) or Stopped."""
@@ -120,6 +150,7 @@ class Folder:
 
     def _read_again(self, path: bytes, max_bytes: int) -> bytes:
         """Read a file that could not be read at once; raises ImageFault or Stopped."""
+        _LAST_FOLDER.leave()  # it may have been made anew
         try:
             return retry_transient(self._read, path, max_bytes)
         except FileNotFoundError:
@@ -132,7 +163,7 @@ class Folder:
             raise self.verdict(path, error) from error
 
     def _read(self, path: bytes, max_bytes: int) -> bytes:
-        fd, now = self.open(path)
+        fd, now = self._open_in_turn(path)
         try:
             size = now.st_size
             if size > max_bytes:
@@ -345,6 +376,22 @@ def pread(fd: int, size: int, offset: int) -> bytes:
     return data
 
 
+def base_of(path: bytes, root: Root | None) -> bytes:
+    """Return where the way to a folder of a walk begins: its source, or `/` for what a link led to."""
+    if root and (path == root.path or path.startswith(root.path.rstrip(b"/") + b"/")):
+        return root.path
+    return b"/"
+
+
+def _regular(fd: int) -> tuple[int, os.stat_result]:
+    """Return a descriptor and what it is of; raises ImageFault, and closes it, if that is no regular file."""
+    now = os.fstat(fd)
+    if not stat.S_ISREG(now.st_mode):
+        os.close(fd)
+        raise ImageFault("unreadable", "it is no longer a regular file")
+    return fd, now
+
+
 def _read_on(fd: int, data: bytes, limit: int) -> bytes:
     pieces = [data]
     left = limit - len(data)
@@ -352,13 +399,6 @@ def _read_on(fd: int, data: bytes, limit: int) -> bytes:
         pieces.append(os.read(fd, min(left, _CHUNK)))
         left -= len(pieces[-1])
     return b"".join(pieces)
-
-
-def _device(path: bytes) -> int | None:
-    try:
-        return os.stat(path).st_dev
-    except OSError:
-        return None
 
 
 def _identity(now: os.stat_result) -> Identity:

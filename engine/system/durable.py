@@ -1,13 +1,17 @@
 """Files that survive a power cut: written aside, flushed, renamed, and the folder flushed."""
 
+import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from ..errors import Stopped
 
+MOST_READ = 64 << 20  # bytes
 TEMPORARY = ".tmp"  # the end of a name that holds nothing durable yet
 
 
@@ -18,6 +22,33 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def open_regular(path: Path, follow: bool = True) -> BinaryIO:
+    """Open a regular file for reading; a FIFO or device raises OSError, and does not make this wait."""
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+    handle = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return open(handle, "rb")  # noqa: PTH123 - a descriptor
+
+
+def read_whole(path: Path) -> bytes:
+    """Read a small file of ours, at most MOST_READ bytes of it, following no link; raises OSError."""
+    with open_regular(path, follow=False) as file:
+        return file.read(MOST_READ)
+
+
+def make_folder(path: Path, mode: int = 0o777) -> None:
+    """Make a folder that may be there, and its name durable; raises OSError."""
+    try:
+        path.mkdir(mode=mode)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+    else:
+        flush(path.parent)
 
 
 def rename(source: Path, target: Path) -> None:
