@@ -60,7 +60,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in FOLDERS:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, source / name)
     words = ["wheel", "--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--wheel-dir", str(out)]
     built = subprocess.run([sys.executable, "-m", "pip", *words, str(source)], capture_output=True, text=True)
@@ -100,6 +100,7 @@ def test_the_wheel_says_who_it_is(wheel: Path) -> None:
         }
     assert "License-Expression: Apache-2.0" in read["METADATA"]
     assert "Apache License" in read["LICENSE"]
+    assert "tensorflow/tpu" in read["NOTICE"]
     assert "gbad-batch = gbad_batch.engine.commands.cli:main" in read["entry_points.txt"]
     assert read["top_level.txt"].split() == ["gbad_batch"]
 

@@ -127,7 +127,7 @@ def test_training_gives_a_bundle_with_all_that_a_scan_needs(bundle: Bundle):
     assert len(bundle.gate().images) == 2
     card = bundle.files["README.md"].decode()
     assert "not for operational decisions" in card
-    assert "from ImageNet weights of the backbone" in card
+    assert "from weights of the backbone from the file imagenet.safetensors" in card
     assert "On the test split" in card
     assert "not supported" in card
     assert manifest.provenance["test"]["map"][0] is not None

@@ -148,8 +148,9 @@ _HOW_TO_TRAIN = options(
     click.option(
         "--weights",
         type=click.Path(path_type=Path),
-        metavar="FILE|hub",
-        help="ImageNet weights of the backbone, as stored by torchvision or timm; hub downloads timm's.",
+        metavar="imagenet|FILE",
+        help="Weights that the backbone starts from. imagenet takes those of an installed package (extra: "
+        "weights), or else downloads timm's; a FILE is as torchvision or timm store it.",
     ),
     click.option(
         "--start",
@@ -284,6 +285,7 @@ def train(dataset: Path, run: Path | None, report_exact: bool, **given: Any) -> 
     \b
     gbad-batch synth bags --count 8000 --positive 0.5
     gbad-batch train bags --backbone regnetx_004 --out my-bundle
+    gbad-batch train bags --backbone tf_efficientnet_lite0 --weights imagenet --out my-bundle
     gbad-batch train SIXray/images --labels train.csv --weights resnext50.safetensors --out sixray
     gbad-batch train PIDray --labels PIDray/train.json --project 2000 --out projected
     gbad-batch train bags --out my-bundle --phase 3 --phase3 heldout       repeats the last phase

@@ -1,4 +1,4 @@
-"""Backbones: the feature maps C2..C5 of a network that timm registers, and ImageNet weights for them."""
+"""Backbones: the feature maps C2..C5 of a network that timm registers, its input, and weights from a file."""
 
 import pickle
 import re
@@ -45,19 +45,19 @@ def channels(backbone: nn.Module) -> list[int]:
     return info.channels()
 
 
+def normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and deviation [3], RGB, by which a network expects pixels divided by 255 normalized."""
+    config: Any = timm.get_pretrained_cfg(name)
+    return tuple(config.mean), tuple(config.std)
+
+
 def load_backbone_weights(backbone: nn.Module, name: str, path: Path) -> None:
     """Load ImageNet weights of the network `name`, as torchvision or timm names them, from a file.
 
     Reads safetensors, or torch's own format with `weights_only`. Raises Refused unless the file holds
     exactly the network's tensors, with their shapes; those of the classifier are ignored.
     """
-    load_backbone_state(backbone, name, _read(path), str(path))
-
-
-def fetch_backbone_weights(backbone: nn.Module, name: str) -> None:
-    """Download the weights that timm publishes for `name`, or read them from timm's cache."""
-    full = timm.create_model(name, pretrained=True)
-    load_backbone_state(backbone, name, full.state_dict(), f"timm's weights of {name}")
+    load_backbone_state(backbone, name, read_weights(path), str(path))
 
 
 def load_backbone_state(backbone: nn.Module, name: str, state: Mapping[str, Tensor], source: str) -> None:
@@ -96,7 +96,11 @@ def _plain(key: str) -> str:
     return re.sub(r"^(body|model)\.", "", key).replace(".", "_")
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
+def read_weights(path: Path) -> Mapping[str, Tensor]:
+    """Read named tensors from safetensors, or from torch's own format, whose code is never run.
+
+    Raises Refused for a file that holds anything else.
+    """
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -9,11 +9,9 @@ from torch import Tensor, nn
 
 from ..errors import BundleError
 from .architecture import Architecture
+from .backbone import normalization
 from .bigan import BiGAN
 from .network import Network, normalize
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class ModelOutputs(NamedTuple):
@@ -34,13 +32,16 @@ class GBAD(nn.Module):
     def __init__(
         self,
         architecture: Architecture,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ):
+        """Build it with random weights; mean and std of pixels, if not given, are the backbone's own."""
         super().__init__()
         self.architecture = architecture
         self.network = Network(architecture)
         self.bigan = BiGAN(architecture)
+        own_mean, own_std = normalization(architecture.backbone)
+        mean, std = own_mean if mean is None else mean, own_std if std is None else std
         # constants of the bundle's manifest, not weights: stored there and nowhere else
         self.register_buffer("pixel_mean", torch.tensor(mean), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(std), persistent=False)

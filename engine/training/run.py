@@ -12,8 +12,8 @@ from torch import nn
 
 from ..bundle import Bundle, check_vacant, write_bundle
 from ..errors import MissingExtra, Refused, Stopped
-from ..model.backbone import fetch_backbone_weights, load_backbone_weights
 from ..model.gbad import GBAD, round_to_half
+from ..model.imagenet import load_imagenet_weights
 from ..synth import gate_images
 from ..system.durable import remove
 from ..system.machine import usable_cores
@@ -22,7 +22,7 @@ from .checkpoint import RunFolder
 from .curves import draw_bigan, draw_epochs, draw_samples
 from .data import counts
 from .features import Features, open_features
-from .packing.provenance import figures_on_test, separation, starting_point
+from .packing.provenance import figures_on_test, separation
 from .packing.quantizing import quantize_bundle, sample
 from .packing.writing import Outcome, pack
 from .phases import phase1, phase2
@@ -32,7 +32,7 @@ from .phases.phase2 import check_collapse, train_bigan
 from .phases.phase3 import Losses, auroc, choose_default, fit_decisions, losses_of
 from .phases.svm import choose_fitter
 from .preparation import Prepared, plain, prepare
-from .settings import HUB, QuantizeSettings, TrainSettings
+from .settings import IMAGENET, QuantizeSettings, TrainSettings
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,7 @@ class TrainingRun:
 
     prepared: Prepared  # by prepare()
     features: Features  # by extract_features()
+    begun: dict[str, Any]  # what phase I started from; by extract_features()
 
     def __init__(self, settings: TrainSettings, progress: ProgressCallback):
         """Raise Refused if the bundle's folder exists already."""
@@ -79,7 +80,10 @@ class TrainingRun:
         self.threads = settings.threads or usable_cores()
         torch.set_num_threads(self.threads)
         torch.manual_seed(settings.seed)
-        self.model = GBAD(settings.architecture)
+        self.start = None if settings.start is None else Bundle.read(settings.start)
+        # weights of a bundle expect pixels as that bundle normalizes them, others as their backbone does
+        form = self.start.manifest.preprocessing if self.start else None
+        self.model = GBAD(settings.architecture, *((form.mean, form.std) if form else ()))
         self.folder = RunFolder(settings.run)
 
     def prepare(self) -> None:
@@ -91,7 +95,7 @@ class TrainingRun:
         if self.folder.load("network") is not None:
             return
         settings, network = self.settings, self.model.network
-        self._initialize()
+        begun = self._initialize()
         torch.manual_seed(settings.seed + 1)
         put_norms(network)
         network.to(settings.device)
@@ -99,7 +103,7 @@ class TrainingRun:
         network.to("cpu")
         fold_norms(network)
         round_to_half(network)
-        self.folder.save("network", {"state": network.state_dict()})
+        self.folder.save("network", {"state": network.state_dict(), "begun": begun})
         self.folder.drop(phase1.NAME)
         draw_epochs(self.folder.path / "plots", lines)
         self._draw_samples()
@@ -196,28 +200,28 @@ class TrainingRun:
             for path in sample([labelled.paths[i] for i in index], half, self.settings.seed)
         ]
 
-    def _initialize(self) -> None:
-        """Load the weights that phase I starts from."""
-        settings, network = self.settings, self.model.network
-        if settings.start is None:
-            load_imagenet(network.backbone, settings)
-            return
-        bundle = Bundle.read(settings.start)
+    def _initialize(self) -> dict[str, Any]:
+        """Load the weights that phase I starts from; returns where they came from, for the card."""
+        settings, network, bundle = self.settings, self.model.network, self.start
+        if bundle is None:
+            return {"weights": load_imagenet(network.backbone, settings)}
         if bundle.manifest.architecture != settings.architecture:
             raise Refused(
-                f"{settings.start} is of another architecture ({bundle.manifest.architecture.backbone}): "
+                f"{bundle.path} is of another architecture ({bundle.manifest.architecture.backbone}): "
                 "start from a bundle of the same one"
             )
         form = bundle.manifest.preprocessing
         other = GBAD.from_arrays(settings.architecture, bundle.tensors(), form.mean, form.std)
         network.backbone.load_state_dict(other.network.backbone.state_dict())
         network.fpn.load_state_dict(other.network.fpn.state_dict())
+        return {"bundle": bundle.hash, "name": bundle.manifest.name}
 
     def _load_network(self) -> None:
         finished = self.folder.load("network")
         if finished is None:
             raise Refused(f"{self.folder.path} holds no finished phase I: run it first, with --phase 1")
         self.model.network.load_state_dict(finished["state"])
+        self.begun = finished["begun"]
         # as training left it: features have the same bits whether or not this process trained the network
         self.model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model.eval()
@@ -237,7 +241,7 @@ class TrainingRun:
         held = {name: index for name, index in vars(splits).items() if len(index)}
         return {
             "epochs": [line for line in self.folder.figures() if line["phase"] == phase1.NAME],
-            "begun": starting_point(settings),
+            "begun": self.begun,
             "images": {name: counts(labelled.labels[index]) for name, index in held.items()},
             "projected": counts(labelled.labels[prepared.projected]),
             "validation": separation(losses.take(splits.validation), decisions),
@@ -263,10 +267,9 @@ class TrainingRun:
         draw_samples(self.folder.path / "plots", chosen, predicted, size)
 
 
-def load_imagenet(backbone: nn.Module, settings: TrainSettings) -> None:
-    """Load the ImageNet weights of the settings, if any, into a backbone."""
-    name = settings.architecture.backbone
-    if settings.backbone_weights == HUB:
-        fetch_backbone_weights(backbone, name)
-    elif settings.backbone_weights is not None:
-        load_backbone_weights(backbone, name, settings.backbone_weights)
+def load_imagenet(backbone: nn.Module, settings: TrainSettings) -> str | None:
+    """Load the weights of the settings, if any, into a backbone; returns where they came from."""
+    path, name = settings.backbone_weights, settings.architecture.backbone
+    if path is None:
+        return None
+    return load_imagenet_weights(backbone, name, None if path == IMAGENET else path)

@@ -11,7 +11,7 @@ from ..errors import Refused
 from ..model.architecture import Architecture
 
 PHASES = (1, 2, 3)
-HUB = Path("hub")  # in place of a weights file: the weights that timm downloads
+IMAGENET = Path("imagenet")  # in place of a weights file: a package's weights, else those that timm downloads
 SMALLEST_SIDE = 32  # pixels; the last map of a backbone is 32 times smaller than its image
 
 
@@ -193,7 +193,7 @@ class TrainSettings:
     int8_image_count: int = QuantizeSettings.image_count
     """Training images that INT8 is quantized on; 0 leaves the INT8 form out."""
     backbone_weights: Path | None = None
-    """File of ImageNet weights of the backbone; HUB downloads timm's."""
+    """File of weights of the backbone; IMAGENET takes those of an installed package or timm's."""
     projected: int = 0
     """Training images to make by projecting threats into benign ones."""
     projected_from: Path | None = None

@@ -115,7 +115,7 @@ def _start(begun: Mapping[str, Any]) -> str:
     """Describe what phase I started from."""
     if "bundle" in begun:
         return f"backbone and pyramid of the bundle {begun['name']} ({begun['bundle'][:12]})"
-    return "ImageNet weights of the backbone" if begun["imagenet"] else "random weights"
+    return f"weights of the backbone from {begun['weights']}" if begun["weights"] else "random weights"
 
 
 def _projected(images: int) -> str:

@@ -5,21 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from ...bundle import DEFAULT_PFA, Bundle
+from ...bundle import DEFAULT_PFA
 from ...evaluation import Bootstrap, Predictions, figures
 from ...model.decision import Decision
 from ..phases.phase3 import Losses, auroc, operating_points, partial_auroc
-from ..settings import Phase3Settings, TrainSettings
+from ..settings import Phase3Settings
 
 LARGEST_PFA = 0.05  # of the partial AUROC
-
-
-def starting_point(settings: TrainSettings) -> dict[str, Any]:
-    """Describe what phase I started from: another bundle's network, ImageNet's weights, or random ones."""
-    if settings.start is None:
-        return {"imagenet": settings.backbone_weights is not None}
-    bundle = Bundle.read(settings.start)
-    return {"bundle": bundle.hash, "name": bundle.manifest.name}
 
 
 def separation(losses: Losses, decisions: Mapping[str, Decision]) -> dict[str, dict[str, Any]]:
