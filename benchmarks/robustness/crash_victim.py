@@ -1,9 +1,6 @@
 """The scan that `crash` kills: as the command runs it, but for networks, with reads counted in a file."""
 
-import os
-import signal
 import sys
-from typing import Any
 
 from gbad_batch.engine.errors import GbadError
 from gbad_batch.engine.results import session
@@ -11,6 +8,7 @@ from gbad_batch.engine.scan import Scan
 from gbad_batch.engine.settings import ScanSettings
 
 from ..stand_ins import open_pixel_stages
+from .soaking.victim import die_behind
 
 PART_SECONDS = 1.0  # shorter than a user's, so that kills fall on many parts
 THREADS = 2  # of each worker
@@ -20,7 +18,7 @@ def main(archive: str, out: str, workers: str, step: str) -> int:
     """Scan; end by SIGKILL behind a step of the finish. Returns the command's exit code."""
     session.PART_SECONDS = PART_SECONDS
     if step != "-":
-        _die_behind(int(step))
+        die_behind(int(step))
     count = int(workers)
     settings = ScanSettings(sources=(archive,), out=out, workers=count, threads=THREADS * count)
     try:
@@ -28,18 +26,6 @@ def main(archive: str, out: str, workers: str, step: str) -> int:
     except GbadError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-
-
-def _die_behind(last: int) -> None:
-    steps = session.Session.finish_steps
-
-    def finish(self: session.Session) -> Any:
-        for number, _ in enumerate(steps(self)):
-            if number == last:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return self.finished
-
-    session.Session.finish = finish  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ PART_SECONDS = 0.05  # so that a scan of a second has many parts
 STEP = "GBAD_SOAK_STEP"  # environment: the step of the finish behind which the scan kills itself
 
 
-def _die_behind(last: int) -> None:
+def die_behind(last: int) -> None:
+    """Have a scan of this process kill itself behind a step of its finish."""
     steps = session.Session.finish_steps
 
     def finish(self: session.Session) -> Any:
@@ -27,5 +28,5 @@ def _die_behind(last: int) -> None:
 if __name__ == "__main__":
     session.PART_SECONDS = PART_SECONDS
     if STEP in os.environ:
-        _die_behind(int(os.environ[STEP]))
+        die_behind(int(os.environ[STEP]))
     sys.exit(main())
