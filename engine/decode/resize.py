@@ -44,6 +44,7 @@ class Resizer(threading.local):
         self._options = cykooz.ResizeOptions(bilinear, use_alpha=False)
         self._targets = {channels: np.empty((size, size, channels), np.uint8) for channels in _IN_PLACE}
         self._target_images = {channels: self._wrap(target) for channels, target in self._targets.items()}
+        self._copied: dict[tuple[int, int], tuple[Any, Any]] = {}  # type and target, by sample bytes, channels
 
     def __call__(self, pixels: Pixels) -> Pixels:
         """Resize C-contiguous [H, W, C] to [size, size, C] of the same type.
@@ -64,12 +65,17 @@ class Resizer(threading.local):
         return self._image.frombuffer(mode, (width, height), pixels, "raw", mode, 0, 1)
 
     def _resize_copy(self, pixels: Pixels) -> Pixels:
-        cykooz, size = self._cykooz, self.size
-        height, width, channels = pixels.shape
-        kind = cykooz.PixelType[f"U{8 * pixels.itemsize}" + (f"x{channels}" if channels > 1 else "")]
+        size, (height, width, channels) = self.size, pixels.shape
+        kind, target = self._copied.get((pixels.itemsize, channels)) or self._copy_target(pixels)
         data = pixels.tobytes()
         np.empty(len(data) + _ROOM_BYTES, np.uint8)  # a MemoryError here: the library would end the process
-        source = cykooz.ImageData(width, height, kind, data)
-        target = cykooz.ImageData(size, size, kind)
-        self._native.resize(source, target, self._options)
+        self._native.resize(self._cykooz.ImageData(width, height, kind, data), target, self._options)
         return np.frombuffer(target.get_buffer(), pixels.dtype).reshape(size, size, channels)
+
+    def _copy_target(self, pixels: Pixels) -> tuple[Any, Any]:
+        """Make the library's type for such pixels, and an image of it that results are copied from."""
+        bits, channels = 8 * pixels.itemsize, pixels.shape[2]
+        kind = self._cykooz.PixelType[f"U{bits}" + (f"x{channels}" if channels > 1 else "")]
+        made = kind, self._cykooz.ImageData(self.size, self.size, kind)
+        self._copied[pixels.itemsize, channels] = made
+        return made
