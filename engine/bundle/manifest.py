@@ -18,8 +18,12 @@ DECISIONS = ("gbad", "classes", "combined")
 REQUIRED_FILES = ("weights.safetensors", "network.onnx", "bigan.onnx", "gate.tar", "README.md")
 OPTIONAL_FILES = ("network_int8.xml", "network_int8.bin")  # of the INT8 network: both or neither
 OPTIONAL_KEYS = ("tolerance_int8",)
-LARGEST_FILES: dict[str, int] = dict.fromkeys((*REQUIRED_FILES, *OPTIONAL_FILES), 1 << 30)  # bytes
-LARGEST_FILES |= {"README.md": 1 << 20, "gate.tar": 1 << 28, "network_int8.xml": 1 << 26}
+LARGEST_FILES: dict[str, int] = {  # bytes
+    **dict.fromkeys((*REQUIRED_FILES, *OPTIONAL_FILES), 1 << 30),
+    "README.md": 1 << 20,
+    "gate.tar": 1 << 28,
+    "network_int8.xml": 1 << 26,
+}
 LARGEST_BUNDLE = 1 << 31  # bytes of all files
 DEEPEST = 32  # objects and lists within each other
 LONGEST_TEXT = 4096  # characters
