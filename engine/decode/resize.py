@@ -44,7 +44,7 @@ class Resizer(threading.local):
         self._options = cykooz.ResizeOptions(bilinear, use_alpha=False)
         self._targets = {channels: np.empty((size, size, channels), np.uint8) for channels in _IN_PLACE}
         self._target_images = {channels: self._wrap(target) for channels, target in self._targets.items()}
-        self._copied: dict[tuple[int, int], tuple[Any, Any]] = {}  # type and target, by sample bytes, channels
+        self._copied: dict[tuple[int, int], tuple[Any, Any]] = {}  # by sample bytes, channels
 
     def __call__(self, pixels: Pixels) -> Pixels:
         """Resize C-contiguous [H, W, C] to [size, size, C] of the same type.
