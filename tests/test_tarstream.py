@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gbad_batch.engine.tar import streams
+from gbad_batch.engine.tar import headers, streams
 from gbad_batch.engine.tar.headers import Member, members
 from gbad_batch.engine.tar.streams import ArchiveFault, GzipStream, PlainStream, TarStream
 
@@ -317,6 +317,16 @@ def test_members_behind_a_damaged_header_are_found() -> None:
     got, message = found_beside_damage(bytes(data))
     assert [name for name, _ in got] == [b"a.jpg", b"c.jpg"]
     assert message == "the header at byte 2560 is damaged"
+
+
+def test_members_behind_a_first_header_that_is_damaged_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = bytearray(made({"a.jpg": b"x" * 2_000, "b.jpg": b"y" * 600}))
+    data[3] ^= 0xFF
+    assert found_beside_damage(bytes(data)) == ([(b"b.jpg", b"y" * 600)], "the header at byte 0 is damaged")
+    monkeypatch.setattr(headers, "MAX_SEARCH", 1 << 16)
+    for content in (b"no tar" * 100_000, b"no tar" * 4):
+        with pytest.raises(ArchiveFault, match="the header at byte 0"):
+            list(members(plain(content)))
 
 
 def test_members_behind_an_impossible_size_or_name_are_found() -> None:

@@ -259,6 +259,20 @@ def test_other_parquet_files_are_no_results(tmp_path: Path) -> None:
             read_results(tmp_path / name)
 
 
+def test_other_descriptions_of_the_columns_are_no_damage(tmp_path: Path) -> None:
+    out = tmp_path / "r.parquet"
+    finished(out, [*rows(), Row("/a/x", bytes=1, mtime=1, status="truncated")])
+    footer, table = read_footer(out), pq.read_table(out)
+    assert footer is not None
+    schema = pa.schema([field.with_metadata({"description": "other"}) for field in table.schema][::-1])
+    with pq.ParquetWriter(out, schema) as writer:
+        writer.write_table(table.select(schema.names).cast(schema))
+        writer.add_key_value_metadata(footer_metadata(footer))
+    again = finished(out, [*rows(), Row("/a/x", bytes=1, mtime=1, status="ok")], retry=frozenset({"failed"}))
+    assert [row["status"] for row in again] == ["ok"] * 41
+    assert pq.read_schema(out).equals(results_schema(), check_metadata=False)
+
+
 # --- parts ---
 
 

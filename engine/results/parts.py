@@ -164,7 +164,9 @@ def read_parquet(path: Path, schema: "pa.Schema") -> "Iterator[pa.RecordBatch]":
         with open_regular(path) as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
             _check_columns(file.schema_arrow, schema)
             rows = max(1, min(READ_ROWS, READ_BYTES // _row_bytes(file.metadata)))
-            yield from file.iter_batches(rows, columns=schema.names, use_threads=False)
+            for batch in file.iter_batches(rows, columns=schema.names, use_threads=False):
+                columns = [batch.column(name) for name in schema.names]
+                yield pa.RecordBatch.from_arrays(columns, schema=schema)  # with our own metadata
     except (pa.ArrowException, ValueError, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise  # the disk, not the content

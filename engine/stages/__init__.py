@@ -32,21 +32,32 @@ class InFlight(Protocol):
         ...
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(slots=True)
 class Batch:
     """Images of a chunk on their way through the stages; each stage fills in what the next one needs."""
 
     candidates: list[Candidate]
     suspects: frozenset[bytes] = frozenset()  # keys of images to decode in a process of their own
-    contents: list[Any] = field(default_factory=list)  # one per candidate; None if its row has a status
+    contents: list[Any] = field(default_factory=list)  # one per candidate; None if its row has a status,
+    # a function where it is to be read only now, since the others take all memory that the chunk may have
     images: list[Row] = field(default_factory=list)  # rows that have pixels
     pixels: Pixels = None  # uint8 [len(images), S, S, 3]
-    release: Callable[[], None] = lambda: None  # frees the memory of the contents
+    release: Callable[[], None] = _nothing  # what else frees the memory of the contents
 
     @property
     def rows(self) -> list[Row]:
         """Rows of the candidates, in order."""
         return [candidate.row for candidate in self.candidates]
+
+    def drop_contents(self) -> None:
+        """Free the memory of the contents, which are decoded; a second call does nothing."""
+        self.contents = []
+        release, self.release = self.release, _nothing
+        release()
 
 
 @dataclass

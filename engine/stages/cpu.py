@@ -2,7 +2,8 @@
 
 import hashlib
 import threading
-from typing import Self
+from functools import partial
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,18 +12,37 @@ from ..decode import DecodeLimits, Decoder
 from ..decode.isolated import IsolatedDecoder
 from ..row import ImageFault, Row
 from ..sources import Candidate
+from ..sources.storage import ByteBudget
 from . import Batch, InFlight
+
+BYTES_IN_FLIGHT = 512_000_000  # of files that the threads of a worker hold, as listed; any one file fits
+GROWTH = 64_000_000  # by which the files of a chunk may be larger than they were when they were listed
 
 
 class FileRead:
-    """Reads the files of a chunk and computes their digests."""
+    """Reads the files of a chunk and computes their digests, within the bytes that a worker may hold."""
 
-    def __init__(self, max_file_size: int):
+    def __init__(self, max_file_size: int, most_bytes: int = BYTES_IN_FLIGHT):
         self._max_file_size = max_file_size
+        self._budget = ByteBudget(most_bytes)
 
     def __call__(self, batch: Batch) -> None:
-        """Fill the contents; a file that cannot be read gets a status instead. Raises Stopped."""
-        batch.contents = [self._content(candidate) for candidate in batch.candidates]
+        """Fill the contents; a file that cannot be read gets a status instead. Raises Stopped.
+
+        Waits until the files fit beside those of other threads. Files that have grown since they were listed
+        may take GROWTH bytes more; what follows them in the chunk is read when its turn to be decoded comes.
+        """
+        listed = sum(each.row.bytes or 0 for each in batch.candidates if each.row.status is None)
+        self._budget.acquire(listed, None)
+        batch.release = partial(self._budget.release, listed)
+        room = listed + GROWTH
+        for candidate in batch.candidates:
+            if room < 0:
+                batch.contents.append(partial(self._content, candidate))
+                continue
+            content = self._content(candidate)
+            room -= len(content or b"")
+            batch.contents.append(content)
 
     def _content(self, candidate: Candidate) -> bytes | None:
         row = candidate.row
@@ -35,6 +55,11 @@ class FileRead:
             return None
         row.sha256 = hashlib.sha256(content).digest()
         return content
+
+
+def ready(content: Any) -> bytes | None:
+    """Return a content of a chunk, which is read now if it was left for this moment."""
+    return content() if isinstance(content, partial) else content
 
 
 class CPUDecode:
@@ -50,18 +75,19 @@ class CPUDecode:
         """Fill images and pixels, uint8 [n, S, S, 3]; raises MemoryError, Stopped."""
         array = self._array(len(batch.candidates))
         for candidate, content in zip(batch.candidates, batch.contents, strict=True):
-            if content is None:
+            data = ready(content)
+            if data is None:
                 continue
             row, out = candidate.row, array[len(batch.images)]
             if candidate.key in batch.suspects:
-                pixels = self._apart(row, content, out)
+                pixels = self._apart(row, data, out)
             else:
                 in_flight.begin(candidate.key)
-                pixels = self._decode(row, content, out)
+                pixels = self._decode(row, data, out)
             if pixels is not None:
                 batch.images.append(row)
         in_flight.end()
-        batch.contents = []
+        batch.drop_contents()
         batch.pixels = array[: len(batch.images)]
 
     def close(self) -> None:

@@ -49,5 +49,4 @@ class BatchDecode:
             if rows:
                 batch.images, batch.pixels = self._decode.decode_batch(rows, contents)
             in_flight.end()
-        batch.contents = []
-        batch.release()
+        batch.drop_contents()

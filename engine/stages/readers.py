@@ -25,7 +25,7 @@ from ..row import Row
 from ..sources import Candidate
 from ..system.child import Channel, Child
 from . import Batch
-from .cpu import FileRead
+from .cpu import FileRead, ready
 
 MEMORY = 128 << 20  # bytes that a reader shares with its worker; what does not fit goes through the socket
 NOTE = 64  # bytes at the start: the image that is being decoded, and since when
@@ -59,7 +59,7 @@ class Readers:
     def __call__(self, batch: Batch) -> None:
         """Fill the contents: coded images, pixels, or None for a row with a status. Raises Stopped.
 
-        Coded images stay in the reader's memory until `batch.release` is called.
+        Coded images stay in the reader's memory until `batch.drop_contents` is called.
         """
         reader, suspects = self._idle.get(), batch.suspects
         for _ in range(MOST_DEATHS):
@@ -175,9 +175,11 @@ class _Read:
         self._files(batch)
         self._used = NOTE
         answers = []
-        for candidate, blob in zip(candidates, batch.contents, strict=True):
-            content = None if blob is None else self._content(candidate, blob, candidate.key in suspects)
-            answers.append(([getattr(candidate.row, name) for name in FIELDS], content))
+        for candidate, content in zip(candidates, batch.contents, strict=True):
+            blob = ready(content)
+            stored = None if blob is None else self._content(candidate, blob, candidate.key in suspects)
+            answers.append(([getattr(candidate.row, name) for name in FIELDS], stored))
+        batch.drop_contents()
         return answers
 
     def _content(self, candidate: Candidate, blob: bytes, is_suspect: bool) -> Content:

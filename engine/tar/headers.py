@@ -17,6 +17,7 @@ MemberKind = Literal["file", "hard link", "symlink", "special", "folder", "spars
 BLOCK = 512
 MAX_EXTENDED = 1 << 20  # bytes of the PAX headers and long names of one entry: real ones have some hundreds
 MAX_NAME = 4096  # bytes: the system's longest path
+MAX_SEARCH = 1 << 26  # bytes at the start of an archive in which its first header is searched
 MAX_PADDING = 1 << 20  # bytes of zeros after the end mark, then what follows is not looked at
 _INT64_MAX = 2**63 - 1
 
@@ -96,9 +97,9 @@ class _Headers:
             if not _is_header(block):
                 if zeros and not seeking:  # garbage after the end mark
                     return
-                if not begun or len(block) < BLOCK:
-                    raise ArchiveFault(_damaged_header(at, block))
                 self._note(_damaged_header(at, block))
+                if len(block) < BLOCK or (at > MAX_SEARCH and not begun):
+                    raise ArchiveFault(self.damage)
                 zeros, seeking = 0, True
                 continue
             zeros, seeking, begun = 0, False, True

@@ -80,6 +80,7 @@ class Worker:
         self._stages.read(batch)
         clock.lap("read")
         self._stages.decode(batch, slots)
+        batch.drop_contents()
         clock.lap("decode")
         outputs = self._stages.score(batch.images, batch.pixels)
         clock.lap("score")
