@@ -331,6 +331,37 @@ def test_a_damaged_piece_is_never_scored(
     assert fault(decode, writer(bag(bits, 3)))[0] == "undecodable"
 
 
+FAXES = {"tiff_ccitt": 2, "group3": 3, "group4": 4}
+
+
+@pytest.mark.parametrize("form", FAXES)
+@pytest.mark.parametrize("options", [0, 1, 4, 5])
+def test_faxes(decode: Decoder, form: str, options: int) -> None:
+    """Runs of every length, in both colors, and lines that are told by the one above."""
+    steps = np.arange(0, 2700, 7)[:, None]
+    place = np.arange(5400)
+    runs = (place < steps) | ((place >= 2 * steps) & (place < 3 * steps))
+    for bits in (runs, ~runs, bag(channels=1)[..., 0] > 128, bag(channels=1)[:, :1, 0] > 200):
+        tags = {292: options} if form == "group3" else {}
+        pixels, row = read(decode, saved(Image.fromarray(bits), "TIFF", compression=form, tiffinfo=tags))
+        assert (pixels[..., 0] == np.where(bits, 255, 0)).all()
+        assert row.warnings is None
+
+
+@pytest.mark.parametrize("form", FAXES)
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_damaged_fax_is_never_scored(decode: Decoder, form: str, share: float) -> None:
+    blob = saved(Image.fromarray(bag()).convert("1"), "TIFF", compression=form)
+    tags = Image.open(io.BytesIO(blob)).tag_v2
+    (start,), (size,) = tags[273], tags[279]
+    middle = start + int(size * share)
+    zeroed = blob[:middle] + bytes(start + size - middle) + blob[start + size :]
+    cut = blob.replace(struct.pack("<HHII", 279, 4, 1, size), struct.pack("<HHII", 279, 4, 1, middle - start))
+    for damaged in (zeroed, cut):
+        status, error = fault(decode, damaged)
+        assert (status, "a fax" in error) == ("undecodable", True)
+
+
 def test_a_changed_bit_under_a_sum_is_never_scored(decode: Decoder) -> None:
     blob = bytearray(Writer(compression=8, lines=HEIGHT)(bag()))
     for place in range(40, 4000, 97):

@@ -31,6 +31,7 @@ import numpy.typing as npt
 from ..row import ImageFault, Row
 from ..sources.faults import retry_transient
 from ..text import one_line
+from . import native_lines
 from .budget import PixelBudget, ScratchBuffer
 from .coded_image import CodedImage, DecodeLimits, Layout
 from .header import inspect
@@ -108,7 +109,11 @@ class Decoder:
         pixels = row.width * row.height
         self._budget.take(pixels)
         try:
-            return self._decode(row, image, out)
+            if row.format == "jpeg":
+                return self._decode(row, image, out)
+            before = native_lines.written()
+            decoded = self._decode(row, image, out)
+            return decoded if native_lines.written() == before else None  # whose lines these are, is unknown
         except Exception:  # noqa: BLE001 - native decoders do not tell a lack of memory from bad data
             return None
         finally:
@@ -123,11 +128,15 @@ class Decoder:
         self._budget.take(self._budget.capacity)
         try:
             _check_room(row.width * row.height)
+            native_lines.take()
             try:
                 return self._decode(row, image, out)
             except Exception:
                 _check_room(row.width * row.height)
                 raise
+            finally:
+                if lines := native_lines.take():
+                    row.warnings = "; ".join((*filter(None, (row.warnings,)), lines))
         finally:
             self._budget.give(self._budget.capacity)
 

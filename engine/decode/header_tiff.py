@@ -148,6 +148,8 @@ def _check_kind(row: Row, directory: _Directory, depths: tuple[int, ...], photom
         for tag, usual in ((529, LUMA), (532, (0, 255, 128, 255, 128, 255))):
             if tag in directory.entries and not np.allclose(directory.fractions(tag) or 0, usual, atol=0.01):
                 raise_unsupported(f"TIFF with an unusual form of YCbCr (tag {tag})")
+    if compression == "fax" and (directory.get(292, 0) | directory.get(293, 0)) & 2:
+        raise_unsupported("TIFF with parts of a fax that are not compressed")
     if compression == "fax" and (bits != 1 or row.color != "gray"):
         raise_undecodable("the TIFF's fax compression is of more than one bit a pixel")
 
@@ -202,7 +204,7 @@ def _picture(row: Row, directory: _Directory, bits: int, samples: int, photometr
         offsets=directory.values(324 if tiled else 273),
         sizes=directory.values(325 if tiled else 279),
         tables=bytes(directory.values(347)),
-        fax_options={tag: directory.get(tag, 0) for tag in (292, 293) if tag in directory.entries},
+        fax_options=directory.get(292, 0),
         palette=directory.values(320) if photometric == 3 else (),
     )
     _check_pieces(picture)

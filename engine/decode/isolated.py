@@ -24,7 +24,7 @@ import numpy.typing as npt
 from ..errors import Stopped
 from ..row import ImageFault, Row
 from ..text import signal_name
-from . import DecodeLimits, Decoder
+from . import DecodeLimits, Decoder, native_lines
 
 START_S = 120  # for the child to load its libraries, on a machine under load
 READY = b"ready\n"
@@ -205,6 +205,7 @@ def serve(input_size: int, limits: DecodeLimits, alarm_s: int) -> None:
     """
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what native code prints must not get between the answers
+    native_lines.catch()
     decode = Decoder(input_size, limits)
     most = _most_bytes(limits)
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))

@@ -1,8 +1,8 @@
 """The pixels of a TIFF, piece by piece, by codecs that tell what is missing or damaged.
 
 A picture is cut into pieces, strips or tiles, and each must give all of its bytes. Deflate is unpacked by
-zlib, which checks sums; JPEG by libjpeg-turbo; the rest by Pillow's libtiff, which sees the pieces as one
-picture of bytes. What the bytes mean is decided here.
+zlib, which checks sums; JPEG by libjpeg-turbo; a fax by fax.py; the rest by Pillow's libtiff, which sees the
+pieces as one picture of bytes. What the bytes mean is decided here.
 """
 
 import io
@@ -19,6 +19,7 @@ import numpy.typing as npt
 from ..row import Row
 from ..text import one_line
 from .coded_image import DecodeLimits, raise_undecodable
+from .fax import DamagedFaxError, fax_lines
 from .header_jpeg import jpeg
 from .odd_jpeg import read_odd_jpeg, with_plain_header
 from .resize import Pixels
@@ -54,7 +55,7 @@ class Picture:
     offsets: tuple[int, ...]  # of the pieces, plane after plane, line after line
     sizes: tuple[int, ...]
     tables: bytes  # that JPEG pieces share
-    fax_options: dict[int, int]  # tags 292, 293
+    fax_options: int  # tag 292
     palette: tuple[int, ...]  # all reds, all greens, all blues, 16 bits each
 
     @property
@@ -175,24 +176,26 @@ def _lines(picture: Picture, plane: int) -> Bytes:
     """Unpack the pieces of a plane into lines of bytes, one piece below the other."""
     first = plane * picture.pieces
     pieces = range(first, first + picture.pieces)
-    if picture.compression not in ("none", "deflate"):
+    unpack = {"none": _stored, "deflate": _inflated, "fax": _from_fax}.get(picture.compression)
+    if unpack is None:
         return _by_libtiff(picture, pieces)
-    unpack = _stored if picture.compression == "none" else _inflated
     parts = [unpack(picture, piece) for piece in pieces]
     return np.frombuffer(b"".join(parts), np.uint8).reshape(-1, picture.line_bytes)
 
 
-def _stored(picture: Picture, piece: int) -> bytes:
+def _coded(picture: Picture, piece: int, size: int) -> bytes:
+    """Return the first bytes of a piece as they are stored, the highest bit first."""
     start = picture.offsets[piece]
-    data = picture.blob[start : start + picture.size(piece)]
+    data = picture.blob[start : start + size]
     return data.translate(_REVERSED) if picture.reversed_bits else data
 
 
+def _stored(picture: Picture, piece: int) -> bytes:
+    return _coded(picture, piece, picture.size(piece))
+
+
 def _inflated(picture: Picture, piece: int) -> bytes:
-    start, size = picture.offsets[piece], picture.size(piece)
-    data = picture.blob[start : start + picture.sizes[piece]]
-    if picture.reversed_bits:
-        data = data.translate(_REVERSED)
+    size, data = picture.size(piece), _coded(picture, piece, picture.sizes[piece])
     unpacker = zlib.decompressobj()
     whole = picture.piece_height * picture.line_bytes  # a last strip may be as long as the others,
     try:
@@ -205,30 +208,36 @@ def _inflated(picture: Picture, piece: int) -> bytes:
     return given[:size]
 
 
+def _from_fax(picture: Picture, piece: int) -> bytes:
+    data = _coded(picture, piece, picture.sizes[piece])
+    width, lines = picture.piece_width, picture.lines(piece)
+    try:
+        bits = fax_lines(data, width, lines, picture.number, picture.fax_options)
+    except DamagedFaxError as error:
+        raise_undecodable(f"the TIFF's piece {piece}, a fax, {error}")
+    return np.packbits(bits, axis=1).tobytes()
+
+
 def _by_libtiff(picture: Picture, pieces: range) -> Bytes:
-    """Let libtiff unpack pieces as strips of one picture of bytes, or of bits where faxes are."""
+    """Let libtiff unpack pieces as strips of one picture of bytes."""
     from PIL.TiffImagePlugin import TiffImageFile
 
-    bits = 1 if picture.compression == "fax" else 8
-    lines = sum(map(picture.lines, pieces))
-    blob = _as_strips(picture, pieces, bits, lines)
     try:
-        with TiffImageFile(io.BytesIO(blob)) as strips:
-            unpacked_lines = np.asarray(strips)
+        with TiffImageFile(io.BytesIO(_as_strips(picture, pieces))) as strips:
+            return np.asarray(strips)
     except (OSError, SyntaxError, ValueError) as error:
         if str(error) == _CODEC_MEMORY:
             raise MemoryError(str(error)) from error
         raise_undecodable(f"the TIFF's {picture.compression} data are damaged: {one_line(error)}")
-    return np.packbits(unpacked_lines, axis=1) if bits == 1 else unpacked_lines
 
 
-def _as_strips(picture: Picture, pieces: range, bits: int, lines: int) -> bytes:
-    """Write the file anew, as a BigTIFF of one gray sample a byte or bit, with the pieces as its strips."""
+def _as_strips(picture: Picture, pieces: range) -> bytes:
+    """Write the file anew, as a BigTIFF of one gray sample a byte, with the pieces as its strips."""
     head = 16  # bytes; the old file follows, with its offsets moved by so many
     tags: dict[int, Sequence[int]] = {
-        256: [picture.piece_width if bits == 1 else picture.line_bytes],
-        257: [lines],
-        258: [bits],
+        256: [picture.line_bytes],
+        257: [sum(map(picture.lines, pieces))],
+        258: [8],
         259: [picture.number],
         262: [1],
         266: [2 if picture.reversed_bits else 1],
@@ -237,7 +246,6 @@ def _as_strips(picture: Picture, pieces: range, bits: int, lines: int) -> bytes:
         278: [picture.lines(pieces[0])],
         279: [picture.sizes[piece] for piece in pieces],
     }
-    tags |= {tag: [value] for tag, value in picture.fax_options.items()}
     lists, entries = b"", b""
     start = head + len(picture.blob)
     for tag, values in sorted(tags.items()):

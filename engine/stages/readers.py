@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ..decode import DecodeLimits, Decoder
+from ..decode import DecodeLimits, Decoder, native_lines
 from ..decode.batch import waits_for_batch
 from ..decode.coded_image import CodedImage
 from ..decode.isolated import IsolatedDecoder
@@ -151,6 +151,7 @@ class _Reader:
 def serve(channel: Channel, settings: ReaderSettings, handle: int) -> None:
     """Answer requests until the worker closes the channel; the main function of a reader."""
     memory = mmap.mmap(handle, MEMORY)
+    native_lines.catch()
     decode = Decoder(settings.input_size, settings.limits)
     with IsolatedDecoder(settings.input_size, settings.limits, settings.decode_timeout) as isolated:
         read = _Read(memory, decode, isolated)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 
+from ..decode import native_lines
 from ..errors import DeviceLost, Stopped
 from ..results.in_flight import Slots, open_slots
 from ..results.schema import results_schema, to_batch
@@ -29,6 +30,8 @@ class Begin:
 def serve(channel: Channel, open_stages: OpenStages, settings: ScanSettings) -> None:
     """Open the stages, report them, and process chunks until the coordinator closes the channel."""
     with open_stages(settings) as stages:
+        if not stages.setup.devices:  # on a GPU, readers decode what writes lines
+            native_lines.catch()
         channel.send(stages.setup)
         begin = channel.receive()
         worker = Worker(stages, begin.keep_features)

@@ -1,0 +1,188 @@
+"""Bits of facsimiles (ITU-T T.4, T.6) in TIFF: Modified Huffman, Group 3 of one or two dimensions, Group 4.
+
+libtiff paints what it can of a damaged line, and says nothing of a Group 4 picture that ends early. This
+reader takes only lines that are as long as the picture is wide.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+_WHITE = """
+00110101 000111 0111 1000 1011 1100 1110 1111 10011 10100 00111 01000 001000 000011 110100 110101 101010
+101011 0100111 0001100 0001000 0010111 0000011 0000100 0101000 0101011 0010011 0100100 0011000 00000010
+00000011 00011010 00011011 00010010 00010011 00010100 00010101 00010110 00010111 00101000 00101001
+00101010 00101011 00101100 00101101 00000100 00000101 00001010 00001011 01010010 01010011 01010100
+01010101 00100100 00100101 01011000 01011001 01011010 01011011 01001010 01001011 00110010 00110011
+00110100 11011 10010 010111 0110111 00110110 00110111 01100100 01100101 01101000 01100111 011001100
+011001101 011010010 011010011 011010100 011010101 011010110 011010111 011011000 011011001 011011010
+011011011 010011000 010011001 010011010 011000 010011011
+""".split()  # noqa: SIM905
+_BLACK = """
+0000110111 010 11 10 011 0011 0010 00011 000101 000100 0000100 0000101 0000111 00000100 00000111 000011000
+0000010111 0000011000 0000001000 00001100111 00001101000 00001101100 00000110111 00000101000 00000010111
+00000011000 000011001010 000011001011 000011001100 000011001101 000001101000 000001101001 000001101010
+000001101011 000011010010 000011010011 000011010100 000011010101 000011010110 000011010111 000001101100
+000001101101 000011011010 000011011011 000001010100 000001010101 000001010110 000001010111 000001100100
+000001100101 000001010010 000001010011 000000100100 000000110111 000000111000 000000100111 000000101000
+000001011000 000001011001 000000101011 000000101100 000001011010 000001100110 000001100111 0000001111
+000011001000 000011001001 000001011011 000000110011 000000110100 000000110101 0000001101100 0000001101101
+0000001001010 0000001001011 0000001001100 0000001001101 0000001110010 0000001110011 0000001110100
+0000001110101 0000001110110 0000001110111 0000001010010 0000001010011 0000001010100 0000001010101
+0000001011010 0000001011011 0000001100100 0000001100101
+""".split()  # noqa: SIM905
+_LONG = """
+00000001000 00000001100 00000001101 000000010010 000000010011 000000010100 000000010101 000000010110
+000000010111 000000011100 000000011101 000000011110 000000011111
+""".split()  # noqa: SIM905 - 1792 and more, of both colors
+_PASS, _ACROSS = 100, 101  # modes; others are distances of two changes
+_MODES = {
+    "0001": _PASS, "001": _ACROSS, "1": 0, "011": 1, "000011": 2, "0000011": 3, "010": -1, "000010": -2,
+    "0000010": -3,
+}  # fmt: skip
+_BITS = 13  # of the longest code
+
+
+class DamagedFaxError(Exception):
+    """The bits are no facsimile of the size that is asked for."""
+
+
+def _table(codes: dict[str, int]) -> list[tuple[int, int]]:
+    """Give for all 13 next bits (value, length of the code), or (-1, 0) where there is none."""
+    table = [(-1, 0)] * (1 << _BITS)
+    for code, value in codes.items():
+        first = int(code, 2) << _BITS - len(code)
+        for bits in range(first, first + (1 << _BITS - len(code))):
+            table[bits] = (value, len(code))
+    return table
+
+
+def _runs(codes: list[str]) -> list[tuple[int, int]]:
+    lengths = (*range(64), *range(64, 2561, 64))
+    return _table(dict(zip([*codes, *_LONG], lengths, strict=True)))
+
+
+_RUNS = (_runs(_WHITE), _runs(_BLACK))
+_MODE_TABLE = _table(_MODES)
+
+
+def fax_lines(data: bytes, width: int, height: int, compression: int, options: int) -> npt.NDArray[np.uint8]:
+    """Decode into bits [height, width], 1 where the facsimile is black.
+
+    `compression` is TIFF's tag 259 (2, 3 or 4), `options` tag 292, of Group 3. Raises DamagedFaxError.
+    """
+    changes = np.zeros((height, width), np.uint8)
+    reader, above = _Reader(data, width), list[int]()
+    for line in range(height):
+        two_dimensions = compression == 4
+        if compression == 2:
+            reader.align()
+        elif compression == 3:
+            reader.skip_line_end()
+            two_dimensions = bool(options & 1) and not reader.bit()
+        above = reader.line_by(above) if two_dimensions else reader.line()
+        changes[line, above] = 1
+    return np.bitwise_xor.accumulate(changes, axis=1)
+
+
+class _Reader:
+    """Reads lines from bits; a line is the places where its color changes, the first of them to black."""
+
+    def __init__(self, data: bytes, width: int):
+        self._data = data + bytes(4)
+        self._end = 8 * len(data)
+        self._width = width
+        self._position = 0  # in bits
+
+    def _next(self) -> int:
+        """Return the next 13 bits, without going on."""
+        start = self._position >> 3
+        word = int.from_bytes(self._data[start : start + 4])
+        return word >> 19 - (self._position & 7) & 0x1FFF
+
+    def _take(self, table: list[tuple[int, int]]) -> int:
+        value, length = table[self._next()]
+        self._position += length
+        if value < 0 and length == 0:
+            raise DamagedFaxError("ends early" if self._position + _BITS > self._end else "holds no code")
+        return value
+
+    def bit(self) -> int:
+        value = self._next() >> _BITS - 1
+        self._position += 1
+        return value
+
+    def align(self) -> None:
+        self._position = -(-self._position // 8) * 8
+
+    def skip_line_end(self) -> None:
+        """Go beyond the mark at the start of a line, eleven zeros or more and a one, if it is there."""
+        start = self._position
+        while self._next() == 0 and self._position < self._end:
+            self._position += 1
+        if self._next() >> 2 == 0 or self._position > start:
+            self._position += _BITS + 1 - self._next().bit_length()
+
+    def _run(self, color: int) -> int:
+        """Return the length of a run: any number of makeup codes, and one of less than 64."""
+        length = part = self._take(_RUNS[color])
+        while part > 63:
+            part = self._take(_RUNS[color])
+            length += part
+            if length > self._width:
+                break
+        return length
+
+    def line(self) -> list[int]:
+        changes: list[int] = []
+        color = place = 0
+        while place < self._width:
+            place += self._run(color)
+            _add(changes, place)
+            color ^= 1
+        return self._whole(changes, place)
+
+    def line_by(self, above: list[int]) -> list[int]:
+        """Read a line that is told by the one above."""
+        width, changes = self._width, list[int]()
+        ends = [*above, width, width, width]
+        color, place, index = 0, -1, 0
+        while place < width:
+            index = max(0, index - 2) & ~1 | color
+            while ends[index] <= place and ends[index] < width:
+                index += 2
+            mode = self._take_mode()
+            if mode == _PASS:
+                place = ends[index + 1]
+            elif mode == _ACROSS:
+                for each in (color, color ^ 1):
+                    place = max(place, 0) + self._run(each)
+                    _add(changes, place)
+            else:
+                if ends[index] + mode < place:
+                    raise DamagedFaxError("goes backwards")
+                place = ends[index] + mode
+                _add(changes, place)
+                color ^= 1
+        return self._whole(changes, place)
+
+    def _take_mode(self) -> int:
+        value, length = _MODE_TABLE[self._next()]
+        if length == 0:
+            raise DamagedFaxError("ends early" if self._next() < 4 else "holds no code")
+        self._position += length
+        return value
+
+    def _whole(self, changes: list[int], place: int) -> list[int]:
+        if place != self._width or self._position > self._end:
+            raise DamagedFaxError("has a line of another length")
+        while changes and changes[-1] == self._width:
+            changes.pop()
+        return changes
+
+
+def _add(changes: list[int], place: int) -> None:
+    """Add a change of color; two at one place are none."""
+    if changes and changes[-1] == place:
+        changes.pop()
+    else:
+        changes.append(place)
