@@ -24,27 +24,27 @@ from gbad_batch.engine.synth import (
     render_bag,
     write_archive,
 )
-from gbad_batch.engine.synth.beam import ORGANIC, STEEL, Beam, Field, transmit
+from gbad_batch.engine.synth.beam import ORGANIC, STEEL, Beam, transmit
 from gbad_batch.engine.synth.bodies import Part, Pose, add, cast
 from gbad_batch.engine.synth.clutter import EVERYDAY, LOOK_ALIKES
+from gbad_batch.engine.synth.field import Field
+from gbad_batch.engine.synth.outlines import circle
+from gbad_batch.engine.synth.rotations import UPRIGHT, Rotation, random_rotation, turn
 from gbad_batch.engine.synth.solids import (
     Box,
     Cylinder,
     Ellipsoid,
     Prism,
     Solid,
-    Tube,
-    circle,
-    random_rotation,
-    turn,
 )
 from gbad_batch.engine.synth.threats import POOLS
+from gbad_batch.engine.synth.tubes import Tube
 
 CANVAS = (200, 200)
 SCALE = 20.0  # pixels a cm
 
 
-def volume(solid: Solid, rotation: np.ndarray) -> float:
+def volume(solid: Solid, rotation: Rotation) -> float:
     """Integrate the path lengths over the picture: the solid's volume, however it is turned."""
     shadow = cast((Part(solid, ORGANIC),), Pose(rotation, (100.0, 100.0), SCALE), CANVAS)
     return float(sum(patch.path.sum(dtype=float) for patch, _ in shadow)) / SCALE**2
@@ -62,16 +62,16 @@ def volume(solid: Solid, rotation: np.ndarray) -> float:
 )
 def test_a_solids_shadow_holds_its_volume_however_it_is_turned(solid: Solid, expected: float):
     rng = np.random.default_rng(5)
-    for tilt in (np.eye(3), turn(0, 0.4), turn(1, 0.7) @ turn(2, 1.0), turn(0, -0.9) @ random_spin(rng)):
+    for tilt in (UPRIGHT, turn(0, 0.4), turn(1, 0.7) @ turn(2, 1.0), turn(0, -0.9) @ random_spin(rng)):
         assert volume(solid, tilt) == pytest.approx(expected, rel=0.04)
 
 
-def random_spin(rng: np.random.Generator) -> np.ndarray:
+def random_spin(rng: np.random.Generator) -> Rotation:
     return turn(2, rng.uniform(0, 6.28))
 
 
 def test_random_rotations_are_rotations():
-    turned = random_rotation(np.random.default_rng(0))
+    turned = np.array(random_rotation(np.random.default_rng(0)))
     np.testing.assert_allclose(turned @ turned.T, np.eye(3), atol=1e-12)
     assert np.linalg.det(turned) == pytest.approx(1)
 
@@ -79,14 +79,14 @@ def test_random_rotations_are_rotations():
 def test_a_ray_through_the_middle_crosses_the_whole_body():
     picture = Field(*CANVAS)
     body = (Part(Box((1, 1, 0.5)), ORGANIC),)
-    add(picture, cast(body, Pose(np.eye(3), (100.0, 100.0), SCALE), CANVAS))
+    add(picture, cast(body, Pose(UPRIGHT, (100.0, 100.0), SCALE), CANVAS))
     assert picture.depth[0, 100, 100] == pytest.approx(ORGANIC.low * 1.0, rel=1e-3)
     assert picture.depth[1, 100, 100] == pytest.approx(ORGANIC.high * 1.0, rel=1e-3)
     assert picture.depth[:, 10, 10].max() == 0
 
 
 def test_optical_depths_of_overlapping_bodies_add_before_saturation():
-    pose = Pose(np.eye(3), (100.0, 100.0), SCALE)
+    pose = Pose(UPRIGHT, (100.0, 100.0), SCALE)
     steel, plastic = (Part(Box((1, 1, 0.3)), STEEL),), (Part(Cylinder(2, 2, 1), ORGANIC),)
     alone = [Field(*CANVAS), Field(*CANVAS)]
     both = Field(*CANVAS)

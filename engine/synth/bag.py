@@ -1,14 +1,18 @@
 """The bag itself: its kinds, its place on the belt, its skin, seams, metal and straps."""
 
 from dataclasses import dataclass
+from math import atan
 
 import numpy as np
 
 from .beam import ALUMINIUM, COPPER, FABRIC, LEATHER, ORGANIC, PVC, SALTED, STEEL, ZINC, Material
 from .bodies import Body, Part, Pose
 from .cloth import Sheet, blob, sheet
+from .outlines import Outline, curve, ribbon, rounded
+from .rotations import Rotation, random_rotation, turn
 from .shapes import Rng, wandering
-from .solids import Box, Cylinder, Outline, Prism, Shell, Tube, curve, random_rotation, ribbon, rounded, turn
+from .solids import Box, Cylinder, Prism, Shell
+from .tubes import Tube
 
 FOCUS = 95.0  # cm from the tube to the belt's plane
 KINDS = ("trolley", "backpack", "handbag", "case", "pouch")
@@ -20,19 +24,19 @@ class Bag:
 
     kind: str
     size: tuple[float, float, float]  # cm: along x, y, and the ray
-    rotation: np.ndarray  # bag to view
+    rotation: Rotation  # bag to view
     centre: tuple[float, float]  # pixels
     scale: float  # pixels a cm at the belt's plane
     outline: Outline  # cm
 
-    def pose(self, at: tuple[float, float, float], turned: np.ndarray, canvas: tuple[int, int]) -> Pose:
+    def pose(self, at: tuple[float, float, float], turned: Rotation, canvas: tuple[int, int]) -> Pose:
         """Return the pose of a thing at a place in the bag, in the fan beam.
 
         The tube is a point: what is nearer to it is larger, and each thing is seen along its own ray.
         """
-        place = self.rotation @ np.array(at)
+        place = self.rotation.of(at)
         y = self.centre[1] + place[1] * self.scale
-        fan = turn(0, float(np.arctan((y - canvas[0] / 2) / self.scale / FOCUS)))
+        fan = turn(0, atan((y - canvas[0] / 2) / self.scale / FOCUS))
         magnified = self.scale * (1 + place[2] / FOCUS)
         return Pose(fan @ self.rotation @ turned, (self.centre[0] + place[0] * self.scale, y), magnified)
 
@@ -65,13 +69,13 @@ def moved_to(bag: Bag, centre: tuple[float, float]) -> Bag:
 
 def half_sizes(bag: Bag) -> np.ndarray:
     """Return the half sizes x, y of a bag in pixels."""
-    ring = (bag.outline @ bag.rotation[:2, :2].T) * bag.scale
+    ring = bag.rotation.flat(bag.outline) * bag.scale
     return np.maximum(ring.max(0), -ring.min(0))
 
 
 def bounds_of(bag: Bag, canvas: tuple[int, int]) -> tuple[int, int, int, int]:
     """Return a bag's x, y, width and height in the picture, in pixels."""
-    ring = (bag.outline @ bag.rotation[:2, :2].T) * bag.scale + bag.centre
+    ring = bag.rotation.flat(bag.outline) * bag.scale + bag.centre
     x0, y0 = np.maximum(ring.min(0).astype(int), 0)
     x1, y1 = np.minimum(ring.max(0).astype(int) + 1, (canvas[1], canvas[0]))
     return int(x0), int(y0), int(x1 - x0), int(y1 - y0)

@@ -4,11 +4,16 @@ Optical depths of overlapping bodies add, bin by bin, before anything saturates 
 I = I0 exp(-sum mu t)); only then come the detectors' mix of bins, the scatter floor and the noise.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
-from .solids import Patch
+DEEPEST = 12  # optical depth beyond which nothing passes: the scatter floor is hundreds of times as bright
+DEPTH_STEPS = 2048  # a unit of optical depth in the table of exp(-depth)
+NOISE = 1 << 21  # normal numbers kept
+STRIP = 16_384  # pixels that are worked on at a time
 
 
 @dataclass(frozen=True)
@@ -40,25 +45,6 @@ COPPER = Material(14.3, 3.7)
 LEAD = Material(57.0, 40.0)
 
 
-class Field:
-    """The optical depth of everything in one picture: float32 [2, H, W], low and high bin."""
-
-    def __init__(self, height: int, width: int):
-        self.depth = np.zeros((2, height, width), np.float32)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return self.depth.shape[1], self.depth.shape[2]
-
-    def add(self, patch: Patch, material: Material) -> None:
-        """Add a body's path lengths (cm) as optical depth."""
-        rows = slice(patch.y, patch.y + patch.path.shape[0])
-        columns = slice(patch.x, patch.x + patch.path.shape[1])
-        self.depth[0, rows, columns] += patch.path * np.float32(material.low)
-        self.depth[1, rows, columns] += patch.path * np.float32(material.high)
-
-
 @dataclass(frozen=True)
 class Beam:
     """A tube and its detector pair."""
@@ -73,14 +59,51 @@ def transmit(depth: np.ndarray, beam: Beam, rng: np.random.Generator) -> np.ndar
     """Return what the two detectors measure, as shares of the open beam: float32 [2, H, W], > 0.
 
     Photon counts are Poisson; with the scatter floor every pixel counts hundreds, where the normal
-    law of the same mean and variance is indistinguishable and twenty times as fast.
+    law of the same mean and variance is indistinguishable.
     """
-    low, high = np.exp(-depth)
-    mix, floor = np.float32(beam.crosstalk), np.float32(beam.scatter)
-    signal = np.stack([low + mix * (high - low), high + mix * (low - high)])
-    signal += floor * (1 - signal)
-    noise = rng.standard_normal(signal.shape, np.float32)
-    signal += noise * np.sqrt(signal / np.float32(beam.photons))
-    gain = 1 + beam.banding * rng.standard_normal((2, 1, depth.shape[2]), np.float32)
-    signal *= gain.astype(np.float32)
-    return np.maximum(signal, floor / 4 + np.float32(1e-4), out=signal)
+    _, height, width = depth.shape
+    gain = (1 + beam.banding * rng.standard_normal((2, 1, width))).astype(np.float32)
+    least, spread = beam.scatter / 4 + 1e-4, beam.photons**-0.5
+    measured = np.empty_like(depth)
+    for rows in strips(height, width):
+        low, high = decayed(depth[0, rows]), decayed(depth[1, rows])
+        other = (high - low) * (beam.crosstalk * (1 - beam.scatter))
+        low *= 1 - beam.scatter
+        low += beam.scatter
+        low += other
+        high *= 1 - beam.scatter
+        high += beam.scatter
+        high -= other
+        for k, signal in enumerate((low, high)):
+            noise = np.sqrt(signal)
+            start = int(rng.integers(NOISE - noise.size))
+            noise *= noises()[start : start + noise.size].reshape(noise.shape)
+            noise *= spread
+            signal += noise
+            signal *= gain[k]
+            np.maximum(signal, least, out=measured[k, rows])
+    return measured
+
+
+def strips(height: int, width: int) -> Iterator[slice]:
+    """Yield rows that fit a core's cache together with a few sheets of their size."""
+    step = max(STRIP // width, 1)
+    for start in range(0, height, step):
+        yield slice(start, min(start + step, height))
+
+
+def decayed(depth: np.ndarray) -> np.ndarray:
+    """Return exp(-depth), float32, from a table: fast, and the same on every processor."""
+    return _decays().take((depth * DEPTH_STEPS).astype(np.int32), mode="clip")
+
+
+@lru_cache(maxsize=1)
+def _decays() -> np.ndarray:
+    depths = (np.arange(DEPTH_STEPS * DEEPEST) + 0.5) / DEPTH_STEPS
+    return np.exp(-depths).astype(np.float32)
+
+
+@lru_cache(maxsize=1)
+def noises() -> np.ndarray:
+    """Return normal noise, float32 [NOISE], of which each picture takes pieces at places of its own."""
+    return np.random.default_rng(18_951_108).standard_normal(NOISE, np.float32)

@@ -9,7 +9,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from .solids import Outline, Patch, View, drawn, rays, window_of
+from .field import wrapped
+from .outlines import Outline
+from .solids import Bounds, Patch, View, drawn, ramps, window_of
 
 TILE = 512  # pixels; tiles wrap
 
@@ -22,7 +24,7 @@ def tiles() -> np.ndarray:
     on its own seed alone.
     """
     rng = np.random.default_rng(20_110_510)
-    return np.stack([_crumpled(rng, octaves) for octaves in ((3, 5, 9), (3, 6, 12, 24), (4, 8, 18))])
+    return np.stack([_crumpled(rng, octaves) for octaves in ((6, 10, 18), (6, 12, 24, 48), (8, 16, 36))])
 
 
 def _crumpled(rng: np.random.Generator, octaves: tuple[int, ...]) -> np.ndarray:
@@ -53,6 +55,27 @@ def _band(rng: np.random.Generator, waves: int) -> np.ndarray:
     return noise / noise.std()
 
 
+@lru_cache(maxsize=1)
+def weaves() -> np.ndarray:
+    """Return tiles of the threads and fine folds of cloth, mean 1: float32 [8, TILE, TILE].
+
+    Each has streaks in a direction of its own; half of them the threads of a coarse weave, too.
+    """
+    rng = np.random.default_rng(20_240_607)
+    frequency = np.fft.fftfreq(TILE, 1 / TILE)
+    fy, fx = frequency[:, None], frequency[None, :]
+    tiles = np.ones((8, TILE, TILE))
+    for k, tile in enumerate(tiles):
+        angle = k * np.pi / 8
+        across, along = np.cos(angle) * fx + np.sin(angle) * fy, np.cos(angle) * fy - np.sin(angle) * fx
+        window = np.exp(-(((np.abs(across) - 70) / 50) ** 2) - (along / 14) ** 2)
+        if k % 2:
+            window += 0.35 * np.exp(-(((np.hypot(fy, fx) - 128) / 10) ** 2))
+        noise = np.fft.ifft2(np.fft.fft2(rng.standard_normal((TILE, TILE))) * window).real
+        tile += 0.09 * noise / noise.std()
+    return tiles.clip(0.7, 1.4).astype(np.float32)
+
+
 @dataclass(frozen=True)
 class Sheet:
     """A crumpled sheet with an outline in the xy plane."""
@@ -63,24 +86,35 @@ class Sheet:
     start: tuple[int, int]  # row and column of the relief at the window's corner
     strength: float  # share of the relief: 0 smooth, 1 as the tile
 
-    def extent(self, rotation: np.ndarray) -> np.ndarray:
-        """Return its bounds under a rotation."""
-        ring = self.outline @ rotation[:2, :2].T
-        return np.stack([ring.min(0), ring.max(0)])
+    def bounds(self) -> Bounds:
+        """Return its bounds in its own frame."""
+        (x0, y0), (x1, y1) = self.outline.min(0).tolist(), self.outline.max(0).tolist()
+        return (x0, y0, 0.0), (x1, y1, 0.0)
 
     def seen(self, view: View) -> Patch | None:
-        """Return the outline's mask times thickness times the relief's slant."""
-        window = window_of(view, self.extent(view.rotation))
+        """Return the outline's mask times thickness times the relief's slant, at half the resolution."""
+        height, width = view.canvas
+        view = View(
+            view.rotation,
+            (view.centre[0] / 2, view.centre[1] / 2),
+            view.scale / 2,
+            ((height + 1) // 2, (width + 1) // 2),
+        )
+        ring = view.rotation.flat(self.outline)
+        (left, top), (right, bottom) = ring.min(0).tolist(), ring.max(0).tolist()
+        window = window_of(view, left, top, right, bottom)
         if window is None:
             return None
-        mask = drawn([self.outline @ view.rotation[:2, :2].T], view, window)
-        rows = (np.arange(mask.shape[0]) + self.start[0]) % TILE
-        columns = (np.arange(mask.shape[1]) + self.start[1]) % TILE
-        relief = tiles()[self.tile][rows[:, None], columns[None, :]]
-        mask *= np.float32(self.thickness) * (
-            relief * np.float32(self.strength) + np.float32(1 - self.strength)
-        )
-        return Patch(window[0], window[2], mask)
+        mask = drawn([ring], view, window)
+        path = np.empty(mask.shape, np.float32)
+        relief, share = tiles()[self.tile], self.thickness * self.strength / 255
+        smooth = (1 - self.strength) / max(self.strength, 1e-3)
+        for rows, tile_rows in wrapped(mask.shape[0], self.start[0], TILE):
+            for columns, tile_columns in wrapped(mask.shape[1], self.start[1], TILE):
+                block = relief[tile_rows, tile_columns] + smooth
+                block *= share
+                np.multiply(mask[rows, columns], block, out=path[rows, columns])
+        return Patch(window[0], window[2], path, coarse=True)
 
 
 @lru_cache(maxsize=1)
@@ -123,25 +157,33 @@ class Board:
     start: tuple[int, int]  # of the tile, pixels
     fineness: float  # tile pixels a cm
 
-    def extent(self, rotation: np.ndarray) -> np.ndarray:
-        """Return its bounds under a rotation."""
-        half = np.abs(rotation[:2, :2]) @ np.array(self.half)
-        return np.stack([-half, half])
+    def bounds(self) -> Bounds:
+        """Return its bounds in its own frame."""
+        return (-self.half[0], -self.half[1], 0.0), (self.half[0], self.half[1], 0.0)
 
     def seen(self, view: View) -> Patch | None:
         """Return the texture looked up in the plate's own frame, over the cosine to the ray."""
-        plane = view.rotation[:2, :2]
-        window = window_of(view, self.extent(view.rotation))
-        if window is None or abs(np.linalg.det(plane)) < 0.1:
+        (a, b, _), (c, d, _) = view.rotation[:2]
+        flat = a * d - b * c
+        x, y = (abs(e) * self.half[0] + abs(f) * self.half[1] for e, f in ((a, b), (c, d)))
+        window = window_of(view, -x, -y, x, y)
+        if window is None or abs(flat) < 0.1:
             return None  # edge-on its plain board shows already
-        u, v = rays(view, window)
-        back = np.linalg.inv(plane).astype(np.float32)
-        x, y = back[0, 0] * u + back[0, 1] * v, back[1, 0] * u + back[1, 1] * v
-        inside = (np.abs(x) < self.half[0]) & (np.abs(y) < self.half[1])
-        column = (x * self.fineness).astype(np.int32) + (TILE * 4 + self.start[0])
-        row = (y * self.fineness).astype(np.int32) + (TILE * 4 + self.start[1])
-        path = layouts()[self.tile][row % TILE, column % TILE] * inside
-        return Patch(window[0], window[2], path * np.float32(self.thickness / abs(np.linalg.det(plane))))
+        fine = self.fineness / flat
+        across, down = ramps(view, window, [(d * fine, -b * fine, 0.0), (-c * fine, a * fine, 0.0)])
+        x, y = across + down
+        inside = np.abs(x) < self.half[0] * self.fineness
+        inside &= np.abs(y) < self.half[1] * self.fineness
+        column = x.astype(np.int32) + (TILE * 4 + self.start[0])
+        row = y.astype(np.int32) + (TILE * 4 + self.start[1])
+        column &= TILE - 1
+        row &= TILE - 1
+        row *= TILE
+        row += column
+        path = layouts()[self.tile].take(row)
+        path *= inside
+        path *= self.thickness / abs(flat)
+        return Patch(window[0], window[2], path)
 
 
 def board(rng: np.random.Generator, width: float, height: float, thickness: float) -> Board:
@@ -152,12 +194,20 @@ def board(rng: np.random.Generator, width: float, height: float, thickness: floa
 
 def blob(rng: np.random.Generator, width: float, height: float, rough: float = 0.15) -> Outline:
     """Return a soft random outline, about width x height cm."""
+    circle, waves, corner = _around()
+    strength = rng.normal(0, rough, (2, 5)) / np.arange(2, 7)
+    radius = 1 + strength.ravel() @ waves
+    return circle * (radius * corner)[:, None] * (width / 2, height / 2)
+
+
+@lru_cache(maxsize=1)
+def _around() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return a circle [40, 2], waves 2 to 6 round it [10, 40], and the radius of a rounded square."""
     angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)
-    radius = np.ones_like(angle)
-    for wave in range(2, 7):
-        radius += rough * rng.normal() / wave * np.cos(wave * angle + rng.uniform(0, 2 * np.pi))
-    corner = (np.abs(np.cos(angle)) ** 4 + np.abs(np.sin(angle)) ** 4) ** -0.25
-    return np.stack([np.cos(angle), np.sin(angle)], 1) * (radius * corner)[:, None] * (width / 2, height / 2)
+    circle = np.stack([np.cos(angle), np.sin(angle)], 1)
+    waves = np.arange(2, 7)[:, None] * angle
+    corner = (np.abs(circle) ** 4).sum(1) ** -0.25
+    return circle, np.concatenate([np.cos(waves), np.sin(waves)]), corner
 
 
 def sheet(

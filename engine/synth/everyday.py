@@ -19,8 +19,11 @@ from .beam import (
 )
 from .bodies import Body, Part
 from .cloth import board, sheet
+from .outlines import circle, curve, ribbon, rounded
+from .rotations import turn
 from .shapes import ALONG_X, Rng, pick, space, uniform, wandering
-from .solids import Box, Cylinder, Ellipsoid, Prism, Shell, Tube, circle, curve, ribbon, rounded, turn
+from .solids import Box, Cylinder, Ellipsoid, Prism, Shell
+from .tubes import Tube
 
 
 def bottle(rng: Rng) -> Body:
@@ -160,7 +163,7 @@ def circuit(rng: Rng, w: float, h: float, chips: int, at: tuple[float, float, fl
         Part(Box((w / 2, h / 2, 0.09)), PCB.times(1.3), at),
         Part(board(rng, w, h, uniform(rng, 0.05, 0.14)), COPPER.times(0.6), at),
     ]
-    for _ in range(min(chips // 2, 10)):
+    for _ in range(min(chips // 3, 4)):
         x, y = at[0] + uniform(rng, -0.46, 0.46) * w, at[1] + uniform(rng, -0.46, 0.46) * h
         kind = rng.integers(5)
         if kind < 2:

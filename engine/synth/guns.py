@@ -4,8 +4,9 @@ import numpy as np
 
 from .beam import ALUMINIUM, ORGANIC, PVC, STEEL, Material
 from .bodies import Body, Part
+from .outlines import curve, ribbon
 from .shapes import ALONG_X, Rng, arc, centred, points, uniform
-from .solids import Box, Cylinder, Prism, curve, ribbon
+from .solids import Box, Cylinder, Prism
 
 
 def _grip(x: float, y: float, length: float, width: float, slant: float) -> np.ndarray:

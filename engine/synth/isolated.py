@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from .beam import Beam, Field, transmit
+from .beam import Beam, transmit
 from .bodies import Pose, add, cast, extent
+from .field import Field
 from .looks import draw_look, paint
+from .rotations import turn
 from .shapes import Rng
-from .solids import turn
 from .threats import threat
 
 LONGEST = 260  # pixels, of a threat's longer side
@@ -29,6 +30,6 @@ def isolated_threat(name: str, look: str, rng: Rng) -> np.ndarray:
     x, y = (MARGIN - low * scale).tolist()
     belt = Field(height, width)
     add(belt, cast(body, Pose(tilted, (x, y), scale), belt.shape))
-    style = replace(draw_look(look, rng), beam=QUIET)
-    painted = paint(transmit(belt.depth, QUIET, rng), style).astype(np.float32)
+    style = replace(draw_look(look, rng), beam=QUIET, lines=0.0)
+    painted = paint(transmit(belt.depth, QUIET, rng), style, rng).astype(np.float32)
     return np.clip(painted / painted[0, 0], 0, 1)

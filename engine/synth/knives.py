@@ -4,8 +4,10 @@ import numpy as np
 
 from .beam import ALUMINIUM, ORGANIC, PVC, STEEL, TITANIUM, ZINC, Material
 from .bodies import Body, Part
+from .outlines import ribbon
 from .shapes import Rng, arc, centred, points, space, spun, uniform
-from .solids import Box, Cylinder, Prism, Tube, ribbon
+from .solids import Box, Cylinder, Prism
+from .tubes import Tube
 
 
 def _handle(rng: Rng, length: float, width: float, material: Material) -> list[Part]:

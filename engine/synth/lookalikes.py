@@ -5,8 +5,11 @@ import numpy as np
 from .beam import ALUMINIUM, COPPER, GLASS, ORGANIC, PVC, STEEL, ZINC
 from .bodies import Body, Part
 from .everyday import circuit
+from .outlines import circle, curve, ribbon, rounded
+from .rotations import turn
 from .shapes import ALONG_X, Rng, pick, space, uniform
-from .solids import Box, Cylinder, Ellipsoid, Prism, Shell, Tube, circle, curve, ribbon, rounded, turn
+from .solids import Box, Cylinder, Ellipsoid, Prism, Shell
+from .tubes import Tube
 
 
 def hair_dryer(rng: Rng) -> Body:

@@ -7,14 +7,18 @@ transfer curve, edge enhancement, saturation, belt lines and noise around them.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
-from .beam import Beam
+from .beam import Beam, strips
 
 LOOKS = ("white", "grey", "vivid")
 RATIOS, LEVELS = 64, 256
 RATIO_RANGE = (0.9, 3.1)
+SIGNALS, SIGNAL_STEPS = 32_768, 28_672  # entries of the tables by signal, and steps a unit of it
+TAU_STEPS = 256  # a unit of optical depth in the table of brightness
+REACH = 2  # pixels that the unsharp mask sees each way
 Stops = tuple[tuple[int, int, int], ...]  # RGB from opaque to air, at equal steps of brightness
 
 # Rows: organic, mixed, light metal, steel. Brightness 0, 32, 64, 96, 128, 160, 192, 224, 255 of 255.
@@ -56,13 +60,14 @@ class Look:
 
     name: str
     air: tuple[float, float, float]  # RGB of the empty belt, 0-255
-    table: np.ndarray  # uint8 [RATIOS * LEVELS, 3]
+    table: np.ndarray  # uint32 [RATIOS * LEVELS], bytes R, G, B and one unused
     power: float  # brightness falls with optical depth to this power: below 1, thin things show
     span: float  # optical depth that paints black
     bin_weight: float  # share of the low bin in the brightness
     edges: float  # unsharp mask's strength
     opaque: float  # brightness below which the look shows saturation
     opaque_rgb: tuple[int, int, int] | None  # its colour; None: the palette's darkest
+    lines: float  # standard deviation of the brightness of the screen's lines, of 255
     beam: Beam
 
 
@@ -86,7 +91,9 @@ def _table(
     lower = np.minimum(place.astype(int), 2)
     share = (place - lower)[:, None, None]
     blend = curves[lower] * (1 - share) + curves[lower + 1] * share
-    return np.clip(blend, 0, 255).astype(np.uint8).reshape(-1, 3)
+    packed = np.zeros((RATIOS * LEVELS, 4), np.uint8)
+    packed[:, :3] = np.clip(blend, 0, 255).reshape(-1, 3)
+    return packed.view(np.uint32)[:, 0]
 
 
 def _beam(rng: np.random.Generator, photons: tuple[float, float]) -> Beam:
@@ -131,58 +138,113 @@ def draw_look(name: str, rng: np.random.Generator) -> Look:
             (1e4, 5e4),
         )
     return Look(
-        name, tuple(air), _table(palette, air, hues, rng), *curve, edges, opaque, blue, _beam(rng, photons)
-    )
+        name, tuple(air), _table(palette, air, hues, rng), *curve, edges, opaque, blue,
+        0.7 if name == "grey" else 0.0, _beam(rng, photons),
+    )  # fmt: skip
 
 
-def _blurred(image: np.ndarray, reach: int) -> np.ndarray:
-    """Return the mean over a square of (2 reach + 1) pixels a side; edges repeat."""
-    height, width = image.shape
-    padded = np.pad(image, reach, mode="edge")
-    rows = padded[:height].copy()
-    for k in range(1, 2 * reach + 1):
-        rows += padded[k : k + height]
-    total = rows[:, :width].copy()
-    for k in range(1, 2 * reach + 1):
-        total += rows[:, k : k + width]
-    return total * np.float32(1 / (2 * reach + 1) ** 2)
+@lru_cache(maxsize=1)
+def _depths() -> tuple[np.ndarray, np.ndarray]:
+    """Return the optical depth of every signal, float32 [SIGNALS], and its place in a table of brightness."""
+    tau = -np.log((np.arange(SIGNALS) + 0.5) / SIGNAL_STEPS)
+    return tau.astype(np.float32), np.maximum(np.round(tau * TAU_STEPS), 0).astype(np.int32)
 
 
-def _brightness(transmission: np.ndarray, look: Look) -> np.ndarray:
-    """Return 1 for air to 0 at the look's span; the noise of the empty belt stays below the knee."""
-    knee, power = 0.012, look.power
-    scale = 1 / ((look.span + knee) ** power - knee**power)
-    tau = np.maximum(-np.log(np.maximum(transmission, np.float32(1e-4))) - np.float32(0.008), 0)
-    rise = (tau + np.float32(knee)) ** np.float32(power) - np.float32(knee**power)
-    return np.float32(1) - rise * np.float32(scale)
+def _brightness(look: Look) -> np.ndarray:
+    """Return the brightness of every signal, float32 [SIGNALS]: 1 for air to 0 at the look's span.
+
+    The noise of the empty belt stays below the knee.
+    """
+    knee, power, place = 0.012, look.power, _depths()[1]
+    tau = np.maximum(np.arange(int(place[0]) + 1) / TAU_STEPS - 0.008, 0)
+    rise = ((tau + knee) ** power - knee**power) / ((look.span + knee) ** power - knee**power)
+    return (1 - rise).astype(np.float32).take(place)
 
 
-def paint(signal: np.ndarray, look: Look) -> np.ndarray:
+def paint(signal: np.ndarray, look: Look, rng: np.random.Generator) -> np.ndarray:
     """Return the picture uint8 [H, W, 3] of two detectors' signals float32 [2, H, W]."""
-    tau = -np.log(signal)
-    thin = np.float32(0.012)  # keeps the hue of nearly empty rays from being all noise
-    ratio = (tau[0] + thin * np.float32(1.3)) / (np.maximum(tau[1], np.float32(-0.004)) + thin)
-    weight = np.float32(look.bin_weight)
-    light = _brightness(weight * signal[0] + (1 - weight) * signal[1], look)
-    soft = _blurred(light, 2)
-    detail = light - soft
-    sharp = light + np.float32(look.edges) * detail
-    low, high = RATIO_RANGE
-    row = np.clip((ratio - np.float32(low)) * np.float32((RATIOS - 1) / (high - low)), 0, RATIOS - 1)
-    column = np.clip(sharp * np.float32(LEVELS - 1), 0, LEVELS - 1)
-    pixels = look.table[row.astype(np.int32) * LEVELS + column.astype(np.int32)]
-    if look.opaque_rgb is not None:
-        pixels[(soft < look.opaque) & (detail > -0.03)] = look.opaque_rgb
+    height, width = signal.shape[1:]
+    hue = np.empty((height, width), np.uint8)
+    light = np.empty((height + 2 * REACH, width + 2 * REACH), np.float32)
+    inner = light[REACH:-REACH, REACH:-REACH]
+    brightness = _brightness(look)
+    for rows in strips(height, width):
+        hue[rows] = _hues(*signal[:, rows])
+        mixed = signal[0, rows] * np.float32(look.bin_weight)
+        mixed += signal[1, rows] * np.float32(1 - look.bin_weight)
+        inner[rows] = brightness.take(_places(mixed), mode="clip")
+    light[:, :REACH], light[:, -REACH:] = light[:, REACH : REACH + 1], light[:, -REACH - 1 : -REACH]
+    light[:REACH], light[-REACH:] = light[REACH], light[-REACH - 1]
+    shades = _lines(height, look, rng)
+    packed = np.empty((height, width), np.uint32)
+    for rows in strips(height, width):
+        packed[rows] = _coloured(light[rows.start : rows.stop + 2 * REACH], hue[rows], shades[rows], look)
+    pixels, painted = np.empty((height, width, 3), np.uint8), packed.view(np.uint8).reshape(height, width, 4)
+    for channel in range(3):  # faster than all three at once
+        pixels[:, :, channel] = painted[:, :, channel]
     return pixels
 
 
+def _places(signal: np.ndarray) -> np.ndarray:
+    return (signal * np.float32(SIGNAL_STEPS)).astype(np.int32)
+
+
+def _hues(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Return the row of the look's table: the ratio of the two optical depths."""
+    tau = _depths()[0]
+    thin = np.float32(0.012)  # keeps the hue of nearly empty rays from being all noise
+    ratio = tau.take(_places(low), mode="clip")
+    ratio += thin * np.float32(1.3)
+    under = tau.take(_places(high), mode="clip")
+    np.maximum(under, np.float32(-0.004), out=under)
+    under += thin
+    ratio /= under
+    bottom, top = RATIO_RANGE
+    ratio -= np.float32(bottom)
+    ratio *= np.float32((RATIOS - 1) / (top - bottom))
+    return np.clip(ratio, 0, RATIOS - 1, out=ratio).astype(np.uint8)
+
+
+def _coloured(light: np.ndarray, hue: np.ndarray, shades: np.ndarray, look: Look) -> np.ndarray:
+    """Sharpen a strip of brightness, given with REACH pixels around it, and look its colours up."""
+    soft = _summed(_summed(light).T).T
+    soft *= np.float32(1 / (2 * REACH + 1) ** 2)
+    middle = light[REACH:-REACH, REACH:-REACH]
+    detail = middle - soft
+    sharp = detail * np.float32(look.edges)
+    sharp += middle
+    sharp += shades[:, None]
+    sharp *= np.float32(LEVELS - 1)
+    place = np.clip(sharp, 0, LEVELS - 1, out=sharp).astype(np.int32)
+    place += hue.astype(np.int32) * LEVELS
+    pixels = look.table.take(place)
+    if look.opaque_rgb is not None:
+        seen = soft < np.float32(look.opaque)
+        seen &= detail > np.float32(-0.03)
+        red, green, blue = look.opaque_rgb
+        pixels[seen] = np.array([red, green, blue, 0], np.uint8).view(np.uint32)[0]
+    return pixels
+
+
+def _summed(image: np.ndarray) -> np.ndarray:
+    """Return the sums of five neighbours down the columns, of rows that have two on either side."""
+    two = image[:-1] + image[1:]
+    five = two[:-3] + two[2:-1]
+    five += image[4:]
+    return five
+
+
+def _lines(height: int, look: Look, rng: np.random.Generator) -> np.ndarray:
+    """Return how much darker each line of the screen is, float32 [height]."""
+    drift = rng.normal(0, 1.1, height).cumsum()
+    shade = (drift - drift.mean()) * 0.05 + rng.normal(0, 1, height)
+    return (-np.abs(shade.clip(-5, 5)) * (look.lines / 255)).astype(np.float32)
+
+
 def belt(pixels: np.ndarray, look: Look, rng: np.random.Generator) -> None:
-    """Draw in place what belongs to the screen and the belt: lines, a dotted seam, the cursor."""
+    """Draw in place what belongs to the screen and the belt: a line, a dotted seam, the cursor."""
     height = len(pixels)
     if look.name == "grey":
-        shade = rng.normal(0, 1.1, (height, 1)).cumsum(0)
-        shade = np.clip((shade - shade.mean()) * 0.05 + rng.normal(0, 0.7, (height, 1)), -4, 4)
-        np.clip(pixels + shade[:, :, None].round().astype(np.int16), 0, 255, out=pixels, casting="unsafe")
         if rng.random() < 0.35:
             pixels[int(rng.integers(height))] = np.clip(np.array(look.air) - (8, 12, 20), 0, 255)
         if rng.random() < 0.1:

@@ -7,14 +7,18 @@ import numpy as np
 
 from ..row import THREATS
 from .bag import Bag, bounds_of, closed, fabric, half_sizes, moved_to, new_bag, shell
-from .beam import ALUMINIUM, COPPER, PVC, STEEL, Field, transmit
+from .beam import ALUMINIUM, COPPER, PVC, STEEL, transmit
 from .bodies import Body, Part, Pose, Shadow, add, cast, extent, silhouette
-from .cloth import sheet
+from .cloth import sheet, weaves
 from .clutter import everyday_thing, look_alike
+from .field import Field
 from .looks import LOOKS, belt, draw_look, paint
+from .outlines import rounded
+from .rotations import UPRIGHT, Rotation, random_rotation, turn
 from .shapes import Rng
-from .solids import Patch, Prism, Tube, random_rotation, rounded, turn
+from .solids import Patch, Prism
 from .threats import threat
+from .tubes import Tube
 
 SHARES = (0.39, 0.24, 0.27, 0.49, 0.12)  # of positives that hold each class, as in SIXray
 
@@ -67,13 +71,13 @@ def render_bag(rng: Rng, settings: SynthSettings, positive: bool | None = None) 
         positive = bool(rng.random() < settings.positive)
     look = draw_look(settings.looks[rng.choice(len(settings.looks), p=_look_shares(settings.looks))], rng)
     bags, canvas = _layout(look.name, rng)
-    picture = Field(*canvas)
+    picture = Field(*canvas, weaves()[rng.integers(8)])
     for bag in bags:
-        upright = bag.pose((0, 0, 0), np.eye(3), canvas)
+        upright = bag.pose((0, 0, 0), UPRIGHT, canvas)
         add(picture, cast(shell(bag, rng), upright, canvas))
         _fill(picture, bag, settings, rng)
     boxes = _featured_all(picture, bags, positive, settings, rng)
-    pixels = paint(transmit(picture.depth, look.beam, rng), look)
+    pixels = paint(transmit(picture.depth, look.beam, rng), look, rng)
     belt(pixels, look, rng)
     held = {box.name for box in boxes}
     return Picture(pixels, tuple(int(name in held) for name in THREATS), boxes, len(bags), look.name)
@@ -128,38 +132,35 @@ def _fill(picture: Field, bag: Bag, settings: SynthSettings, rng: Rng) -> None:
         cloth = sheet(rng, w * rng.uniform(0.3, 0.9), h * rng.uniform(0.3, 0.9), rng.uniform(0.3, 3.0))
         stuff = fabric(rng)
         hem = Part(Tube(closed(cloth.outline, 0), rng.uniform(0.06, 0.16)), stuff.times(2))
-        lies = turn(2, rng.normal(0, 0.15)) @ turn(0, rng.normal(0, 0.2))
-        add(picture, _place(bag, (Part(cloth, stuff), hem), rng, picture.shape, lies))
+        body, lies = (Part(cloth, stuff), hem), turn(2, rng.normal(0, 0.15)) @ turn(0, rng.normal(0, 0.2))
+        pose = bag.pose(_spot(bag, extent(body, lies), rng), lies, picture.shape)
+        add(picture, cast(body, pose, picture.shape))
     for _ in range(2 + int(rng.poisson(rng.uniform(2, 16) * room))):
-        body = everyday_thing(settings.objects, rng)
-        if np.ptp(extent(body, np.eye(3)), axis=0).max() < 0.9 * w:
-            add(picture, _place(bag, body, rng, picture.shape))
+        body, turned = everyday_thing(settings.objects, rng), _resting(rng)
+        bounds = extent(body, turned)
+        if (bounds[1] - bounds[0]).max() < w:
+            pose = bag.pose(_spot(bag, bounds, rng), turned, picture.shape)
+            add(picture, cast(body, pose, picture.shape))
 
 
-def _resting(rng: Rng) -> np.ndarray:
+def _resting(rng: Rng) -> Rotation:
     """Return how a thing lies: any turn about the ray, tilted a little, now and then anyhow."""
     if rng.random() < 0.2:
         return random_rotation(rng)
-    flip = turn(0, np.pi) if rng.random() < 0.5 else np.eye(3)
+    flip = turn(0, np.pi) if rng.random() < 0.5 else UPRIGHT
     angle = rng.uniform(0, 2 * np.pi)
     if rng.random() < 0.35:  # along a side of the bag
         angle = rng.integers(4) * np.pi / 2 + rng.normal(0, 0.12)
     return turn(2, angle) @ turn(0, rng.normal(0, 0.35)) @ turn(1, rng.normal(0, 0.3)) @ flip
 
 
-def _spot(bag: Bag, body: Body, turned: np.ndarray, size: float, rng: Rng) -> tuple[float, float, float]:
-    """Return a place in the bag, in its frame, such that the body keeps within it where it can."""
-    bounds = extent(body, turned) * size
+def _spot(bag: Bag, bounds: np.ndarray, rng: Rng) -> tuple[float, float, float]:
+    """Return a place in the bag, in its frame, such that bounds [2, 2] keep within it where they can."""
     half = np.array(bag.size[:2]) * (0.42 if bag.kind in ("backpack", "pouch") else 0.47)
     low, high = -half - bounds[0], half - bounds[1]
     middle, free = (low + high) / 2, np.maximum(high - low, 0) / 2
     x, y = middle + free * rng.uniform(-1, 1, 2)
     return float(x), float(y), float(rng.uniform(-0.45, 0.45) * bag.size[2])
-
-
-def _place(bag: Bag, body: Body, rng: Rng, canvas: tuple[int, int], lies: np.ndarray | None = None) -> Shadow:
-    turned = _resting(rng) if lies is None else lies
-    return cast(body, bag.pose(_spot(bag, body, turned, 1, rng), turned, canvas), canvas)
 
 
 def _featured_all(
@@ -215,11 +216,11 @@ def _featured(
 ) -> tuple[Shadow, Patch] | None:
     """Cast a threat or its look-alike where enough of it is seen; thin ones under 8 pixels at 256."""
     middle, spread = SIZES[name]
-    longest = float(np.ptp(extent(body, np.eye(3)), axis=0).max())
+    longest = float(np.ptp(extent(body, UPRIGHT), axis=0).max())
     size = min(middle * float(np.exp(rng.normal(0, spread))), 0.85 * max(bag.size[:2]) / longest)
     for _ in range(8):
         turned = _resting(rng)
-        pose = bag.pose(_spot(bag, body, turned, size, rng), turned, canvas)
+        pose = bag.pose(_spot(bag, extent(body, turned) * size, rng), turned, canvas)
         shadow = cast(body, _shrunk(pose, size), canvas)
         shape = silhouette(shadow, canvas)
         if shape is None or shape.path.sum() < 40:

@@ -4,8 +4,9 @@ import numpy as np
 
 from .beam import ORGANIC, PVC, STEEL, Material
 from .bodies import Body, Part
+from .outlines import curve, ribbon
 from .shapes import Rng, points, spun, uniform
-from .solids import Cylinder, Prism, curve, ribbon
+from .solids import Cylinder, Prism
 
 
 def _levers(

@@ -4,8 +4,10 @@ import numpy as np
 
 from .beam import PVC, STEEL
 from .bodies import Body, Part
+from .outlines import curve, ribbon
 from .shapes import Rng, arc, centred, points, space, spun, uniform
-from .solids import Cylinder, Prism, Tube, curve, ribbon
+from .solids import Cylinder, Prism
+from .tubes import Tube
 
 
 def _shear(

@@ -6,7 +6,8 @@ import numpy as np
 
 from .beam import Material
 from .bodies import Body, Part
-from .solids import curve, turn
+from .outlines import curve
+from .rotations import turn
 
 Rng = np.random.Generator
 Family = Callable[[Rng], Body]

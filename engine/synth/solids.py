@@ -3,32 +3,51 @@
 A solid lives in its own frame, in cm. Seen under a rotation (object to view: x right, y down, z along
 the ray) it gives a Patch: for each pixel of its window, the length of the ray inside it. Ellipsoids,
 cylinders and boxes intersect analytically; a prism is its outline integrated along the projected
-extrusion; a tube is the arc length along its path, spread over a disc (for a straight tube this is
-the chord 2 sqrt(r^2 - d^2) over the sine of the angle to the ray, exactly).
+extrusion. Tubes, which are drawn pixel by pixel, have a module of their own.
 """
 
 from dataclasses import dataclass
+from math import sqrt
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from .rotations import Rotation
+
 STEEP = 0.1  # smallest cosine between a prism's axis and the ray: a plate seen edge-on stays drawable
+SHIFTS = 24  # copies of an outline that a prism is swept over, at most
+STEPS = np.arange(4096, dtype=np.float32)
 Outline = np.ndarray  # float [n, 2], cm
+Bounds = tuple[tuple[float, float, float], tuple[float, float, float]]  # low and high x, y, z, cm
 
 
 class Patch(NamedTuple):
     """Path lengths of a window of the picture."""
 
-    y: int  # first row, pixels
-    x: int  # first column, pixels
+    y: int  # first row, samples
+    x: int  # first column, samples
     path: np.ndarray  # float32 [h, w], cm
+    coarse: bool = False  # a sample is two pixels wide and high, not one
+
+    def fine(self) -> "Patch":
+        """Return the patch with a sample a pixel."""
+        if not self.coarse:
+            return self
+        return Patch(2 * self.y, 2 * self.x, self.path.repeat(2, 0).repeat(2, 1))
+
+
+class Dots(NamedTuple):
+    """Path lengths of single pixels of the picture, which may be named more than once: their sum counts."""
+
+    place: np.ndarray  # intp [n], row times the canvas's width plus column
+    path: np.ndarray  # float32 [n], cm
 
 
 class View(NamedTuple):
     """How a solid is seen."""
 
-    rotation: np.ndarray  # float [3, 3], object to view
+    rotation: Rotation  # object to view
     centre: tuple[float, float]  # x, y in pixels
     scale: float  # pixels a cm, the fan beam's magnification included
     canvas: tuple[int, int]  # height, width in pixels
@@ -37,39 +56,72 @@ class View(NamedTuple):
 class Solid(Protocol):
     """Anything that a ray can cross."""
 
-    def extent(self, rotation: np.ndarray) -> np.ndarray:
-        """Return its bounds under a rotation: float [2, 2], low and high x, y in cm."""
+    def bounds(self) -> Bounds:
+        """Return its bounds in its own frame."""
         ...
 
-    def seen(self, view: View) -> Patch | None:
+    def seen(self, view: View) -> Patch | Dots | None:
         """Return the path lengths, or None outside the canvas."""
         ...
 
 
-def window_of(view: View, bounds: np.ndarray) -> tuple[int, int, int, int] | None:
-    """Return y0, y1, x0, x1 of the canvas around bounds [2, 2] given in cm from the centre."""
+def window_of(
+    view: View, left: float, top: float, right: float, bottom: float
+) -> tuple[int, int, int, int] | None:
+    """Return y0, y1, x0, x1 of the canvas around bounds given in cm from the centre."""
     (cx, cy), (height, width), scale = view.centre, view.canvas, view.scale
-    x0, y0 = int(cx + bounds[0, 0] * scale) - 2, int(cy + bounds[0, 1] * scale) - 2
-    x1, y1 = int(cx + bounds[1, 0] * scale) + 3, int(cy + bounds[1, 1] * scale) + 3
-    x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
+    x0, y0 = max(int(cx + left * scale) - 1, 0), max(int(cy + top * scale) - 1, 0)
+    x1, y1 = min(int(cx + right * scale) + 2, width), min(int(cy + bottom * scale) + 2, height)
     return (y0, y1, x0, x1) if y1 > y0 and x1 > x0 else None
 
 
-def _symmetric(half: np.ndarray) -> np.ndarray:
-    return np.stack([-half, half])
+def ramps(
+    view: View, window: tuple[int, int, int, int], along: list[tuple[float, float, float]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a u + b v + c for each (a, b, c), u and v the rays' offsets from the centre in cm, in two parts.
 
-
-def rays(view: View, window: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rays' offsets from the centre in cm: u [1, w], v [h, 1]."""
+    The first, float32 [n, 1, w], and the second, [n, h, 1], add up to it.
+    """
     y0, y1, x0, x1 = window
-    u = (np.arange(x0, x1, dtype=np.float32) + np.float32(0.5 - view.centre[0])) / np.float32(view.scale)
-    v = (np.arange(y0, y1, dtype=np.float32) + np.float32(0.5 - view.centre[1])) / np.float32(view.scale)
-    return u[None, :], v[:, None]
+    a, b, c = np.array(along, np.float32).T[:, :, None]
+    inverse = 1 / view.scale
+    across = a * ((STEPS[: x1 - x0] + (x0 + 0.5 - view.centre[0])) * inverse)
+    down = b * ((STEPS[: y1 - y0] + (y0 + 0.5 - view.centre[1])) * inverse)
+    across += c
+    return across[:, None, :], down[:, :, None]
 
 
-def _nudged(direction: np.ndarray) -> np.ndarray:
-    """Keep a direction's components away from zero, so that they may divide."""
-    return np.where(np.abs(direction) < 1e-3, np.where(direction < 0, -1e-3, 1e-3), direction)
+def _nudged(part: float) -> float:
+    """Keep a component of a direction away from zero, so that it may divide."""
+    return part if abs(part) >= 1e-3 else (-1e-3 if part < 0 else 1e-3)
+
+
+def _section(
+    view: View, window: tuple[int, int, int, int], p: list[float], q: list[float], d: list[float]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return where the rays p u + q v + d t cross the unit ball or circle.
+
+    That is half the length between the two crossings, float32 [h, w], 0 outside, and the middle between
+    them as two parts to add, [1, w] and [h, 1].
+    """
+    a, pd, qd = max(_dot(d, d), 1e-6), _dot(p, d), _dot(q, d)
+    # (b^2 - ac) / a^2 = 1 / a - (p - pd/a d)^2 u^2 - ... : a positive form, its square completed
+    uu, vv, uv = (
+        _dot(p, p) / a - (pd / a) ** 2,
+        _dot(q, q) / a - (qd / a) ** 2,
+        _dot(p, q) / a - pd * qd / a**2,
+    )
+    across, down = ramps(view, window, [(1.0, 1.0, 0.0), (-pd / a, -qd / a, 0.0)])
+    u, v = across[0], down[0]
+    inside = (v * (-2 * uv)) * u
+    inside += 1 / a - uu * u * u
+    inside -= vv * v * v
+    np.maximum(inside, 0, out=inside)
+    return np.sqrt(inside, out=inside), across[1], down[1]
+
+
+def _dot(a: list[float], b: list[float]) -> float:
+    return sum([x * y for x, y in zip(a, b, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -78,24 +130,27 @@ class Ellipsoid:
 
     radii: tuple[float, float, float]
 
-    def extent(self, rotation: np.ndarray) -> np.ndarray:
-        """Return its bounds under a rotation."""
-        return _symmetric(np.sqrt(((rotation[:2] * self.radii) ** 2).sum(1)))
+    def bounds(self) -> Bounds:
+        """Return its bounds in its own frame."""
+        return _symmetric(*self.radii)
 
     def seen(self, view: View) -> Patch | None:
         """Return the chords: 2 sqrt(b^2 - ac) / a in the space where it is the unit ball."""
-        radii = np.array(self.radii)
-        window = window_of(view, self.extent(view.rotation))
+        x, y = (
+            sqrt(sum((e * r) ** 2 for e, r in zip(row, self.radii, strict=True))) for row in view.rotation[:2]
+        )
+        window = window_of(view, -x, -y, x, y)
         if window is None:
-            return None
-        u, v = rays(view, window)
-        p, q, d = view.rotation / radii  # images of u, v and the ray in unit-ball space
-        a, pd, qd = d @ d, p @ d, q @ d
-        uu, uv, vv = pd * pd - a * (p @ p), pd * qd - a * (p @ q), qd * qd - a * (q @ q)
-        inside = np.float32(uu) * u * u + np.float32(a) + np.float32(vv) * v * v + np.float32(2 * uv) * u * v
-        chord = np.sqrt(np.maximum(inside, 0, out=inside), out=inside)
-        chord *= np.float32(2 / a)
+            return None  # images of u, v and the ray in unit-ball space:
+        chord = _section(
+            view, window, *([e / r for e, r in zip(row, self.radii, strict=True)] for row in view.rotation)
+        )[0]
+        chord *= 2
         return Patch(window[0], window[2], chord)
+
+
+def _symmetric(x: float, y: float, z: float) -> Bounds:
+    return (-x, -y, -z), (x, y, z)
 
 
 @dataclass(frozen=True)
@@ -106,32 +161,28 @@ class Cylinder:
     ry: float
     half: float
 
-    def extent(self, rotation: np.ndarray) -> np.ndarray:
-        """Return its bounds under a rotation."""
-        r = rotation[:2]
-        section = np.sqrt((r[:, 0] * self.rx) ** 2 + (r[:, 1] * self.ry) ** 2)
-        return _symmetric(section + np.abs(r[:, 2]) * self.half)
+    def bounds(self) -> Bounds:
+        """Return its bounds in its own frame."""
+        return _symmetric(self.rx, self.ry, self.half)
 
     def seen(self, view: View) -> Patch | None:
         """Return the overlap of the section's interval with the slab's."""
         r = view.rotation
-        window = window_of(view, self.extent(r))
+        x, y = (sqrt((e[0] * self.rx) ** 2 + (e[1] * self.ry) ** 2) + abs(e[2]) * self.half for e in r[:2])
+        window = window_of(view, -x, -y, x, y)
         if window is None:
             return None
-        u, v = rays(view, window)
-        p, q, d = r[:, :2] / (self.rx, self.ry)
-        a, pd, qd = max(d @ d, 1e-6), p @ d, q @ d
-        b = np.float32(pd) * u + np.float32(qd) * v
-        c = np.float32(p @ p) * u * u + np.float32(2 * (p @ q)) * u * v + np.float32(q @ q) * v * v - 1
-        inside = b * b - np.float32(a) * c
-        root = np.sqrt(np.maximum(inside, 0))
-        dz = float(_nudged(r[2:, 2])[0])
-        z = np.float32(r[0, 2]) * u + np.float32(r[1, 2]) * v
-        middle, reach = -z / np.float32(dz), np.float32(self.half / abs(dz))
-        far = np.minimum((root - b) / np.float32(a), middle + reach)
-        near = np.maximum((-root - b) / np.float32(a), middle - reach)
-        path = np.where(inside > 0, np.maximum(far - near, 0), 0).astype(np.float32)
-        return Patch(window[0], window[2], path)
+        half, across, down = _section(view, window, *([e[0] / self.rx, e[1] / self.ry] for e in r))
+        middle = across + down
+        near, far = middle - half, np.add(middle, half, out=half)
+        dz = _nudged(r[2][2])
+        reach = self.half / abs(dz)
+        u, v = ramps(view, window, [(-r[0][2] / dz, -r[1][2] / dz, reach)])
+        slab = np.add(u[0], v[0], out=middle)
+        np.minimum(far, slab, out=far)
+        slab -= 2 * reach
+        far -= np.maximum(near, slab, out=near)
+        return Patch(window[0], window[2], np.maximum(far, 0, out=far))
 
 
 @dataclass(frozen=True)
@@ -140,39 +191,43 @@ class Box:
 
     half: tuple[float, float, float]
 
-    def extent(self, rotation: np.ndarray) -> np.ndarray:
-        """Return its bounds under a rotation."""
-        return _symmetric(np.abs(rotation[:2]) @ np.array(self.half))
+    def bounds(self) -> Bounds:
+        """Return its bounds in its own frame."""
+        return _symmetric(*self.half)
 
     def seen(self, view: View) -> Patch | None:
         """Return the overlap of the three slabs' intervals."""
-        half = np.array(self.half)
-        window = window_of(view, self.extent(view.rotation))
+        (ux, uy, uz), (vx, vy, vz), ray = view.rotation
+        a, b, c = self.half
+        x, y = abs(ux) * a + abs(uy) * b + abs(uz) * c, abs(vx) * a + abs(vy) * b + abs(vz) * c
+        window = window_of(view, -x, -y, x, y)
         if window is None:
             return None
-        u, v = rays(view, window)
-        direction = _nudged(view.rotation[2])
-        far, near = np.float32(np.inf), np.float32(-np.inf)
-        for axis in range(3):
-            inverse = 1 / direction[axis]
-            along_u, along_v = view.rotation[:2, axis] * -inverse
-            middle = np.float32(along_u) * u + np.float32(along_v) * v
-            reach = np.float32(half[axis] * abs(inverse))
-            far, near = np.minimum(far, middle + reach), np.maximum(near, middle - reach)
-        path = np.maximum(far - near, 0)
-        return Patch(window[0], window[2], path)
+        along = []
+        for u, v, w, half in zip((ux, uy, uz), (vx, vy, vz), ray, self.half, strict=True):
+            inverse = 1 / _nudged(w)
+            reach = half * abs(inverse)
+            along += [(-u * inverse, -v * inverse, reach), (-u * inverse, -v * inverse, -reach)]
+        across, down = ramps(view, window, along)
+        far, near = across[0] + down[0], across[1] + down[1]
+        spare = np.empty_like(far)
+        for k in (2, 4):
+            np.minimum(far, np.add(across[k], down[k], out=spare), out=far)
+            np.maximum(near, np.add(across[k + 1], down[k + 1], out=spare), out=near)
+        far -= near
+        return Patch(window[0], window[2], np.maximum(far, 0, out=far))
 
 
 @dataclass(frozen=True)
 class Shell:
     """What an outer solid encloses and an inner one does not (same centre)."""
 
-    outer: Solid
-    inner: Solid
+    outer: Ellipsoid | Cylinder | Box
+    inner: Ellipsoid | Cylinder | Box
 
-    def extent(self, rotation: np.ndarray) -> np.ndarray:
-        """Return its bounds under a rotation."""
-        return self.outer.extent(rotation)
+    def bounds(self) -> Bounds:
+        """Return its bounds in its own frame."""
+        return self.outer.bounds()
 
     def seen(self, view: View) -> Patch | None:
         """Return the difference of the two path lengths."""
@@ -194,184 +249,55 @@ class Prism:
     half: float  # half the height, cm
     holes: tuple[Outline, ...] = ()
 
-    def extent(self, rotation: np.ndarray) -> np.ndarray:
-        """Return its bounds under a rotation."""
-        ring = self.outline @ rotation[:2, :2].T
-        return np.stack([ring.min(0), ring.max(0)]) + _symmetric(np.abs(rotation[:2, 2]) * self.half)
+    def bounds(self) -> Bounds:
+        """Return its bounds in its own frame."""
+        (x0, y0), (x1, y1) = self.outline.min(0).tolist(), self.outline.max(0).tolist()
+        return (x0, y0, -self.half), (x1, y1, self.half)
 
     def seen(self, view: View) -> Patch | None:
         """Return the outline's mask summed over shifts along the projected axis."""
-        plane, axis = view.rotation[:2, :2], view.rotation[:2, 2]
-        cosine = max(abs(view.rotation[2, 2]), STEEP)
-        drift = axis * self.half
-        window = window_of(view, self.extent(view.rotation))
+        outer = view.rotation.flat(self.outline)
+        drift = [row[2] * self.half for row in view.rotation[:2]]
+        (x0, y0), (x1, y1) = outer.min(0).tolist(), outer.max(0).tolist()
+        x, y = abs(drift[0]), abs(drift[1])
+        window = window_of(view, x0 - x, y0 - y, x1 + x, y1 + y)
         if window is None:
             return None
-        rings = [ring @ plane.T for ring in (self.outline, *self.holes)]
-        mask = drawn(rings, view, window)
-        path = _swept(mask, drift * view.scale)
-        path *= np.float32(2 * self.half / cosine)
+        mask = drawn([outer, *(view.rotation.flat(hole) for hole in self.holes)], view, window)
+        path = _swept(mask, drift[0] * view.scale, drift[1] * view.scale)
+        path *= np.float32(2 * self.half / max(abs(view.rotation[2][2]), STEEP) / 255)
         return Patch(window[0], window[2], path)
 
 
 def drawn(rings: list[np.ndarray], view: View, window: tuple[int, int, int, int]) -> np.ndarray:
-    """Rasterize rings (cm, view plane; the first filled, the others cut out): float32 coverage."""
+    """Rasterize rings (cm, view plane; the first filled, the others cut out): uint8 coverage, 255 full.
+
+    Small ones are drawn finer and averaged; a large one has its edge pixels at half.
+    """
     y0, y1, x0, x1 = window
-    fine = 3 if (y1 - y0) * (x1 - x0) < 60_000 else 2
+    pixels = (y1 - y0) * (x1 - x0)
+    fine = 3 if pixels < 3_000 else 2 if pixels < 30_000 else 1
     sheet = Image.new("L", ((x1 - x0) * fine, (y1 - y0) * fine))
     pen = ImageDraw.Draw(sheet)
-    shift = np.array([view.centre[0] - x0, view.centre[1] - y0])
+    shift = ((view.centre[0] - x0) * fine - 0.5, (view.centre[1] - y0) * fine - 0.5)
     for index, ring in enumerate(rings):
-        points = ((ring * view.scale + shift) * fine - 0.5).ravel().tolist()
-        pen.polygon(points, fill=0 if index else 255)
-    return np.asarray(sheet.reduce(fine), np.float32) / np.float32(255)
+        points = (ring * (view.scale * fine) + shift).ravel().tolist()
+        pen.polygon(points, fill=0 if index else 255, outline=128 if fine == 1 else None)
+    return np.asarray(sheet.reduce(fine) if fine > 1 else sheet)
 
 
-def _swept(mask: np.ndarray, drift: np.ndarray) -> np.ndarray:
-    """Average a mask over shifts from -drift to +drift (pixels x, y)."""
-    steps = min(int(2 * np.abs(drift).max()) + 1, 48)
+def _swept(mask: np.ndarray, dx: float, dy: float) -> np.ndarray:
+    """Average a mask over shifts from -(dx, dy) to (dx, dy) pixels: float32."""
+    steps = min(int(2 * max(abs(dx), abs(dy))) + 1, SHIFTS)
     if steps == 1:
-        return mask
+        return mask.astype(np.float32)
     height, width = mask.shape
-    total = np.zeros_like(mask)
-    for part in (np.arange(steps) + 0.5) * 2 / steps - 1:
-        dx, dy = round(float(part * drift[0])), round(float(part * drift[1]))
-        if abs(dx) >= width or abs(dy) >= height:
+    total = np.zeros(mask.shape, np.uint16)
+    for step in range(steps):
+        part = (step + 0.5) * 2 / steps - 1
+        x, y = round(part * dx), round(part * dy)
+        if abs(x) >= width or abs(y) >= height:
             continue
-        into = total[max(dy, 0) : height + min(dy, 0), max(dx, 0) : width + min(dx, 0)]
-        into += mask[max(-dy, 0) : height + min(-dy, 0), max(-dx, 0) : width + min(-dx, 0)]
-    total /= np.float32(steps)
-    return total
-
-
-@dataclass(frozen=True)
-class Tube:
-    """A round wire along a path: float [n, 3] points and the radius, cm."""
-
-    path: np.ndarray
-    radius: float
-
-    def extent(self, rotation: np.ndarray) -> np.ndarray:
-        """Return its bounds under a rotation."""
-        points = self.path @ rotation[:2].T
-        return np.stack([points.min(0), points.max(0)]) + _symmetric(np.full(2, self.radius))
-
-    def seen(self, view: View) -> Patch | None:
-        """Return the arc length a pixel, spread over the wire's disc."""
-        window = window_of(view, self.extent(view.rotation))
-        if window is None:
-            return None
-        points = self.path @ view.rotation.T
-        y0, y1, x0, x1 = window
-        lengths, middles = _pieces(points, 0.8 / view.scale)
-        middles = middles * view.scale + (view.centre[0] - x0 - 0.5, view.centre[1] - y0 - 0.5)
-        density = _splat(middles, lengths, (y1 - y0, x1 - x0))
-        return Patch(y0, x0, _disc_sum(density, self.radius * view.scale))
-
-
-def _pieces(points: np.ndarray, step: float) -> tuple[np.ndarray, np.ndarray]:
-    """Cut a polyline into pieces about a step long in projection: lengths [m] (3-D), middles [m, 2]."""
-    legs = np.diff(points, axis=0)
-    counts = np.maximum(np.ceil(np.hypot(legs[:, 0], legs[:, 1]) / step), 1).astype(int)
-    lengths = np.repeat(np.sqrt((legs**2).sum(1)) / counts, counts)
-    index = np.repeat(np.arange(len(legs)), counts)
-    first = np.repeat(np.cumsum(counts) - counts, counts)
-    share = (np.arange(len(index)) - first + 0.5) / counts[index]
-    return lengths, points[index, :2] + legs[index, :2] * share[:, None]
-
-
-def _splat(middles: np.ndarray, weights: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Spread weights bilinearly over a grid [h, w]; what falls outside is dropped."""
-    height, width = shape
-    corner = np.floor(middles).astype(int)
-    share = middles - corner
-    keep = (corner >= 0).all(1) & (corner[:, 0] < width - 1) & (corner[:, 1] < height - 1)
-    (x, y), (fx, fy), w = corner[keep].T, share[keep].T, weights[keep]
-    flat = y * width + x
-    where = np.concatenate([flat, flat + 1, flat + width, flat + width + 1])
-    amount = np.concatenate([(1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy]) * np.tile(w, 4)
-    return np.bincount(where, amount, height * width).reshape(height, width).astype(np.float32)
-
-
-def _disc_sum(density: np.ndarray, radius: float) -> np.ndarray:
-    """Convolve with a disc of this radius in pixels, by rows; below a pixel by its area alone."""
-    if radius < 0.8:
-        return density * np.float32(np.pi * radius * radius)
-    reach = int(radius)
-    height, width = density.shape
-    sums = np.zeros((height, width + 2 * reach + 1), np.float32)
-    np.cumsum(density, axis=1, out=sums[:, reach + 1 : reach + 1 + width])
-    sums[:, reach + 1 + width :] = sums[:, reach + width : reach + width + 1]
-    total = np.zeros_like(density)
-    area = 0
-    for dy in range(-reach, reach + 1):
-        half = int(np.sqrt(max(radius * radius - dy * dy, 0)))
-        area += 2 * half + 1
-        row = sums[max(-dy, 0) : height + min(-dy, 0)]
-        left = reach - half
-        right = reach + half + 1
-        into = total[max(dy, 0) : height + min(dy, 0)]
-        into += row[:, right : right + width]
-        into -= row[:, left : left + width]
-    total *= np.float32(np.pi * radius * radius / area)
-    return np.maximum(total, 0, out=total)
-
-
-def turn(axis: int, angle: float) -> np.ndarray:
-    """Return the rotation matrix about x, y or z (0, 1, 2) by an angle in radians."""
-    c, s = np.cos(angle), np.sin(angle)
-    i, j = (axis + 1) % 3, (axis + 2) % 3
-    matrix = np.eye(3)
-    matrix[i, i] = matrix[j, j] = c
-    matrix[i, j], matrix[j, i] = -s, s
-    return matrix
-
-
-def random_rotation(rng: np.random.Generator) -> np.ndarray:
-    """Return a rotation uniform over SO(3) (a random unit quaternion)."""
-    w, x, y, z = (q := rng.standard_normal(4)) / np.sqrt(q @ q)
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
-    )
-
-
-def curve(points: np.ndarray, each: int = 6) -> np.ndarray:
-    """Return a Catmull-Rom curve through points [n, d], with this many points a leg."""
-    p = np.concatenate([2 * points[:1] - points[1:2], points, 2 * points[-1:] - points[-2:-1]])
-    t = (np.arange(each) / each)[:, None, None]
-    a, b, c, d = p[:-3], p[1:-2], p[2:-1], p[3:]
-    legs = b + 0.5 * t * (c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * (b - c) + d - a)))
-    return np.concatenate([legs.transpose(1, 0, 2).reshape(-1, points.shape[1]), points[-1:]])
-
-
-def ribbon(path: np.ndarray, half_widths: np.ndarray) -> Outline:
-    """Return the outline of a band of varying half width (cm) around a path [n, 2]."""
-    ahead = np.gradient(path, axis=0)
-    normal = np.stack([-ahead[:, 1], ahead[:, 0]], 1)
-    normal /= np.maximum(np.sqrt((normal**2).sum(1, keepdims=True)), 1e-9)
-    side = normal * half_widths[:, None]
-    return np.concatenate([path + side, (path - side)[::-1]])
-
-
-def circle(x: float, y: float, radius: float, points: int = 24, squash: float = 1.0) -> Outline:
-    """Return a circle's outline, its y axis squashed."""
-    angle = np.arange(points) * (2 * np.pi / points)
-    return np.stack([x + radius * np.cos(angle), y + squash * radius * np.sin(angle)], 1)
-
-
-def rounded(width: float, height: float, corner: float, each: int = 6) -> Outline:
-    """Return a rectangle's outline with round corners, centred, sizes in cm."""
-    corner = min(corner, width / 2, height / 2)
-    angle = np.linspace(0, np.pi / 2, each)
-    arc = np.stack([np.cos(angle), np.sin(angle)], 1) * corner
-    quarter = [(1, 1), (-1, 1), (-1, -1), (1, -1)]
-    return np.concatenate(
-        [
-            arc[:: sx * sy] * (sx, sy) + (sx * (width / 2 - corner), sy * (height / 2 - corner))
-            for sx, sy in quarter
-        ]
-    )
+        into = total[max(y, 0) : height + min(y, 0), max(x, 0) : width + min(x, 0)]
+        into += mask[max(-y, 0) : height + min(-y, 0), max(-x, 0) : width + min(-x, 0)]
+    return total * np.float32(1 / steps)

@@ -4,8 +4,9 @@ import numpy as np
 
 from .beam import STEEL
 from .bodies import Body, Part
+from .outlines import circle, ribbon
 from .shapes import ALONG_X, Rng, arc, points, spun, uniform
-from .solids import Box, Cylinder, Prism, circle, ribbon
+from .solids import Box, Cylinder, Prism
 
 
 def _jaw(size: float, angle: float) -> np.ndarray:
