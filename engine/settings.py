@@ -125,7 +125,7 @@ class LimitSettings:
     )
     decode_timeout: float = setting(
         60.0,
-        "Give images that take longer to decode the status decoder_timeout.",
+        "Give images that take more CPU time to decode, or ten times as long, the status decoder_timeout.",
         resume="same",
         most=1_000_000,
         unit="seconds",

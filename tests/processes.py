@@ -30,7 +30,7 @@ def runs(pid: int) -> bool:
 def decoding(out: Path) -> list[int]:
     """Start, in monotonic ns, of each image that the workers of a scan into `out` have in their decoders."""
     files = Path(f"{out}.parts").glob(f"{PREFIX}*")
-    return [started for path in files for _, started in in_flight(path)]
+    return [image.started for path in files for image in in_flight(path)]
 
 
 def cpu_seconds(pid: int) -> float:

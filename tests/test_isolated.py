@@ -147,10 +147,33 @@ def test_an_image_over_the_time_limit_is_a_row_and_its_child_is_gone() -> None:
         decode.timeout_s = 0.05
         assert decode(row, slow_image()) is None
         assert row.status == "decoder_timeout"
-        assert row.error == "the image was not decoded within 0.05 s"
+        assert row.error == "the image was not decoded within 0.05 s of CPU time"
         assert child not in decoders()
         decode.timeout_s = 60
         assert decode(Row("again"), slow_image()) is not None
+
+
+def test_time_that_a_child_does_not_get_is_not_the_images() -> None:
+    """Stopped for four times its limit, as on a busy machine, it decodes the image all the same."""
+    with IsolatedDecoder(SIZE, DecodeLimits(), timeout_s=60) as decode, ThreadPoolExecutor(1) as pool:
+        child, row = started(decode), Row("waiting")
+        decode.timeout_s = 0.5
+        os.kill(child, signal.SIGSTOP)
+        answer = pool.submit(decode, row, saved(picture(), "PNG"))
+        time.sleep(4 * decode.timeout_s)
+        os.kill(child, signal.SIGCONT)
+        assert answer.result(PATIENCE_S) is not None
+        assert row.status == "ok"
+
+
+def test_a_child_that_does_nothing_is_ended_by_the_clock() -> None:
+    with IsolatedDecoder(SIZE, DecodeLimits(), timeout_s=60) as decode:
+        child, row = started(decode), Row("waiting")
+        decode.timeout_s = 0.1
+        os.kill(child, signal.SIGSTOP)
+        assert decode(row, saved(picture(), "PNG")) is None
+        assert (row.status, row.error) == ("decoder_timeout", "the image was not decoded within 1 s")
+        assert child not in decoders()
 
 
 def test_no_child_is_left_behind() -> None:

@@ -839,14 +839,14 @@ def test_images_in_decoders_are_seen_from_outside(tmp_path: Path):
     alone, many = open_slots(path, [1, 300])
     began = time.monotonic_ns()
     alone.begin(keys[0])
-    ((found, started),) = in_flight(path)
+    ((found, started, _),) = in_flight(path)
     assert found == keys[0]
     assert began <= started <= time.monotonic_ns()
     alone.begin(keys[1])
-    assert [key for key, _ in in_flight(path)] == keys[1:2]
+    assert [image.key for image in in_flight(path)] == keys[1:2]
     alone.end()
     many.begin_all(keys)
-    assert [key for key, _ in in_flight(path)] == keys
+    assert [image.key for image in in_flight(path)] == keys
     many.end()
     assert in_flight(path) == in_flight(tmp_path / "none") == []
 

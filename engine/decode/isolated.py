@@ -1,8 +1,8 @@
 """Decoding of suspects in a child process, which may crash or hang without harm.
 
 The child serves one image at a time over its pipes. A request is the length of the file (8 bytes,
-little-endian) and its bytes; an answer is the length of a JSON object (4 bytes), the object with the
-row's fields, and the pixels if the status is ok.
+little-endian), the limit of CPU seconds (a double) and the file's bytes; an answer is the length of a JSON
+object (4 bytes), the object with the row's fields, and the pixels if the status is ok.
 """
 
 import json
@@ -22,10 +22,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import Stopped
+from ..results.in_flight import PATIENCE
 from ..row import ImageFault, Row
 from ..text import signal_name
 from . import DecodeLimits, Decoder, native_lines
 
+REQUEST = struct.Struct("<Qd")
 START_S = 120  # for the child to load its libraries, on a machine under load
 READY = b"ready\n"
 FIELDS = ("format", "width", "height", "bit_depth", "color", "status", "error", "warnings")
@@ -83,7 +85,7 @@ class IsolatedDecoder:
     def _ask(self, blob: bytes) -> tuple[dict[str, Any], npt.NDArray[np.uint8] | None]:
         child, expired, answer = self._running(), threading.Event(), None
         try:
-            with _time_limit(child, self.timeout_s, expired):
+            with _time_limit(child, PATIENCE * self.timeout_s, expired):
                 answer = self._exchange(child, blob)
         except (BrokenPipeError, EOFError):
             child.wait()
@@ -93,7 +95,12 @@ class IsolatedDecoder:
         if answer is not None:
             return answer
         if expired.is_set():
-            raise ImageFault("decoder_timeout", f"the image was not decoded within {self.timeout_s:g} s")
+            seconds = PATIENCE * self.timeout_s
+            raise ImageFault("decoder_timeout", f"the image was not decoded within {seconds:g} s")
+        if child.returncode == -signal.SIGPROF:
+            raise ImageFault(
+                "decoder_timeout", f"the image was not decoded within {self.timeout_s:g} s of CPU time"
+            )
         if child.returncode == -signal.SIGKILL:  # not by us: the kernel does it where memory ends
             raise _Killed
         raise ImageFault("decoder_crash", f"the decoder was ended by {_cause(child.returncode)}")
@@ -103,7 +110,7 @@ class IsolatedDecoder:
     ) -> tuple[dict[str, Any], npt.NDArray[np.uint8] | None]:
         assert child.stdin is not None
         assert child.stdout is not None
-        child.stdin.write(len(blob).to_bytes(8, "little"))
+        child.stdin.write(REQUEST.pack(len(blob), self.timeout_s))
         child.stdin.write(blob)
         child.stdin.flush()
         (length,) = struct.unpack("<I", _exactly(child.stdout, 4))
@@ -118,9 +125,8 @@ class IsolatedDecoder:
             self.close()  # it died between two images
         if self._child is None:
             numbers = (self.input_size, self.limits.max_pixels, self.limits.max_file_size)
-            alarm_s = math.ceil(self.timeout_s) + 5
             self._child = subprocess.Popen(  # noqa: S603 - our own module; -P: never from the current folder
-                [sys.executable, "-P", "-m", __spec__.name, *map(str, numbers), str(alarm_s)],
+                [sys.executable, "-P", "-m", __spec__.name, *map(str, numbers)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -135,7 +141,7 @@ class IsolatedDecoder:
                 self.close()
                 raise Stopped(
                     f"the decoder's child process does not start (ended by {_cause(code)}); try "
-                    f"`{sys.executable} -m {__spec__.name} 256 1000 1000 9` to see why"
+                    f"`{sys.executable} -m {__spec__.name} 256 1000 1000` to see why"
                 )
         return self._child
 
@@ -198,10 +204,10 @@ def _most_bytes(limits: DecodeLimits) -> int:
     return BASE_BYTES + BYTES_A_PIXEL * max(limits.max_pixels, 64_000_000) + 2 * limits.max_file_size
 
 
-def serve(input_size: int, limits: DecodeLimits, alarm_s: int) -> None:
+def serve(input_size: int, limits: DecodeLimits) -> None:
     """Answer requests until the parent closes the pipe; the child's main loop.
 
-    An alarm ends a decoder that hangs even when the parent is gone.
+    SIGPROF ends an image at its limit of CPU time, an alarm a decoder that hangs when the parent is gone.
     """
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what native code prints must not get between the answers
@@ -212,15 +218,18 @@ def serve(input_size: int, limits: DecodeLimits, alarm_s: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answers.write(READY)
     answers.flush()
-    while head := requests.read(8):
-        blob = requests.read(int.from_bytes(head, "little"))
+    while head := requests.read(REQUEST.size):
+        length, limit_s = REQUEST.unpack(head)
+        blob = requests.read(length)
         row = Row(uri="")
-        signal.alarm(alarm_s)
+        signal.setitimer(signal.ITIMER_PROF, max(limit_s, 0.001))
+        signal.alarm(math.ceil(PATIENCE * limit_s) + 5)
         try:
             pixels = decode(row, blob)
         except MemoryError:
             pixels = None
             row.fail(ImageFault("decoder_crash", f"the decoder needs more than {most >> 20} MB of memory"))
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
         fields = json.dumps({name: getattr(row, name) for name in FIELDS}).encode()
         answers.write(struct.pack("<I", len(fields)) + fields)
@@ -230,5 +239,5 @@ def serve(input_size: int, limits: DecodeLimits, alarm_s: int) -> None:
 
 
 if __name__ == "__main__":
-    _size, _pixels, _bytes, _alarm = map(int, sys.argv[1:])
-    serve(_size, DecodeLimits(max_pixels=_pixels, max_file_size=_bytes), _alarm)
+    _size, _pixels, _bytes = map(int, sys.argv[1:])
+    serve(_size, DecodeLimits(max_pixels=_pixels, max_file_size=_bytes))

@@ -8,14 +8,18 @@ later run learns the same if the coordinator died as well. All of these images a
 import mmap
 import os
 import struct
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ..system.durable import read_whole, write_whole
+from ..system.machine import thread_seconds
 
 KEY_SIZE = 16  # bytes
-SLOT = struct.Struct("=16sQ")  # key, start in monotonic ns (0: idle)
+SLOT = struct.Struct("=16sQQ")  # key, start in monotonic ns (0: idle), id of the thread that decodes it
+PATIENCE = 10  # times the limit of CPU seconds that an image may take by the clock, on a busy machine
 SUSPECTS = "suspects"
 PREFIX = "in_flight-"
 
@@ -27,16 +31,21 @@ class Slots:
         self._slots = slots
         self._first = first * SLOT.size
         self._count = count
+        self._thread = 0
+
+    def belong_to_this_thread(self) -> None:
+        """Note with each image that the calling thread decodes it."""
+        self._thread = threading.get_native_id()
 
     def begin(self, key: bytes) -> None:
         """Note that this image is being decoded from now on, in place of the one before."""
-        SLOT.pack_into(self._slots, self._first, key, time.monotonic_ns())
+        SLOT.pack_into(self._slots, self._first, key, time.monotonic_ns(), self._thread)
 
     def begin_all(self, keys: Sequence[bytes]) -> None:
         """Note images that are decoded at once; no more than there are slots."""
         now = time.monotonic_ns()
         for slot, key in enumerate(keys[: self._count]):
-            SLOT.pack_into(self._slots, self._first + slot * SLOT.size, key, now)
+            SLOT.pack_into(self._slots, self._first + slot * SLOT.size, key, now, self._thread)
 
     def end(self) -> None:
         """Note that nothing is being decoded here."""
@@ -66,14 +75,52 @@ def _write_all(handle: int, content: bytes) -> None:
         written += os.pwrite(handle, content[written:], written)
 
 
-def in_flight(path: Path) -> list[tuple[bytes, int]]:
-    """Read (key, start in monotonic ns) of every image that is being decoded, from any process."""
+class Decoding(NamedTuple):
+    """An image that is being decoded."""
+
+    key: bytes
+    started: int  # monotonic ns
+    thread: int  # that decodes it; 0 where it is unknown
+
+
+def in_flight(path: Path) -> list[Decoding]:
+    """Read what is being decoded, from any process."""
     try:
         content = read_whole(path)
     except FileNotFoundError:
         return []
     whole = len(content) // SLOT.size * SLOT.size
-    return [(key, started) for key, started in SLOT.iter_unpack(content[:whole]) if started]
+    found = (Decoding(*fields) for fields in SLOT.iter_unpack(content[:whole]))
+    return [image for image in found if image.started]
+
+
+class LateImages:
+    """Finds images that take too long: over a limit of CPU time, or PATIENCE times it by the clock.
+
+    A machine under load gives a decoder little of its time, and that is no fault of a file. CPU time counts
+    from the first look at an image, so looks must follow each other closely.
+    """
+
+    def __init__(self, limit_s: float):
+        self._limit_s = limit_s
+        self._first: dict[tuple[int, Decoding], float] = {}  # CPU seconds of the thread at the first look
+
+    def among(self, process: int, images: Sequence[Decoding], resumed: int = 0) -> bool:
+        """Look at a process's images; tell whether one of them is late.
+
+        No time before `resumed`, in monotonic ns, counts by the clock.
+        """
+        now, seen = time.monotonic_ns(), dict[tuple[int, Decoding], float]()
+        late = False
+        for image in images:
+            late |= now - max(image.started, resumed) > PATIENCE * self._limit_s * 1e9
+            spent = thread_seconds(process, image.thread)
+            if spent is not None:
+                first = seen[process, image] = self._first.get((process, image), spent)
+                late |= spent - first > self._limit_s
+        others = {key: first for key, first in self._first.items() if key[0] != process}
+        self._first = others | seen
+        return late
 
 
 def collect_suspects(folder: Path) -> set[bytes]:
@@ -87,7 +134,7 @@ def collect_suspects(folder: Path) -> set[bytes]:
     keys = {known[at : at + KEY_SIZE] for at in range(0, whole, KEY_SIZE)}
     left = list(folder.glob(f"{PREFIX}*"))
     for path in left:
-        keys.update(key for key, _ in in_flight(path))
+        keys.update(image.key for image in in_flight(path))
     keep_suspects(folder, keys)
     for path in left:
         path.unlink(missing_ok=True)

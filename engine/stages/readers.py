@@ -21,6 +21,7 @@ from ..decode.batch import waits_for_batch
 from ..decode.coded_image import CodedImage
 from ..decode.isolated import IsolatedDecoder
 from ..errors import Stopped
+from ..results.in_flight import Decoding, LateImages
 from ..row import Row
 from ..sources import Candidate
 from ..system.child import Channel, Child
@@ -118,9 +119,10 @@ class _Reader:
     def ask(self, candidates: list[Candidate], suspects: frozenset[bytes], timeout_s: float) -> list[Any]:
         """Have a chunk read; raises EOFError if the process dies or is killed for a late image."""
         self._child.send((candidates, suspects))
+        late = LateImages(timeout_s)
         while not self._child.connection.poll(TICK_S):
-            _, started = _noted(self._memory)
-            if started and time.monotonic_ns() - started > timeout_s * 1e9:
+            key, started = _noted(self._memory)
+            if started and late.among(self._child.pid, [Decoding(key, started, self._child.pid)]):
                 self._child.kill()
         return self._child.receive()
 

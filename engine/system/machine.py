@@ -42,6 +42,15 @@ def _cgroup_quota() -> float | None:
     return quota_us / period_us if quota_us > 0 else None
 
 
+def thread_seconds(process: int, thread: int) -> float | None:
+    """Return the CPU seconds that a thread of any process has taken; None if it is gone or not to be seen."""
+    try:
+        words = Path(f"/proc/{process}/task/{thread}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")  # in user mode, in the kernel
+
+
 def die_with(parent: int) -> None:
     """Have this process killed when its parent process dies, even by SIGKILL."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

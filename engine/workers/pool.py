@@ -17,7 +17,7 @@ from threading import Event
 from typing import Any, Self
 
 from ..errors import DeviceLost, Stopped
-from ..results.in_flight import PREFIX, in_flight, keep_suspects
+from ..results.in_flight import PREFIX, LateImages, in_flight, keep_suspects
 from ..settings import ScanSettings
 from ..stages import OpenStages, Setup
 from ..stages.scorer import resolved_settings
@@ -70,6 +70,7 @@ class Pool:
         self._dealt = self._handed_out = self._rows_ahead = 0
         self._files = 0
         self._looked = self._resumed = time.monotonic_ns()
+        self._late = LateImages(settings.decode_timeout)
 
     @property
     def setup(self) -> Setup:
@@ -243,7 +244,7 @@ class Pool:
             worker.child.end()
         self._workers.remove(worker)
         self._count_death(worker, cause)
-        keys = [key for key, _ in in_flight(worker.in_flight)] if worker.in_flight else []
+        keys = [image.key for image in in_flight(worker.in_flight)] if worker.in_flight else []
         self._warn(worker, cause, len(keys))
         if keys:
             self._suspects.update(keys)
@@ -269,7 +270,7 @@ class Pool:
 
     def _warn(self, worker: _Worker, cause: str, suspects: int) -> None:
         if worker.late:
-            cause = f"an image took over {self._settings.decode_timeout:g} s"
+            cause = f"an image took over {self._settings.decode_timeout:g} s of CPU time"
         else:
             cause = f"a worker process was ended by {cause}" if "SIG" in cause or "exit" in cause else cause
         apart = f"; the {suspects} images that were in decoders are decoded apart" if suspects else ""
@@ -283,19 +284,18 @@ class Pool:
             return  # this run knows them; a later one will learn them by a crash of its own
 
     def _look_for_late_images(self) -> None:
-        """Kill workers that have had an image in a decoder for longer than --decode-timeout."""
+        """Kill workers in which an image takes more time than --decode-timeout allows."""
         now = time.monotonic_ns()
         if now - self._looked < TICK_S * 1e9:
             return
         if now - self._looked > PAUSE_S * 1e9:
             self._resumed = now  # the whole scan was paused, as by Ctrl-Z: images get their full time again
         self._looked = now
-        oldest = now - int(self._settings.decode_timeout * 1e9)
         for worker in self._workers:
             if worker.in_flight and not worker.late:
-                starts = [started for _, started in in_flight(worker.in_flight)]
-                if any(max(started, self._resumed) < oldest for started in starts):
-                    worker.late = True
+                images = in_flight(worker.in_flight)
+                worker.late = self._late.among(worker.child.pid, images, self._resumed)
+                if worker.late:
                     worker.child.kill()
 
     def _check_stopped(self) -> None:

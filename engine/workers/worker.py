@@ -50,6 +50,7 @@ def _slots(path: Path, setup: Setup) -> Sequence[Slots]:
 
 def _work(channel: Channel, worker: "Worker", chunks: "SimpleQueue[Chunk]", slots: Slots) -> None:
     """Process one chunk after the other; the main function of a thread."""
+    slots.belong_to_this_thread()
     try:
         while True:
             channel.send(worker(chunks.get(), slots))
