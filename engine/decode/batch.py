@@ -25,6 +25,7 @@ from ..text import one_line
 from . import Decoder
 from .coded_image import CodedImage
 from .host_memory import HostMemory
+from .odd_jpeg import INVENTED
 
 if TYPE_CHECKING:
     from .dali_graph import DecodedBatch
@@ -121,13 +122,14 @@ class BatchDecoder:
         """Return the positions and pixels of the images that were certainly decoded.
 
         An image that the hardware left out without a word shows what stood in its place before: one colour,
-        or another image of late. True ones of one colour, and copies in other files, are decoded once more.
+        or another image of late. One that was cut ends in the gray of missing data. True ones like these, and
+        copies in other files, are decoded once more.
         """
         good = []
-        for k, (i, uniform, fingerprint) in enumerate(
-            zip(decoded.ids, decoded.uniform, decoded.fingerprints, strict=True)
+        for k, (i, odd, fingerprint) in enumerate(
+            zip(decoded.ids, self._odd(decoded), decoded.fingerprints, strict=True)
         ):
-            if not uniform and self._fingerprints.setdefault(fingerprint, rows[i].sha256) == rows[i].sha256:
+            if not odd and self._fingerprints.setdefault(fingerprint, rows[i].sha256) == rows[i].sha256:
                 good.append(k)
         while len(self._fingerprints) > KEPT_FINGERPRINTS:
             self._fingerprints.popitem(last=False)
@@ -136,6 +138,12 @@ class BatchDecoder:
             pixels = pixels[good]
             self._memory.wait()  # for DALI gets its own back
         return [decoded.ids[k] for k in good], pixels
+
+    def _odd(self, decoded: "DecodedBatch") -> list[bool]:
+        """Tell which images have one colour, or the gray of missing data as their last line."""
+        lines = self._memory.of(decoded.pixels)[:, -1].reshape(len(decoded.ids), -1)
+        gray = (lines >= INVENTED - 1) & (lines <= INVENTED + 1)
+        return [*map(any, zip(decoded.uniform.tolist(), gray.all(1).tolist(), strict=True))]
 
     def _joined(self, rows: Sequence[Row], parts: Sequence[tuple[list[int], Any]]) -> tuple[list[Row], Any]:
         """Join parts in the order of the rows; a single part is returned as it is."""

@@ -4,6 +4,8 @@ libtiff paints what it can of a damaged line, and says nothing of a Group 4 pict
 reader takes only lines that are as long as the picture is wide.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -56,7 +58,7 @@ def _table(codes: dict[str, int]) -> list[tuple[int, int]]:
     return table
 
 
-def _runs(codes: list[str]) -> list[tuple[int, int]]:
+def _runs(codes: Sequence[str]) -> list[tuple[int, int]]:
     lengths = (*range(64), *range(64, 2561, 64))
     return _table(dict(zip([*codes, *_LONG], lengths, strict=True)))
 

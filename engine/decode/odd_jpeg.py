@@ -11,12 +11,12 @@ from ..row import ImageFault
 from ..text import one_line
 from .resize import Pixels
 
+INVENTED = 128  # every sample of a block that libjpeg has no data for
 UNSEEN = "the JPEG's sampling is unusual, and damage in its data would not be noticed"
 
 _MARKER = re.compile(rb"\xff[\x02-\xcf\xda-\xfe]")  # one that has a length
 _KEPT = frozenset((*range(0xC0, 0xD0), 0xDB, 0xDD)) - {0xC8}  # frame, tables, restart interval
 _ADOBE = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0"  # and one byte: which transform of colors
-_INVENTED = 128  # every sample of a block that libjpeg has no data for
 
 
 def read_odd_jpeg(data: Any, space: str, pixels: Pixels, reason: str) -> tuple[str, ...]:
@@ -40,7 +40,7 @@ def read_odd_jpeg(data: Any, space: str, pixels: Pixels, reason: str) -> tuple[s
             return (UNSEEN,) if "subsampling" in reason else (reason, UNSEEN)
         pixels.fill(0)
         decode_jpeg(blob, space, buffer=pixels, strict=False)
-        if (pixels[-1, :, : _CHANNELS.get(space, 3)] == _INVENTED).all():
+        if (pixels[-1, :, : _CHANNELS.get(space, 3)] == INVENTED).all():
             raise ImageFault("truncated", "the JPEG's data end before its last line") from None
     return tuple(dict.fromkeys((reason, *damage)))
 
