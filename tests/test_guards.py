@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.recipe import guards
 from benchmarks.recipe.guards import guard_auroc
 from PIL import Image
 
@@ -32,15 +31,4 @@ def write_archive(folder: Path, count: int, seed: int, *, giveaway: str) -> Path
     ("giveaway", "low", "high"), [("size", 0.99, 1), ("colour", 0.99, 1), ("", 0.3, 0.7)]
 )
 def test_the_guard_finds_a_giveaway_and_no_more(tmp_path: Path, giveaway: str, low: float, high: float):
-    fitted = write_archive(tmp_path / "fitted", 120, 0, giveaway=giveaway)
-    judged = write_archive(tmp_path / "judged", 120, 1, giveaway=giveaway)
-    assert low <= guard_auroc(fitted, judged) <= high
-
-
-def test_a_sample_of_an_archive_holds_both_kinds_whatever_their_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(guards, "FITTED", 40)
-    monkeypatch.setattr(guards, "JUDGED", 40)
-    archives = [write_archive(tmp_path / str(k), 79, k, giveaway="size") for k in range(2)]
-    assert guard_auroc(*archives) > 0.99
+    assert low <= guard_auroc(write_archive(tmp_path / "archive", 240, 0, giveaway=giveaway)) <= high

@@ -24,7 +24,7 @@ from gbad_batch.engine.training.settings import Augmentation
 
 SIZE, CELLS = 128, 16
 GUN, WRENCH = THREATS.index("gun"), THREATS.index("wrench")
-FAR = Augmentation(flip=0.5, rotation=15.0, shift=0.1, scale=0.2, shear=10.0)
+FAR = Augmentation(flip=0.5, rotation=15.0, shift=0.1, scale=0.2, shear=10.0, turn=0.5)
 
 
 @pytest.fixture
@@ -42,11 +42,11 @@ def bag(tmp_path: Path) -> Labelled:
 def test_cells_follow_the_picture_through_windows_and_augmentation(bag: Labelled, window: float | None):
     boxed, settings = BoxedThreats(bag, np.arange(1)), ImageSettings(SIZE, (0,) * 3, (1,) * 3, FAR, 3)
     parts = None if window is None else boxed.draw(np.arange(1), window, (1,)).parts
-    mirrors = set()
-    for epoch in range(12):
+    ways = set()
+    for epoch in range(24):
         _, images = next(iter(training_images(bag.paths, [np.arange(1)], epoch, settings, parts)))
         drawn = draw(FAR, SIZE, (settings.seed, epoch, 0))
-        mirrors.add(drawn.mirror)
+        ways.add((drawn.mirror, drawn.upended, drawn.transposed))
         found = boxed.of(0, None if parts is None else parts[0])
         assert found is not None
         targets = cell_targets(moved_boxes(found[0] * SIZE, drawn, SIZE), found[1], SIZE, CELLS)
@@ -55,7 +55,7 @@ def test_cells_follow_the_picture_through_windows_and_augmentation(bag: Labelled
         assert shown[targets[GUN] == 1].max() < 0.4  # mostly dark
         assert shown[targets[GUN] == 0].min() > 0.4  # no cell that it fills is called empty
         assert not targets[WRENCH].any()
-    assert mirrors == {False, True}
+    assert len(ways) == 8
 
 
 def test_a_thin_threat_has_the_cell_of_its_centre():

@@ -21,6 +21,7 @@ from safetensors.numpy import load, save
 from safetensors.torch import save_file
 
 from gbad_batch.engine.bundle import Bundle
+from gbad_batch.engine.datasets.arrays import read_row, rows_below
 from gbad_batch.engine.decode import DecodeLimits, Decoder
 from gbad_batch.engine.errors import Refused, Stopped
 from gbad_batch.engine.model.architecture import Architecture
@@ -45,6 +46,7 @@ from gbad_batch.engine.training.phases.phase2 import (
     train_bigan,
 )
 from gbad_batch.engine.training.phases.phase3 import Losses, fit_svm, is_monotone, operating_points
+from gbad_batch.engine.training.pixels import decoded
 from gbad_batch.engine.training.reported import train_as_reported
 from gbad_batch.engine.training.run import train
 from gbad_batch.engine.training.settings import (
@@ -507,12 +509,45 @@ def test_images_without_movement_are_those_of_a_scan(tmp_path: Path):
     assert np.abs(mirrored - scanned[:, :, ::-1]).max() <= 2
 
 
-def test_movements_belong_to_seed_epoch_and_image(tmp_path: Path):
+@pytest.mark.parametrize("augmentation", [Augmentation(), Augmentation(turn=0.5, look=1.0)])
+def test_movements_and_looks_belong_to_seed_epoch_and_image(tmp_path: Path, augmentation: Augmentation):
     paths = images_of(tmp_path, 6)
-    first = fed(paths, Augmentation())
-    assert np.array_equal(first, fed(paths, Augmentation()))
-    assert np.array_equal(first[:2], fed(paths[:2], Augmentation()))
-    assert not np.array_equal(first, fed(paths, Augmentation(), epoch=1))
+    first = fed(paths, augmentation)
+    assert np.array_equal(first, fed(paths, augmentation))
+    assert np.array_equal(first[:2], fed(paths[:2], augmentation))
+    assert not np.array_equal(first, fed(paths, augmentation, epoch=1))
+
+
+def test_bags_are_turned_in_all_eight_ways(tmp_path: Path):
+    (path,) = images_of(tmp_path, 1)
+    turning = Augmentation(flip=0.5, rotation=0, shift=0, scale=0, shear=0, turn=0.5)
+    seen = {fed([path], turning, epoch=epoch).tobytes() for epoch in range(60)}
+    (plain,) = fed([path], None)
+    both = (plain, plain.transpose(1, 0, 2))
+    ways = {np.ascontiguousarray(np.rot90(each, k))[None].tobytes() for each in both for k in range(4)}
+    assert seen == ways
+
+
+def test_rows_of_an_array_are_images_like_files(tmp_path: Path):
+    paths = images_of(tmp_path, 4)
+    decoder = Decoder(64, DecodeLimits())
+    scanned = [decoder(Row(str(path)), path.read_bytes()) for path in paths]
+    np.save(tmp_path / "images.npy", np.stack(scanned))  # type: ignore[arg-type]
+    np.save(tmp_path / "features.npy", np.zeros((4, 7), np.float32))  # is no array of images
+    rows = rows_below(tmp_path)
+    assert rows == [tmp_path / "images.npy" / str(k) for k in range(4)]
+    for augmentation in (None, Augmentation(turn=0.5, look=0.5)):
+        # the files by the same filter, to the same size
+        assert np.abs(fed(rows, augmentation).astype(int) - fed(paths, augmentation)).mean() <= 1
+    assert all(np.array_equal(one, other) for one, other in zip(decoded(rows, 64), scanned, strict=True))
+    with pytest.raises(Refused, match="no row 4"):
+        read_row(tmp_path / "images.npy" / "4")
+
+
+def test_an_image_that_vanished_stops_training(tmp_path: Path):
+    (tmp_path / "0.png").write_bytes(b"no picture")
+    with pytest.raises(Stopped, match="cannot be decoded any more"):
+        fed([tmp_path / "0.png"], None)
 
 
 def test_a_movement_is_the_map_that_it_says():

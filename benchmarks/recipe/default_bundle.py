@@ -11,68 +11,71 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from PIL import Image
-
 from gbad_batch.engine import Scan, ScanSettings
-from gbad_batch.engine.datasets import Box, Labels, read_labels
+from gbad_batch.engine.datasets import Labels, read_labels
 from gbad_batch.engine.datasets.coco import write_coco
 from gbad_batch.engine.datasets.labels import Gathered
-from gbad_batch.engine.decode import DecodeLimits, Decoder
 from gbad_batch.engine.evaluation import EvaluateSettings, Evaluation, evaluate
 from gbad_batch.engine.model.architecture import Architecture
-from gbad_batch.engine.row import THREATS, Row, threat_names
+from gbad_batch.engine.row import THREATS, threat_names
 from gbad_batch.engine.synth import SynthSettings, generator_hash, write_archive
+from gbad_batch.engine.system.machine import cpu_model, keep_freed_memory, usable_cores
 from gbad_batch.engine.training.run import train
-from gbad_batch.engine.training.settings import Phase1Settings, Phase2Settings, Stage, TrainSettings
+from gbad_batch.engine.training.settings import (
+    Augmentation,
+    Phase1Settings,
+    Phase2Settings,
+    Stage,
+    TrainSettings,
+)
+from gbad_batch.engine.training.stopwatch import Stopwatch
 
 from ..quality.projected import IMAGES, projected_figures, write_projected
 from ..report import ROOT, Report
+from .drawing import draw_set, gather_set
 from .guards import guard_auroc
 
 SEEN = ("white", "grey")  # looks; the third, vivid, is only in T3
-SETS = {
+DRAWN = {  # straight to pixels, for training
     # scarce classes are raised only here; calibration and test sets keep SIXray's shares
-    "phase1": SynthSettings(16_000, 101, 0.5, looks=SEEN, class_shares=(0.30, 0.28, 0.28, 0.34, 0.24)),
-    "phase2": SynthSettings(12_000, 102, 0.0, looks=SEEN),
+    "phase1": SynthSettings(20_000, 101, 0.5, looks=SEEN, class_shares=(0.30, 0.28, 0.28, 0.34, 0.24)),
+    "phase2": SynthSettings(10_000, 102, 0.0, looks=SEEN),
     "validation": SynthSettings(1_500, 104, 0.3, looks=SEEN),
     "calibration": SynthSettings(10_000, 103, 0.0, looks=SEEN),
+}
+TESTED = {  # archives, which are scanned
     "t1": SynthSettings(10_000, 201, 0.1, looks=SEEN),
     "t2": SynthSettings(10_000, 202, 0.1, looks=SEEN, objects="test"),
     "t3": SynthSettings(2_000, 203, 0.3, looks=("vivid",)),
     "t4": SynthSettings(2_000, 204, 0.3, looks=SEEN, difficulty="hard"),
 }
-SPLIT_OF = {
-    "phase1": "train",
-    "phase2": "train",
-    "validation": "validation",
-    "calibration": "calibration",
-    "t1": "test",  # for the card, and for comparisons of detectors on the run's features
-}
+SPLITS = {"phase1": "train", "phase2": "train", "validation": "validation", "calibration": "calibration"}
+CARD = "t1"  # the test split, for the card, and for comparisons of detectors on the run's features
 TESTS = {
     "t1": "as in training",
     "t2": "threats and clutter never seen",
     "t3": "a look never seen",
     "t4": "threats half covered, or thinner than 8 pixels",
 }
-GUARD = "phase1"  # what the guard of the generator is fitted on
 ARCHITECTURE = Architecture(backbone="regnetx_004")
-# windows first, at the scale of the whole image of 256 pixels: a threat is a hundredth or two of its bag;
-# with places, which help (`python -m benchmarks boxes`), where windows alone may not
+SIZE = ARCHITECTURE.input_size
+# windows first, at the scale of the whole image: a threat is a hundredth or two of its bag
 PHASE1 = Phase1Settings(
-    stages=(Stage(64, 8, 0.25), Stage(96, 3, 0.375), Stage(128, 8, 0.5), Stage(256, 9)),
+    stages=(Stage(SIZE // 2, 4, 0.5), Stage(SIZE, 2)),
+    learning_rate=1e-3,
     weight_decay=0.02,
     localization=1.0,
     watched=512,
+    augmentation=Augmentation(scale=0.2, turn=0.5, look=0.8),
 )
 PHASE2 = Phase2Settings()
-SMALL = "small"  # folder of the copies that phase I reads
 T5 = (500, 205)  # bags and seed
 DECISIONS = ("gbad", "classes", "combined")
+SECONDS = "seconds.json"  # of the working folder: what each step but those of training took
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -90,26 +93,30 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> Report:
-    """Make the sets, train, judge; returns the figures of the issue and all decisions beside them."""
+    """Draw the sets, train, judge; returns the figures of the issue and all decisions beside them."""
     work: Path = arguments.work
-    sets = {name: replace(each, count=round(each.count * arguments.share)) for name, each in SETS.items()}
+    work.mkdir(parents=True, exist_ok=True)
+    clock = Stopwatch(work / SECONDS, _told)
+    drawn, tested = (_shared(sets, arguments.share) for sets in (DRAWN, TESTED))
     bundle: Path = arguments.model or work / "bundle"
     if not bundle.exists():
-        _make_sets(work, {name: sets[name] for name in SPLIT_OF})
-        _train(work, bundle, {name: sets[name].count for name in SPLIT_OF})
-    _make_sets(work, {name: sets[name] for name in (GUARD, *TESTS)})
-    found = {name: _judge(work, bundle, name) for name in TESTS}
+        for name, settings in drawn.items():
+            draw_set(work / name, settings, SIZE, clock)
+        _make_archive(work, CARD, tested[CARD], clock)
+        keep_freed_memory()
+        train(_settings(work, bundle, drawn, tested), _told)
+    found = {name: _judge(work, bundle, name, tested[name], clock) for name in TESTS}
     report = Report(f"The default bundle on sets that it never saw, generator {generator_hash()[:12]}")
     _add_bars(report, found)
     for name in TESTS:
         _add_figures(report, name, found[name])
     _add_real_objects(report, work, bundle)
-    guards = guard_auroc(work / GUARD, work / "t1")
-    report.add("guard_auroc", guards, "", at_most=0.60)
+    report.add("guard_auroc", guard_auroc(work / "t1"), "", at_most=0.60)
     for name, what in TESTS.items():
         counts = found[name].counts
         report.notes.append(f"{name}: {what}; {counts['images']} images, {counts['positive']} with a threat")
     report.notes.append("guard: a logistic regression on colours, image size and foreground share alone")
+    report.notes.append(f"minutes, {cpu_model()}: {_minutes(clock.seconds | _training_seconds(work))}")
     return report
 
 
@@ -117,27 +124,34 @@ def recipe_hash() -> str:
     """Name generator, sets and settings together: SHA-256, hex."""
     told = {
         "generator": generator_hash(),
-        "sets": {name: asdict(each) | {"workers": 0} for name, each in SETS.items()},
+        "sets": {name: asdict(each) | {"workers": 0} for name, each in (DRAWN | TESTED).items()},
         "settings": [asdict(each) for each in (ARCHITECTURE, PHASE1, PHASE2)],
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def _make_sets(work: Path, sets: Mapping[str, SynthSettings]) -> None:
-    workers = len(os.sched_getaffinity(0))
-    for name, settings in sets.items():
-        folder = work / name
-        if (folder / "synth.json").exists():  # written last
-            continue
-        print(f"  {name}: {settings.count} images ...", flush=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        write_archive(folder, replace(settings, workers=workers))
+def _shared(sets: Mapping[str, SynthSettings], share: float) -> dict[str, SynthSettings]:
+    return {name: replace(each, count=round(each.count * share)) for name, each in sets.items()}
 
 
-def _train(work: Path, bundle: Path, counts: Mapping[str, int]) -> None:
+def _make_archive(work: Path, name: str, settings: SynthSettings, clock: Stopwatch) -> None:
+    folder, step = work / name, f"draw {name}"
+    if (folder / "synth.json").exists():  # written last
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    clock(step, 0, settings.count, {})
+    making = replace(settings, workers=usable_cores())
+    write_archive(folder, making, lambda done: clock(step, done, settings.count, {}))
+
+
+def _settings(
+    work: Path, bundle: Path, drawn: Mapping[str, SynthSettings], tested: Mapping[str, SynthSettings]
+) -> TrainSettings:
     table = work / "training.json"
-    table.write_bytes(write_coco(_training_labels(work)))
-    settings = TrainSettings(
+    table.write_bytes(write_coco(_training_labels(work, drawn)))
+    counts = ", ".join(f"{name} {each.count}" for name, each in (*drawn.items(), (CARD, tested[CARD])))
+    drawing = json.loads((work / SECONDS).read_text())
+    return TrainSettings(
         labels=table,
         image_folder=work,
         out=bundle,
@@ -146,59 +160,36 @@ def _train(work: Path, bundle: Path, counts: Mapping[str, int]) -> None:
         demo=True,
         data=(
             f"synthetic X-ray images of `gbad-batch synth` (generator {generator_hash()[:12]}, sets "
-            f"{', '.join(f'{name} {number}' for name, number in counts.items())}; recipe "
-            f"{recipe_hash()[:12]} of `python -m benchmarks default_bundle`)"
+            f"{counts}; recipe {recipe_hash()[:12]} of `python -m benchmarks default_bundle`; drawn in "
+            f"{sum(drawing.values()) / 60:.0f} minutes)"
         ),
         architecture=ARCHITECTURE,
         phase1=PHASE1,
         phase2=PHASE2,
     )
-    train(settings, _told)
 
 
-def _training_labels(work: Path) -> Labels:
-    """Join the sets of all splits; small copies stand in for training images, read dozens of times."""
+def _training_labels(work: Path, drawn: Mapping[str, SynthSettings]) -> Labels:
+    """Join the sets of all splits."""
     gathered = Gathered()
-    for name, split in SPLIT_OF.items():
-        labels = read_labels(work / name / "boxes.json")
-        names, boxes = [f"{name}/images/{image}" for image in labels.names], labels.boxes
-        if split == "train":
-            shapes = _write_small(work, name, labels.names)
-            names = [f"{SMALL}/{name}/{Path(image).stem}.bmp" for image in labels.names]
-            boxes = tuple(map(_shrunk, boxes, shapes))
-        for k, image in enumerate(names):
-            gathered.add(
-                image, threat_names(labels.labels[k]), labels.origins[k], split=split, boxes=boxes[k]
-            )
+    for name, split in SPLITS.items():
+        gather_set(work / name, drawn[name], SIZE, split, gathered)
+    test = read_labels(work / CARD / "boxes.json")
+    for k, image in enumerate(test.names):
+        path, threats = f"{CARD}/images/{image}", threat_names(test.labels[k])
+        gathered.add(path, threats, test.origins[k], split="test", boxes=test.boxes[k])
     return gathered.labels(work)
 
 
-def _write_small(work: Path, name: str, images: Sequence[str]) -> list[tuple[int, int]]:
-    """Write the pixels that a scan makes of each image, uncompressed; returns widths and heights before."""
-    folder = work / SMALL / name
-    folder.mkdir(parents=True, exist_ok=True)
-    decoder = Decoder(ARCHITECTURE.input_size, DecodeLimits())
-
-    def shrink(image: str) -> tuple[int, int]:
-        source, small = work / name / "images" / image, folder / f"{Path(image).stem}.bmp"
-        if not small.exists():
-            row = Row(image)
-            pixels = decoder(row, source.read_bytes())
-            if pixels is None:
-                raise ValueError(f"{name}/{image} is {row.status}: {row.error}")
-            part = small.with_suffix(".part")  # a kill leaves no half of one
-            Image.fromarray(pixels).save(part, "BMP")
-            part.rename(small)
-        with Image.open(source) as whole:
-            return whole.size
-
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return list(pool.map(shrink, images))
+def _training_seconds(work: Path) -> dict[str, float]:
+    """Return what each step of the training took; of a bundle that was only judged nothing is known."""
+    file = work / "run" / SECONDS
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
-def _shrunk(boxes: tuple[Box, ...], shape: tuple[int, int]) -> tuple[Box, ...]:
-    x, y = (ARCHITECTURE.input_size / length for length in shape)
-    return tuple(Box(b.threat, b.x * x, b.y * y, b.width * x, b.height * y) for b in boxes)
+def _minutes(seconds: Mapping[str, float]) -> str:
+    total = sum(seconds.values())
+    return ", ".join(f"{step} {took / 60:.1f}" for step, took in [*seconds.items(), ("in all", total)])
 
 
 def _told(phase: str, done: int, total: int, figures: Mapping[str, float]) -> None:
@@ -211,10 +202,14 @@ def _scan(images: Path, results: Path, bundle: Path) -> None:
     Scan(ScanSettings(sources=(str(images),), out=results, model=bundle, overwrite=True)).run()
 
 
-def _judge(work: Path, bundle: Path, name: str) -> Evaluation:
+def _judge(work: Path, bundle: Path, name: str, settings: SynthSettings, clock: Stopwatch) -> Evaluation:
+    _make_archive(work, name, settings, clock)
     results = work / f"{name}.parquet"
+    clock(f"judge {name}", 0, 1, {})
     _scan(work / name / "images", results, bundle)
-    return evaluate(EvaluateSettings(results, work / name, model=bundle, out=work / f"{name}.figures"))
+    found = evaluate(EvaluateSettings(results, work / name, model=bundle, out=work / f"{name}.figures"))
+    clock(f"judge {name}", 1, 1, {})
+    return found
 
 
 def _add_real_objects(report: Report, work: Path, bundle: Path) -> None:
@@ -235,11 +230,13 @@ def _add_real_objects(report: Report, work: Path, bundle: Path) -> None:
 def _add_bars(report: Report, found: Mapping[str, Evaluation]) -> None:
     """Add the figures that the bundle is held to, by its default decision."""
     t1, t2 = (found[name].to_json() for name in ("t1", "t2"))
-    report.add("t1_map", t1["map"], "", at_least=0.80)
-    report.add("t1_auroc", t1["auroc"], "", at_least=0.90)
-    report.add("t2_map", t2["map"], "", at_least=0.70)
+    report.add("t1_map", t1["map"], "", at_least=0.70)
+    report.add("t1_auroc", t1["auroc"], "", at_least=0.92)
+    report.add("t1_pd_at_pfa_05", t1["pd_at_pfa_05"], "", at_least=0.72)
+    report.add("t1_pfa_measured_05", t1["pfa_measured_05"], "", at_most=0.055)
+    report.add("t2_map", t2["map"], "", at_least=0.50)
     report.add("t2_pd_at_pfa_05", t2["pd_at_pfa_05"], "", at_least=0.60)
-    report.add("t2_pfa_measured_05", t2["pfa_measured_05"], "")
+    report.add("t2_pfa_measured_05", t2["pfa_measured_05"], "", at_most=0.065)
 
 
 def _add_figures(report: Report, name: str, evaluation: Evaluation) -> None:

@@ -13,29 +13,25 @@ from sklearn.preprocessing import StandardScaler
 from gbad_batch.engine.datasets import find_images, join, read_labels
 
 BINS = 8  # of each channel's histogram
-FITTED, JUDGED = 4_000, 2_000  # images at most
+FITTED = 0.7  # of the images
 AIR = 24  # levels from the commonest colour within which a pixel is background
 
 
-def guard_auroc(fitted: Path, judged: Path) -> float:
-    """AUROC on one archive of a logistic regression fitted on another, from what is no shape.
+def guard_auroc(archive: Path) -> float:
+    """AUROC of a logistic regression on what is no shape, fitted on a part of an archive, judged on the rest.
 
     It sees colour histograms, image size and the share of foreground. Near 0.5 such cues tell nothing.
     """
-    cues, positive = _cues(fitted, FITTED)
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(cues, positive)
-    other, truth = _cues(judged, JUDGED)
-    return float(roc_auc_score(truth, model.decision_function(other)))
-
-
-def _cues(archive: Path, most: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Cues [n, d] and whether there is a threat [n], of images drawn from an archive."""
     labels = read_labels(archive)
     paths = find_images(archive / "images")
     position = join(labels, [str(path) for path in paths])
     # not every so many: in `synth`'s archives every so many hold a threat
-    chosen = np.sort(np.random.default_rng(0).permutation(len(position))[:most])
-    return np.stack([_cues_of(paths[position[k]]) for k in chosen]), labels.positive[chosen]
+    order = np.random.default_rng(0).permutation(len(position))
+    cues, positive = np.stack([_cues_of(paths[position[k]]) for k in order]), labels.positive[order]
+    fitted = round(FITTED * len(order))
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    model.fit(cues[:fitted], positive[:fitted])
+    return float(roc_auc_score(positive[fitted:], model.decision_function(cues[fitted:])))
 
 
 def _cues_of(path: Path) -> NDArray[np.float64]:

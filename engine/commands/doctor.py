@@ -27,7 +27,7 @@ PACKAGES = {
         "pyarrow",
         "numpy",
     ),
-    "train": ("torch", "timm", "scikit-learn", "nncf", "nvidia-dali-cuda130"),
+    "train": ("torch", "timm", "scikit-learn", "nncf"),
     "gpu": ("nvidia-dali-cuda130", "torch", "nvidia-cuda-runtime", "timm", "triton", "cuml-cu13"),
     "tensorrt": ("tensorrt", "torch-tensorrt", "nvidia-dali-cuda130", "torch", "timm", "onnxscript"),
     "cluster": ("ray",),

@@ -291,7 +291,7 @@ def train(dataset: Path, run: Path | None, report_exact: bool, **given: Any) -> 
     gbad-batch train bags --out my-bundle --phase 3 --phase3 heldout       repeats the last phase
     gbad-batch scan /archive --model my-bundle --out results.parquet
     """
-    need_extra("train", "torch", "timm", "sklearn", "onnx", "onnxscript", "nvidia.dali", "matplotlib")
+    need_extra("train", "torch", "timm", "sklearn", "onnx", "onnxscript", "matplotlib")
     from ..system.machine import keep_freed_memory
     from ..training.reported import train_as_reported
     from ..training.run import train as train_bundle

@@ -24,6 +24,7 @@ from ..sources import MAX_FILE_SIZE
 from ..sources.storage import Folder
 from ..system.machine import usable_cores
 from ..system.progress import ProgressCallback, silent
+from .arrays import is_row, read_row
 
 COARSE_BITS, FINE_BITS = 10, 68  # at most so far apart: of 64 in the dHash, of 256 in the pHash
 SIZE = 256  # pixels a side that images are decoded to
@@ -76,18 +77,27 @@ def _fingerprint(decoder: Decoder, path: Path) -> tuple[Row, NDArray[np.uint64]]
     from PIL import Image
 
     row = Row(uri=str(path))
-    try:
-        blob = _read(path, row)
-        row.sha256 = hashlib.sha256(blob).digest()
-        pixels = decoder(row, blob)
-    except ImageFault as fault:
-        row.fail(fault)
-        pixels = None
+    pixels = _decoded(decoder, path, row)
     if pixels is None:
         return row, np.zeros(5, np.uint64)
     image = Image.fromarray(pixels)
     bits = np.concatenate([dhash(image, 8).hash.ravel(), phash(image, 16).hash.ravel()])  # 64 + 256
     return row, np.packbits(bits).view(np.uint64)
+
+
+def _decoded(decoder: Decoder, path: Path, row: Row) -> NDArray[np.uint8] | None:
+    """Return the pixels of an image and note its digest; None if it cannot be decoded."""
+    if is_row(path):
+        pixels = read_row(path)
+        row.sha256, row.status = hashlib.sha256(pixels).digest(), "ok"
+        return pixels
+    try:
+        blob = _read(path, row)
+        row.sha256 = hashlib.sha256(blob).digest()
+        return decoder(row, blob)
+    except ImageFault as fault:
+        row.fail(fault)
+        return None
 
 
 def _read(path: Path, row: Row) -> bytes:

@@ -1,17 +1,24 @@
-"""Images for phase I: DALI decodes, resizes, flips, moves and normalizes them, alike on CPU and GPU."""
+"""Images for phase I: each is cut, resized, moved, turned and repainted by random numbers of its own."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
+from ..model.network import normalize
 from .data import Index
+from .look import Look, draw_look, repaint
+from .pixels import Pixels, WholeImages, resized
 from .settings import Augmentation
+
+BATCHES_AHEAD = 2  # prepared while the network learns from the one before
 
 
 @dataclass(frozen=True)
@@ -19,11 +26,14 @@ class Draw:
     """Random numbers of one image, which depend only on the seed, the epoch and the image."""
 
     affine: NDArray[np.float32]  # [2, 3], pixels of the output to pixels of the input
-    mirror: bool
+    mirror: bool  # left and right are exchanged
+    upended: bool = False  # top and bottom, after that
+    transposed: bool = False  # rows and columns, after that
+    look: Look | None = None
 
 
 def draw(augmentation: Augmentation, size: int, key: Sequence[int]) -> Draw:
-    """Draw the map of one image of `size` pixels a side; equal keys draw equal maps."""
+    """Draw the map of one image of `size` pixels a side, and its look; equal keys draw equal ones."""
     random = np.random.default_rng(key)
     mirror = bool(random.random() < augmentation.flip)
     angle, shear, scale, *shift = random.uniform(-1, 1, 5)
@@ -33,12 +43,18 @@ def draw(augmentation: Augmentation, size: int, key: Sequence[int]) -> Draw:
     turn /= 1 + scale * augmentation.scale
     centre = np.full(2, size / 2)
     moved = centre + np.array(shift) * augmentation.shift * size - turn @ centre
-    return Draw(np.concatenate([turn, moved[:, None]], axis=1).astype(np.float32), mirror)
+    affine = np.concatenate([turn, moved[:, None]], axis=1).astype(np.float32)
+    upended, transposed, repainted = random.random(3) < (
+        augmentation.turn,
+        augmentation.turn,
+        augmentation.look,
+    )
+    return Draw(affine, mirror, bool(upended), bool(transposed), draw_look(random) if repainted else None)
 
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """How DALI prepares an image file."""
+    """How an image is prepared."""
 
     size: int  # pixels a side
     mean: tuple[float, ...]  # of RGB in [0, 1]: the bundle's constants
@@ -59,97 +75,67 @@ def training_images(
     """Yield positions [n] and images float32 [n, 3, S, S] (channels last) of each batch, in order.
 
     `parts` [., 4]: left, top, width and height of the visible part of each image, as shares of it; None for
-    whole images. The batches must have one size. DALI resizes with an antialiased triangle filter,
-    as the scan does (`python -m benchmarks training-pixels` measures what is left); at the border of a moved
-    image its edge is repeated, not black: scanners leave air around a bag.
+    whole images. Images are resized by the scan's filter. Raises Stopped for one that cannot be decoded.
     """
-    if not len(batches):
-        return
-    pipeline = _pipeline(_Source(paths, epoch, settings, parts), batches)
-    for expected in batches:
-        images, index = pipeline.run()
-        # each image brings its own position: results are never joined again by counting
-        returned = np.array(index.as_array() if hasattr(index, "as_array") else index)[:, 0]
-        if not np.array_equal(returned, expected):
-            raise RuntimeError(f"DALI returned images {returned[:4]} where {expected[:4]} were fed")
-        tensor = torch.from_dlpack(images.as_tensor())  # [n, S, S, 3]
-        yield expected, tensor.permute(0, 3, 1, 2)
+    read = WholeImages()
+    mean, std = (torch.tensor(each, device=settings.device) for each in (settings.mean, settings.std))
+
+    def one(k: int) -> Pixels:
+        part = None if parts is None else parts[k]
+        drawn = None
+        if settings.augmentation is not None:
+            drawn = draw(settings.augmentation, settings.size, (settings.seed, epoch, k))
+        return prepared(read(paths[k]), settings.size, part, drawn)
+
+    waiting: deque[list[Future[Pixels]]] = deque()
+    pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="augment")
+    try:
+        for number, index in enumerate(batches):
+            for ahead in batches[number + len(waiting) : number + BATCHES_AHEAD + 1]:
+                waiting.append([pool.submit(one, k) for k in ahead.tolist()])
+            pixels = np.stack([each.result() for each in waiting.popleft()])
+            yield index, normalize(torch.from_numpy(pixels).to(settings.device), mean, std)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-@dataclass(frozen=True)
-class _Source:
-    """What DALI is fed for each image."""
-
-    paths: Sequence[Path]
-    epoch: int
-    settings: ImageSettings
-    parts: NDArray[np.float32] | None
-
-    def batch(self, index: Index) -> tuple[list[Any], ...]:
-        """Return bytes, mirrors, positions and, if requested, parts and maps of a batch."""
-        settings = self.settings
-        augmentation = settings.augmentation or Augmentation(0, 0, 0, 0, 0)
-        drawn = [draw(augmentation, settings.size, (settings.seed, self.epoch, int(i))) for i in index]
-        return (
-            [np.frombuffer(self.paths[i].read_bytes(), np.uint8) for i in index],
-            [np.array([each.mirror], np.int32) for each in drawn],
-            [np.array([i], np.int64) for i in index],
-            *(
-                []
-                if self.parts is None
-                else [[p[:2] for p in self.parts[index]], [p[2:] for p in self.parts[index]]]
-            ),
-            *([[each.affine for each in drawn]] if settings.augmentation else []),
-        )
+def prepared(pixels: Pixels, size: int, part: NDArray[np.float32] | None, drawn: Draw | None) -> Pixels:
+    """Return a part (left, top, width, height as shares) of an image, augmented: [size, size, 3]."""
+    shown = resized(pixels if part is None else _cut(pixels, part), size)
+    if drawn is None:
+        return shown
+    shown = _moved(shown, drawn.affine)
+    if drawn.mirror:
+        shown = shown[:, ::-1]
+    if drawn.upended:
+        shown = shown[::-1]
+    if drawn.transposed:
+        shown = shown.transpose(1, 0, 2)
+    return shown if drawn.look is None else repaint(shown, drawn.look)
 
 
-def _pipeline(source: _Source, batches: Sequence[Index]) -> Any:
-    from nvidia.dali import fn, types
-    from nvidia.dali.pipeline import pipeline_def
-
-    settings = source.settings
-    on_gpu = settings.device != "cpu"
-    fed = iter(batches)
-
-    def feed() -> tuple[list[Any], ...]:
-        return source.batch(next(fed))
-
-    @pipeline_def(
-        batch_size=len(batches[0]),
-        num_threads=settings.threads,
-        device_id=cast("int", (torch.device(settings.device).index or 0) if on_gpu else None),
-        prefetch_queue_depth=2,
+def _cut(pixels: Pixels, part: NDArray[np.float32]) -> Pixels:
+    """Cut a part to whole pixels, so that a window at its image's own scale is not resampled."""
+    height, width = pixels.shape[:2]
+    across, down = (
+        max(1, round(float(share) * side)) for share, side in zip(part[2:], (width, height), strict=True)
     )
-    def define() -> Any:
-        kind, linear = types.DALIDataType, types.DALIInterpType.INTERP_LINEAR
-        parted, moved = source.parts is not None, settings.augmentation is not None
-        fed_kinds = [kind.UINT8, kind.INT32, kind.INT64, *[kind.FLOAT] * (2 * parted + moved)]
-        encoded, mirror, index, *more = cast(
-            "Sequence[Any]",
-            fn.external_source(feed, num_outputs=len(fed_kinds), batch=True, dtype=fed_kinds),
-        )
-        images = fn.decoders.image(
-            encoded,
-            device="mixed" if on_gpu else "cpu",
-            output_type=types.DALIImageType.RGB,
-            adjust_orientation=False,  # the scan's policy
-            jpeg_fancy_upsampling=True,  # as the CPU decoders do
-        )
-        if parted:
-            images: Any = fn.slice(images, more[0], more[1], axis_names="WH")
-        images = fn.resize(images, size=(settings.size,) * 2, interp_type=linear, antialias=True)
-        if moved:
-            images = fn.warp_affine(images, matrix=more[-1], interp_type=linear, inverse_map=True)
-        images = fn.crop_mirror_normalize(
-            images,
-            mirror=mirror,
-            mean=[255 * each for each in settings.mean],
-            std=[255 * each for each in settings.std],
-            dtype=kind.FLOAT,
-            output_layout="HWC",
-        )
-        return images, index
+    left = min(round(float(part[0]) * width), width - across)
+    top = min(round(float(part[1]) * height), height - down)
+    return pixels[top : top + down, left : left + across]
 
-    pipeline = define()
-    pipeline.build()
-    return pipeline
+
+def _moved(pixels: Pixels, affine: NDArray[np.float32]) -> Pixels:
+    """Move an image [S, S, 3]; at its border the edge is repeated: scanners leave air around a bag."""
+    if np.array_equal(affine, np.eye(2, 3, dtype=np.float32)):
+        return pixels
+    size = len(pixels)
+    corners = affine[:, :2] @ np.array([[0, size, 0, size], [0, 0, size, size]]) + affine[:, 2:]
+    margin = int(np.ceil(max(0.0, -corners.min(), corners.max() - size)))
+    wide = Image.fromarray(np.pad(pixels, ((margin, margin), (margin, margin), (0, 0)), mode="edge"))
+    inside = affine.astype(float)
+    inside[:, 2] += margin
+    moved = wide.transform(
+        (size, size), Image.Transform.AFFINE, tuple(inside.ravel().tolist()), Image.Resampling.BILINEAR
+    )
+    return np.asarray(moved)

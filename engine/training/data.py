@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..datasets import Box, find_images, join, read_labels
+from ..datasets.arrays import is_row, rows_below
 from ..errors import Refused
 from ..row import THREATS
 from .settings import Shares
@@ -79,6 +80,8 @@ def load_labelled(
     """Read labels in any format and find their images below a folder; raises Refused if that fails."""
     read = read_labels(labels, form, class_map)
     paths = find_images(image_folder)
+    if any(is_row(Path(name)) for name in read.names):
+        paths += rows_below(image_folder)
     position = join(read, [str(path) for path in paths])
     boxes = read.boxes if any(read.boxes) else ()
     return Labelled(tuple(paths[i] for i in position), read.labels, read.groups, read.splits, boxes)

@@ -1,24 +1,32 @@
 """Features x and logits of every image, extracted once and stored, on which phases II and III are trained."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...export import to_openvino
+from ...export.to_onnx import export_graphs
 from ..errors import Refused, Stopped
 from ..model.gbad import GBAD
 from ..row import THREATS
+from ..runtime import Engine, Outputs, Runner, open_engine, runtime_openvino
 from ..system.durable import write_whole
 from ..system.progress import ProgressCallback
-from .pixels import decoded
+from .pixels import Pixels, decoded
 
 AT_ONCE = 32  # images; a batch is the same in every run, so that its features are
 FLUSHED_EVERY = 32  # batches
 LEAST_READABLE = 0.99  # share of the images
 FEATURES = "features.json"  # says how far the arrays are filled
+
+# pixels uint8 [n, S, S, 3] to x [n, 1024] and logits [n, 5]
+FeatureNetwork = Callable[[Pixels], tuple[NDArray[np.float32], NDArray[np.float32]]]
 
 
 class Features:
@@ -48,18 +56,20 @@ class Features:
         """Tell which images could be decoded, [n]: the features of the others are NaN."""
         return np.isfinite(self.x[:, 0])
 
-    def extract(self, model: GBAD, paths: Sequence[Path], progress: ProgressCallback) -> None:
-        """Fill what is missing; the network must be in evaluation mode.
+    def extract(
+        self, network: FeatureNetwork, size: int, paths: Sequence[Path], progress: ProgressCallback
+    ) -> None:
+        """Fill what is missing, from images of `size` pixels a side.
 
         Raises Stopped where more than one image in a hundred cannot be decoded.
         """
         start = self.done
-        for number, (index, pixels) in enumerate(_batches(paths, start, model.architecture.input_size), 1):
+        for number, (index, pixels) in enumerate(_batches(paths, start, size), 1):
             readable = [k for k, image in zip(index, pixels, strict=True) if image is not None]
             self.x[index] = self.logits[index] = np.nan
             if readable:
                 images = np.stack([image for image in pixels if image is not None])
-                self.x[readable], self.logits[readable] = _features(model, images)
+                self.x[readable], self.logits[readable] = network(images)
             if number % FLUSHED_EVERY == 0:
                 self._note(int(index[-1]) + 1)
             progress("features", int(index[-1]) + 1, self._n, {})
@@ -85,10 +95,42 @@ def open_features(folder: Path, images: int, length: int) -> Features:
         raise Refused(f"{folder / 'x.npy'} holds features of another data set: remove {folder}") from error
 
 
+@contextmanager
+def network_for_features(model: GBAD, device: str) -> Iterator[FeatureNetwork]:
+    """Open a finished network: OpenVINO's form of it on the CPU, as in a scan, which is faster than torch."""
+    if device == "cpu":
+        with closing(_openvino(model)) as runner:
+            yield lambda pixels: _both(runner(pixels))
+        return
+    model.to(device)
+    yield partial(_by_torch, model)
+    model.to("cpu")
+
+
+def _openvino(model: GBAD) -> Runner:
+    architecture = model.architecture
+    engine = Engine(
+        backend="openvino",
+        version=runtime_openvino.version(),
+        device="cpu",
+        precision="fp32",
+        input_size=architecture.input_size,
+        features=architecture.features,
+        bundle_hash="",
+        key="",
+        blob=to_openvino.build(*export_graphs(model)),
+    )
+    return open_engine(engine)
+
+
+def _both(outputs: Outputs) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    return outputs.x, outputs.logits
+
+
 @torch.no_grad()
-def _features(model: GBAD, pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-    device = model.pixel_mean.device
-    return [output.cpu().numpy() for output in model.features(torch.from_numpy(pixels).to(device))]
+def _by_torch(model: GBAD, pixels: Pixels) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    x, logits = model.features(torch.from_numpy(pixels).to(model.pixel_mean.device))
+    return x.cpu().numpy(), logits.cpu().numpy()
 
 
 def _batches(

@@ -1,7 +1,6 @@
 """From labelled images to a bundle: the three phases in order, each of which can be resumed."""
 
 import logging
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,12 @@ from ..model.gbad import GBAD, round_to_half
 from ..model.imagenet import load_imagenet_weights
 from ..synth import gate_images
 from ..system.durable import remove
-from ..system.machine import usable_cores
+from ..system.machine import cpu_model, usable_cores
 from ..system.progress import ProgressCallback, silent
 from .checkpoint import RunFolder
 from .curves import draw_bigan, draw_epochs, draw_samples
 from .data import counts
-from .features import Features, open_features
+from .features import Features, network_for_features, open_features
 from .packing.provenance import figures_on_test, separation
 from .packing.quantizing import quantize_bundle, sample
 from .packing.writing import Outcome, pack
@@ -33,9 +32,11 @@ from .phases.phase3 import Losses, auroc, choose_default, fit_decisions, losses_
 from .phases.svm import choose_fitter
 from .preparation import Prepared, plain, prepare
 from .settings import IMAGENET, QuantizeSettings, TrainSettings
+from .stopwatch import Stopwatch
 
 log = logging.getLogger(__name__)
 
+SECONDS = "seconds.json"  # in the run folder: what each step took
 FP32 = "fp32"  # in the run folder: the bundle before it has its INT8 form
 GATE_SEED = 1 << 32  # its pictures are in no training set
 DRAWN_SAMPLES = 16  # validation images in samples.png
@@ -75,8 +76,8 @@ class TrainingRun:
         """Raise Refused if the bundle's folder exists already."""
         if 3 in settings.phases:
             check_vacant(settings.out)
-        self.settings, self.progress = settings, progress
-        self.started = time.time()
+        self.settings = settings
+        self.progress = Stopwatch(settings.run / SECONDS, progress)
         self.threads = settings.threads or usable_cores()
         torch.set_num_threads(self.threads)
         torch.manual_seed(settings.seed)
@@ -112,16 +113,19 @@ class TrainingRun:
         """Return the trainer of phase I for this run's images."""
         splits, settings = self.prepared.splits, self.settings
         data = Phase1Data(self.prepared.labelled, splits.train, splits.validation)
-        return Trainer(self.model, data, settings.phase1, settings.seed, self.folder, self.progress)
+        pretrained = settings.backbone_weights is not None or settings.start is not None
+        return Trainer(
+            self.model, data, settings.phase1, settings.seed, self.folder, self.progress, pretrained
+        )
 
     def extract_features(self) -> None:
         """Run the finished network once on every image, and store its outputs; raises Refused without one."""
         self._load_network()
         paths = self.prepared.labelled.paths
         self.features = open_features(self.folder.path, len(paths), self.settings.architecture.features)
-        self.model.to(self.settings.device)
-        self.features.extract(self.model, paths, self.progress)
-        self.model.to("cpu")
+        if self.features.done < len(paths):
+            with network_for_features(self.model, self.settings.device) as network:
+                self.features.extract(network, self.settings.architecture.input_size, paths, self.progress)
 
     def phase_two(self) -> None:
         """Train the BiGAN on features of benign training images, or keep a finished one."""
@@ -158,7 +162,8 @@ class TrainingRun:
             "bigan": dict(collapse_figures),
             "warnings": [*self.prepared.warnings, *([warning] if warning else [])],
             "svm": library,
-            "seconds": round(time.time() - self.started),
+            "seconds": {step: round(seconds) for step, seconds in self.progress.seconds.items()},
+            "cpu": cpu_model(),
             "settings": plain(asdict(settings)),
         }
         return outcome

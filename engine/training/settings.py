@@ -41,6 +41,10 @@ class Augmentation:
     """Share of the size, either way."""
     shear: float = 5.0
     """Degrees, either way."""
+    turn: float = 0.0
+    """Probability of a top-bottom flip, and of exchanging rows and columns: bags lie as they like."""
+    look: float = 0.0
+    """Probability of the look of another scanner, as `training.look` draws it."""
 
 
 class Stage(NamedTuple):

@@ -35,6 +35,10 @@ the best epoch on validation. Phase II: {steps} steps; over the last, D told {d_
 {std_e:.2f}. Phase III: the SVM of `gbad` is {kernel}; its AUROC is {seen:.3f} on training images and
 {unseen:.3f} on validation.
 
+## Time
+
+On {cpu}, in minutes: {minutes}.
+
 ## Limits
 
 It detects what it was trained on: nothing is claimed for other threats, other scanners' looks or
@@ -73,6 +77,8 @@ def card(
         kernel=judged["kernel"],
         seen=provenance["training"]["gbad"]["auroc"],
         unseen=judged["auroc"],
+        cpu=provenance["cpu"],
+        minutes=", ".join(f"{step} {took / 60:.1f}" for step, took in provenance["seconds"].items()),
         warnings="".join(f"\n- {warning}\n" for warning in provenance["warnings"]),
     )
 

@@ -61,6 +61,10 @@ def moved_boxes(boxes: NDArray[np.float64], drawn: Draw, size: int) -> NDArray[n
     corners = (corners - drawn.affine[:, 2]) @ inverse.T
     if drawn.mirror:
         corners[..., 0] = size - corners[..., 0]
+    if drawn.upended:
+        corners[..., 1] = size - corners[..., 1]
+    if drawn.transposed:
+        corners = corners[..., ::-1]
     return np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
 
 

@@ -10,6 +10,7 @@ away.
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -29,8 +30,10 @@ from ..checkpoint import RunFolder, State
 from ..data import Index, Labelled, batches
 from ..settings import Phase1Settings, Stage
 from .average import moving_average
+from .bfloat16 import bfloat16, multiplies_bfloat16
 from .localization import CellTargets, LocalizationHead, batch_targets, localization_loss
 from .observe import Observed, observe
+from .pretrained import BACKBONE_RATE, freeze_first_maps
 from .windows import BoxedThreats
 
 NAME = "phase1"
@@ -52,12 +55,17 @@ class Phase1Data:
 class Classifier:
     """A network in training, with its optimizer, moving average and position."""
 
-    def __init__(self, network: nn.Module, settings: Phase1Settings):
+    def __init__(self, network: nn.Module, settings: Phase1Settings, pretrained: bool = False):
         self.network = network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if pretrained:
+            freeze_first_maps(cast("Network", network).backbone)
+        device = next(network.parameters()).device
+        self._precision = bfloat16 if multiplies_bfloat16(device) else nullcontext
         self.settings = settings
         self.average = moving_average(self.network, settings.average_decay)
         self.localization = _localization_head(network) if settings.localization else None
-        self.optimizer = _optimizer([network, *([self.localization] if self.localization else [])], settings)
+        others = [self.localization] if self.localization else []
+        self.optimizer = _optimizer(network, others, settings, pretrained)
         self.epoch = self.step = 0  # finished epochs, and steps of the current one
         self.steps = 0  # of all epochs
         self.smooth = math.log(2)
@@ -73,14 +81,9 @@ class Classifier:
         returned loss is that of the labels only.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * rate
-        if self.localization is None:
-            loss = total = classification_loss(self.network(images)[1], labels)
-        else:
-            assert targets is not None
-            maps = self.network.backbone(images)  # type: ignore[operator]
-            loss = classification_loss(self.network.heads(maps)[1], labels)  # type: ignore[operator]
-            total = loss + self.settings.localization * self._localize(maps, targets)
+            group["lr"] = self.settings.learning_rate * rate * group["share"]
+        with self._precision():
+            loss, total = self._losses(images, labels, targets)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_norm)
@@ -90,10 +93,20 @@ class Classifier:
         self.smooth += (loss.item() - self.smooth) * SMOOTHING
         return self.smooth
 
+    def _losses(self, images: Tensor, labels: Tensor, targets: CellTargets | None) -> tuple[Tensor, Tensor]:
+        """Return the loss of the labels, and the loss to be minimized."""
+        if self.localization is None:
+            loss = classification_loss(self.network(images)[1].float(), labels)
+            return loss, loss
+        assert targets is not None
+        maps = self.network.backbone(images)  # type: ignore[operator]
+        loss = classification_loss(self.network.heads(maps)[1].float(), labels)  # type: ignore[operator]
+        return loss, loss + self.settings.localization * self._localize(maps, targets)
+
     def _localize(self, maps: Sequence[Tensor], targets: CellTargets) -> Tensor:
         """Return the loss of where threats lie, and note it."""
         assert self.localization is not None
-        logits = self.localization(maps)
+        logits = [level.float() for level in self.localization(maps)]
         wanted = [torch.from_numpy(targets(level.shape[-1])).to(level.device) for level in logits]
         loss = localization_loss(logits, wanted)
         value, before = loss.item(), self.smooth_localization
@@ -158,12 +171,13 @@ class Trainer:
     seed: int
     folder: RunFolder
     progress: ProgressCallback
+    pretrained: bool = False  # the backbone has learned already, from ImageNet or as part of a bundle
 
     def train(self, network: nn.Module) -> list[dict[str, Any]]:
         """Train in place a network of normalized images to (features, logits); returns figures by epoch."""
         settings, data = self.settings, self.data
         boxed = BoxedThreats(data.labelled, data.train) if settings.needs_boxes else None
-        classifier = Classifier(network, settings)
+        classifier = Classifier(network, settings, self.pretrained)
         if (state := self.folder.load(NAME)) is not None:
             classifier.restore(state)
         watch = _Watch(data, settings, self.seed)
@@ -286,18 +300,27 @@ def _localization_head(network: nn.Module) -> LocalizationHead:
     return LocalizationHead(channels(network.backbone)).to(next(network.parameters()).device)
 
 
-def _optimizer(modules: Sequence[nn.Module], settings: Phase1Settings) -> torch.optim.Optimizer:
-    """Decay weights of layers, not biases and norms."""
-    parameters = [parameter for module in modules for parameter in module.parameters()]
-    decayed = {
-        "params": [parameter for parameter in parameters if parameter.ndim > 1],
-        "weight_decay": settings.weight_decay,
-    }
-    others = {
-        "params": [parameter for parameter in parameters if parameter.ndim <= 1],
-        "weight_decay": 0.0,
-    }
-    return torch.optim.AdamW([decayed, others], lr=settings.learning_rate)
+def _optimizer(
+    network: nn.Module, others: Sequence[nn.Module], settings: Phase1Settings, pretrained: bool
+) -> torch.optim.Optimizer:
+    """Decay weights of layers, not biases and norms; a pretrained backbone has a smaller learning rate."""
+    slow = set(cast("Network", network).backbone.parameters()) if pretrained else set()
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for module in (network, *others):
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                groups.setdefault((parameter in slow, parameter.ndim > 1), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "weight_decay": settings.weight_decay if decayed else 0.0,
+                "share": BACKBONE_RATE if slower else 1.0,
+            }
+            for (slower, decayed), parameters in groups.items()
+        ],
+        lr=settings.learning_rate,
+    )
 
 
 def _copied(module: nn.Module) -> State:

@@ -5,12 +5,14 @@ a fraction of their pixels. `python -m benchmarks boxes`: what they bring lies w
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ...datasets.arrays import is_row, read_row
 from ...errors import Refused
 from ...row import THREATS
 from ..data import Index, Labelled
@@ -43,8 +45,7 @@ class BoxedThreats:
             classes = np.array([THREATS.index(box.threat) for box in boxes], np.intp)
             if not len(classes) or set(classes) != set(np.flatnonzero(self._labels[k])):
                 continue  # of a threat without a box nobody knows whether a part of the image holds it
-            with Image.open(labelled.paths[k]) as image:
-                width, height = image.size
+            width, height = _size(labelled.paths[k])
             corners = [[box.x, box.y, box.x + box.width, box.y + box.height] for box in boxes]
             self._boxes[k] = np.clip(np.array(corners) / [width, height, width, height], 0, 1)
             self._classes[k] = classes
@@ -88,6 +89,15 @@ class BoxedThreats:
                     k, [threat for threat, inside in zip(self._classes[k], visible, strict=True) if inside]
                 ] = True
         return Windows(parts, labels)
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Return the width and height of an image, which its boxes refer to."""
+    if is_row(path):
+        height, width, _ = read_row(path).shape
+        return width, height
+    with Image.open(path) as image:
+        return image.size
 
 
 def _around(box: NDArray[np.float64], share: float, random: np.random.Generator) -> NDArray[np.float64]:
