@@ -43,7 +43,7 @@ def test_cells_follow_the_picture_through_windows_and_augmentation(bag: Labelled
     boxed, settings = BoxedThreats(bag, np.arange(1)), ImageSettings(SIZE, (0,) * 3, (1,) * 3, FAR, 3)
     parts = None if window is None else boxed.draw(np.arange(1), window, (1,)).parts
     ways = set()
-    for epoch in range(24):
+    for epoch in range(60):
         _, images = next(iter(training_images(bag.paths, [np.arange(1)], epoch, settings, parts)))
         drawn = draw(FAR, SIZE, (settings.seed, epoch, 0))
         ways.add((drawn.mirror, drawn.upended, drawn.transposed))
