@@ -26,6 +26,7 @@ from gbad_batch.engine.synth import SynthSettings, generator_hash, write_archive
 from gbad_batch.engine.system.machine import cpu_model, keep_freed_memory, usable_cores
 from gbad_batch.engine.training.run import train
 from gbad_batch.engine.training.settings import (
+    IMAGENET,
     Augmentation,
     Phase1Settings,
     Phase2Settings,
@@ -61,7 +62,7 @@ TESTS = {
     "t3": "a look never seen",
     "t4": "threats half covered, or thinner than 8 pixels",
 }
-ARCHITECTURE = Architecture(backbone="regnetx_004")
+ARCHITECTURE = Architecture(backbone="tf_efficientnet_lite0", input_size=384)
 SIZE = ARCHITECTURE.input_size
 # windows first, at the scale of the whole image: a threat is a hundredth or two of its bag
 PHASE1 = Phase1Settings(
@@ -163,6 +164,7 @@ def _settings(
             f"{counts}; recipe {recipe_hash()[:12]} of `python -m benchmarks default_bundle`; drawn in "
             f"{sum(drawing.values()) / 60:.0f} minutes)"
         ),
+        backbone_weights=IMAGENET,
         architecture=ARCHITECTURE,
         phase1=PHASE1,
         phase2=PHASE2,

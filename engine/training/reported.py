@@ -27,7 +27,7 @@ def train_as_reported(settings: TrainSettings, progress: ProgressCallback = sile
     network = ReportedNetwork(settings.architecture.backbone)
     load_imagenet(network.body, settings)
     network.to(settings.device)
-    return run.trainer().train(network)
+    return replace(run.trainer(), pretrained=False).train(network)  # the report froze nothing
 
 
 class ReportedNetwork(nn.Module):
