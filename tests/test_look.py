@@ -5,9 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gbad_batch.engine.training.look import Look, draw_look, repaint
+from gbad_batch.engine.training.look import Look, air_of, draw_look
+from gbad_batch.engine.training.look import repaint as repainted
 
 PLAIN = Look(1.0, None, 0.0, 1.0, 1.0, 1.0, 0.0, 0, 0)
+
+
+def repaint(pixels: np.ndarray, look: Look) -> np.ndarray:
+    return repainted(pixels, look, air_of(pixels))
 
 
 @pytest.fixture

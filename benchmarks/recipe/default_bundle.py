@@ -66,7 +66,7 @@ ARCHITECTURE = Architecture(backbone="tf_efficientnet_lite0", input_size=384)
 SIZE = ARCHITECTURE.input_size
 # windows first, at the scale of the whole image: a threat is a hundredth or two of its bag
 PHASE1 = Phase1Settings(
-    stages=(Stage(SIZE // 2, 4, 0.5), Stage(SIZE, 2)),
+    stages=(Stage(SIZE // 2, 3, 0.5), Stage(SIZE, 2)),
     learning_rate=1e-3,
     weight_decay=0.02,
     localization=1.0,

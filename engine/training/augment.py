@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..model.network import normalize
 from .data import Index
-from .look import Look, draw_look, repaint
+from .look import Look, air_of, draw_look, repaint
 from .pixels import Pixels, WholeImages, resized
 from .settings import Augmentation
 
@@ -111,7 +111,7 @@ def prepared(pixels: Pixels, size: int, part: NDArray[np.float32] | None, drawn:
         shown = shown[::-1]
     if drawn.transposed:
         shown = shown.transpose(1, 0, 2)
-    return shown if drawn.look is None else repaint(shown, drawn.look)
+    return shown if drawn.look is None else repaint(shown, drawn.look, air_of(pixels))
 
 
 def _cut(pixels: Pixels, part: NDArray[np.float32]) -> Pixels:

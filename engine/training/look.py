@@ -53,9 +53,8 @@ def draw_look(random: np.random.Generator) -> Look:
     )
 
 
-def repaint(pixels: Pixels, look: Look) -> Pixels:
-    """Return an image [S, S, 3] in another look; equal looks give equal bytes."""
-    air = _air(pixels)
+def repaint(pixels: Pixels, look: Look, air: NDArray[np.float64]) -> Pixels:
+    """Return an image [S, S, 3], whose background is `air` (RGB), in another look; equal looks, equal bytes."""
     image = Image.fromarray(np.ascontiguousarray(pixels))
     size = image.size
     if look.resampled < 1:
@@ -66,15 +65,15 @@ def repaint(pixels: Pixels, look: Look) -> Pixels:
     painted = np.asarray(image)
     if look.noise:
         grain = np.random.default_rng(look.seed).standard_normal((*painted.shape[:2], 1), np.float32)
-        painted = np.clip(painted + grain * np.float32(look.noise), 0, 255).astype(np.uint8)
+        painted = np.clip(np.rint(painted + grain * np.float32(look.noise)), 0, 255).astype(np.uint8)
     if look.quality:
         coded = simplejpeg.encode_jpeg(np.ascontiguousarray(painted), look.quality, "RGB", "420")
         painted = simplejpeg.decode_jpeg(coded)
     return painted
 
 
-def _air(pixels: Pixels) -> NDArray[np.float64]:
-    """Return the colour of the background, RGB: the median of the rim; white where a bag fills the rim."""
+def air_of(pixels: Pixels) -> NDArray[np.float64]:
+    """Return the colour of a whole image's background, RGB: the median of its rim; white if a bag fills it."""
     rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     air = np.median(rim, axis=0)
     return air if air.min() >= BRIGHT else np.full(3, 255.0)
