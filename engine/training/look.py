@@ -54,7 +54,7 @@ def draw_look(random: np.random.Generator) -> Look:
 
 
 def repaint(pixels: Pixels, look: Look, air: NDArray[np.float64]) -> Pixels:
-    """Return an image [S, S, 3], whose background is `air` (RGB), in another look; equal looks, equal bytes."""
+    """Return an image [S, S, 3] with the background `air` (RGB) in another look, the same for equal looks."""
     image = Image.fromarray(np.ascontiguousarray(pixels))
     size = image.size
     if look.resampled < 1:
@@ -73,7 +73,7 @@ def repaint(pixels: Pixels, look: Look, air: NDArray[np.float64]) -> Pixels:
 
 
 def air_of(pixels: Pixels) -> NDArray[np.float64]:
-    """Return the colour of a whole image's background, RGB: the median of its rim; white if a bag fills it."""
+    """Return the colour of an image's background, RGB: the median of its rim; white if a bag fills that."""
     rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     air = np.median(rim, axis=0)
     return air if air.min() >= BRIGHT else np.full(3, 255.0)
