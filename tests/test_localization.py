@@ -52,7 +52,7 @@ def test_cells_follow_the_picture_through_windows_and_augmentation(bag: Labelled
         targets = cell_targets(moved_boxes(found[0] * SIZE, drawn, SIZE), found[1], SIZE, CELLS)
         pitch = SIZE // CELLS
         shown = images[0].mean(dim=0).reshape(CELLS, pitch, CELLS, pitch).mean((1, 3)).numpy()
-        assert shown[targets[GUN] == 1].max() < 0.4  # mostly dark
+        assert shown[targets[GUN] == 1].max() < 0.7  # a corner of a sheared one may be bright
         assert shown[targets[GUN] == 0].min() > 0.4  # no cell that it fills is called empty
         assert not targets[WRENCH].any()
     assert len(ways) == 8
