@@ -88,7 +88,10 @@ def _gate(row: Row, blob: bytes, start: int, data_start: int, limits: DecodeLimi
         read = partial(_read_runs, header, palette, blob, first)
     else:
         read = partial(_read_lines, header, palette, masks, blob, first)
-    return CodedImage(b"", "rgba" if row.color == "rgba" else "rgb", read=read)
+    # writers fill the field in wrong; none means a picture inside its own header
+    warnings = ("the BMP's pixels are read from behind its header, not inside it as it says",)
+    warned = warnings if 0 < data_start < after else ()
+    return CodedImage(b"", "rgba" if row.color == "rgba" else "rgb", warnings=warned, read=read)
 
 
 def _header(blob: bytes, start: int) -> _Header:

@@ -83,7 +83,9 @@ def codestream(row: Row, data: bytes, limits: DecodeLimits, alpha: bool = False)
     _bound(row, tile_width * tile_height, MAX_TILES)
     _walk(row, data)
     layout: Layout = "gray" if components == 1 else "rgba" if alpha else "rgb"
-    return CodedImage(data, layout, depth=8 if row.bit_depth <= 8 else row.bit_depth)
+    unsaid = ("what the fourth component of the JPEG 2000 means is unsaid; it is left out",)
+    warnings = unsaid if components == 4 and not alpha else ()
+    return CodedImage(data, layout, depth=8 if row.bit_depth <= 8 else row.bit_depth, warnings=warnings)
 
 
 def _walk(row: Row, data: bytes) -> None:

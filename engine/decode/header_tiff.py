@@ -90,6 +90,8 @@ def tiff(row: Row, blob: bytes, limits: DecodeLimits) -> CodedImage:
     if more:
         warnings += ("the TIFF holds more than one page; the first is read",)
     picture = _picture(row, directory, depths[0], samples, photometric)
+    if (extra := len(picture.offsets) - picture.pieces * picture.planes) > 0:
+        warnings += (f"the TIFF lists {extra} strips or tiles more than its size needs",)
     read = partial(read_tiff, picture, used)
     depth = 8 if photometric == 3 else max(8, depths[0])
     return CodedImage(b"", layout, depth=depth, warnings=warnings, read=read)

@@ -82,6 +82,9 @@ def _bitmaps() -> Iterator[Case]:
         {"a.bmp": Right(rle, OR_UNSUPPORTED, pixels=want), "cut.bmp": Right(cut, DAMAGED | NOT_READ)},
     )
     plain = saved(pixels, "BMP")
+    inside = plain[:10] + struct.pack("<I", 31) + plain[14:]
+    begins = Right(inside, OR_UNSUPPORTED | NOT_READ, pixels=pixels, warned=True)
+    yield Case("BMP: pixels that begin inside its header", {"a.bmp": begins})
     os2 = plain[:10] + struct.pack("<II", 78, 64) + plain[18:54] + bytes(24) + plain[54:]
     yield Case(
         "BMP of OS/2, and without the file's header",
@@ -168,7 +171,8 @@ def _tiffs() -> Iterator[Case]:
         ((258, 2**32 - 1), (277, 65535), (257, 2**32 - 1), (256, 2**31), (278, 0))
     ):
         huge[f"{number}.tif"] = Right(
-            _with_long(tags, tag, value, plain), DAMAGED | NOT_READ | {"ok", "too_large"}
+            _with_long(tiff_file("<", tags, [plain], tiled=False), tag, value),
+            DAMAGED | NOT_READ | {"ok", "too_large"},
         )
     yield Case("TIFF: huge bits, samples, sides", huge)
     text = tags | {305: [1, 2, 3]}
@@ -229,6 +233,7 @@ def _kinds_of_tiff() -> Iterator[Case]:
         "TIFF: tiles, whole and damaged",
         {
             "whole.tif": Right(whole, pixels=pixels),
+            "lower.tif": Right(_with_long(whole, 257, 16), DAMAGED, warned=True),
             **{f"{kind}.tif": Right(bad, NOT_READ | DAMAGED, warned=True) for kind, bad in _damaged(whole)},
         },
     )
@@ -276,9 +281,9 @@ def _value(data: bytes, kind: int, _number: int, place: int, at: int) -> int:
     return struct.unpack_from(form, data, place + size * at)[0]
 
 
-def _with_long(tags: dict[int, list[int]], tag: int, value: int, data: bytes) -> bytes:
-    """Write a TIFF in which one tag is a LONG of this value."""
-    made = bytearray(tiff_file("<", tags, [data], tiled=False))
+def _with_long(data: bytes, tag: int, value: int) -> bytes:
+    """Make one tag of a TIFF a LONG of this value."""
+    made = bytearray(data)
     (directory,) = struct.unpack_from("<I", made, 4)
     (count,) = struct.unpack_from("<H", made, directory)
     for entry in range(directory + 2, directory + 2 + 12 * count, 12):
@@ -319,6 +324,13 @@ def _others() -> Iterator[Case]:
     )
     tiny = saved(np.zeros((80, 100, 3), np.uint8), "WEBP", lossless=True)
     yield Case(f"WebP of {len(tiny)} bytes", {"a.webp": Right(tiny, pixels=np.zeros((80, 100, 3), np.uint8))})
+    out = io.BytesIO()
+    Image.fromarray(np.dstack([pixels, pixels[..., 0]]), "RGBA").save(out, "JPEG2000")
+    unsaid = out.getvalue().replace(b"cdef", b"free")
+    yield Case(
+        "JPEG 2000: a fourth component of unsaid meaning",
+        {"a.jp2": Right(unsaid, OR_UNSUPPORTED, pixels=pixels, warned=True)},
+    )
     yield Case(
         "no image at all",
         {
