@@ -114,7 +114,7 @@ def pillows(data: bytes, has_alpha: bool = False) -> Array | None:
 
 
 def _misreads(image: Image.Image, data: bytes) -> bool:
-    """Know what Pillow does not do: bits of tRNS above the depth, 16 bits with a colour key or 0 as white."""
+    """Know what Pillow reads wrong: tRNS above the depth, 16 bits with a key or 0 as white, two meanings."""
     wide = image.mode.startswith("I;16")
     if image.format == "PNG" and "transparency" in image.info:
         at = data.find(b"tRNS")
@@ -123,7 +123,10 @@ def _misreads(image: Image.Image, data: bytes) -> bool:
             image.mode in ("1", "L", "RGB")
             and (any(values[::2]) or (image.mode == "1" and max(values, default=0) > 1))
         )
-    return wide and image.format == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
+    if image.format == "TIFF":
+        white = image.tag_v2.get(262)  # type: ignore[attr-defined]
+        return not isinstance(white, int) or (wide and white == 0)
+    return False
 
 
 def _by_policy(image: Image.Image) -> Array | None:

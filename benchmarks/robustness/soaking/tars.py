@@ -30,7 +30,7 @@ FIELDS = {  # of a header: place and size
     "prefix": (345, 155),
 }
 PLACED = re.compile(rb"(?:block \d+: )*block (\d+): ")  # before a damaged header it says one more
-LISTED = re.compile(rb"(?:block \d+: )*block (\d+): ([-h])\S{9} .*?\.jpg(?: link to .*)?$")
+LISTED = re.compile(rb"(?:block \d+: )*block (\d+): (?:(-)\S{9} .*\.jpg|h\S{9} .*\.jpg link to .*)$")
 
 
 class TarMutants:
@@ -106,9 +106,11 @@ class TarMutants:
             if not (match := PLACED.match(line)):
                 continue
             places.append(int(match[1]))
-            if (listed := LISTED.match(line)) and listed[2] == b"-":
+            listed = LISTED.match(line)
+            if listed and listed[2]:
                 wanted.append(int(match[1]))
-            links += bool(listed and listed[2] == b"h")
+            elif listed:
+                links += 1
         places.sort()
         ends = [*places, 1 << 60]
         return [(at * BLOCK, ends[bisect_left(places, at + 1)] * BLOCK) for at in wanted], links
