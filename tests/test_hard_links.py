@@ -48,6 +48,17 @@ def contents(found: list[Candidate]) -> dict[str, bytes | str]:
     return {c.row.uri.rpartition("!")[2]: c.row.status or c.read() for c in found}
 
 
+def test_a_link_needs_no_size(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.tar", "w", ("a.png", b"one"), ("b.png", "a.png"), ("c.png", b"two"))
+    blob = bytearray(path.read_bytes())
+    header = slice(1024, 1536)
+    blob[1024 + 124 : 1024 + 136] = b"\xff" * 12  # -1, where GNU tar does not look, either
+    blob[1024 + 148 : 1024 + 156] = b" " * 8
+    blob[1024 + 148 : 1024 + 156] = b"%06o\0 " % sum(blob[header])
+    path.write_bytes(blob)
+    assert contents(listed(path)) == {"a.png": b"one", "b.png": b"one", "c.png": b"two"}
+
+
 @MODES
 def test_a_link_has_a_row_with_the_bytes_of_its_target(tmp_path: Path, mode: str) -> None:
     path = write(

@@ -88,11 +88,14 @@ def run(arguments: argparse.Namespace) -> Report:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     record = Record.open(arguments.kept, arguments.seed)
     root = (arguments.work or default_work_dir()) / f"soak-{arguments.seed}"
-    until = time.monotonic() + arguments.hours * 3600
-    soak = Soak(Place.prepare(root), record, names, until, arguments.rounds)
+    place = Place.prepare(root)
+    soak = Soak(place, record, names, time.monotonic() + arguments.hours * 3600, arguments.rounds)
     with ThreadPoolExecutor(arguments.jobs) as pool:  # rounds wait as much as they compute
-        for done in [pool.submit(soak.work) for _ in range(arguments.jobs)]:
-            done.result()
+        try:
+            for done in [pool.submit(soak.work) for _ in range(arguments.jobs)]:
+                done.result()
+        finally:
+            soak.until = 0.0  # Ctrl-C: the rounds that run are the last
     shutil.rmtree(root)
     return _report(record, soak.left_out)
 

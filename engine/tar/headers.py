@@ -179,6 +179,8 @@ class _Headers:
             kind = "folder"
         stored = _decimal(pax.get(b"size"))
         stored = _number(block[124:136]) if stored is None else stored
+        if flag in _WITHOUT_DATA and (stored is None or stored < 0):
+            stored = 0  # what holds no data needs no size
         if stored is None or not 0 <= stored <= _INT64_MAX >> 1:
             raise _Damaged(f"the header before byte {stream.position} has no usable size")
         size = stored

@@ -108,6 +108,10 @@ def _tars() -> dict[str, tuple[bytes, dict[str, str | None]] | tuple[bytes, dict
     long_name = _member("././@LongLink", b"d/" * 20_000 + b"a.png", kind=b"L")
     return {
         "hard link": (plain + hard + end, {"!a.png": "ok", "!b.png": "ok"}),
+        "hard link of a size below zero": (
+            plain + _sized(hard, -1) + end,
+            {"!a.png": "ok", "!b.png": "ok"},
+        ),
         "a type that nobody knows": (
             plain + _member("u.png", image, kind=b"Z") + end,
             {"!a.png": "ok", "!u.png": "ok"},
@@ -148,7 +152,8 @@ def _record(key: str, value: str) -> bytes:
 
 def _sized(member: bytes, size: int) -> bytes:
     changed = bytearray(member)
-    changed[124:136] = b"\x80" + size.to_bytes(11, "big")
+    stored = size.to_bytes(12, "big", signed=True) if size < 0 else b"\x80" + size.to_bytes(11, "big")
+    changed[124:136] = stored
     checked(changed, 0)
     return bytes(changed)
 

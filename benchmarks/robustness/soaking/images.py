@@ -125,7 +125,7 @@ def _misreads(image: Image.Image, data: bytes) -> bool:
         )
     if image.format == "TIFF":
         white = image.tag_v2.get(262)  # type: ignore[attr-defined]
-        return not isinstance(white, int) or (wide and white == 0)
+        return isinstance(white, tuple) or (wide and white == 0)
     return False
 
 
