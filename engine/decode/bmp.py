@@ -78,7 +78,7 @@ def _gate(row: Row, blob: bytes, start: int, data_start: int, limits: DecodeLimi
         widths = [mask.bit_count() for mask in masks]
         row.bit_depth = min(width for width in widths[:3] if width)
         row.color = "rgba" if masks[3] else "rgb"
-    room = (data_start - after) // header.entry if data_start > after else 1 << 8
+    room = (data_start - after) // header.entry if data_start >= after else 1 << 8
     colors = min(header.colors or 1 << bits, room, 1 << bits) if bits <= 8 else 0
     first = data_start if data_start >= after else after + colors * header.entry
     palette = blob[after : after + colors * header.entry]
