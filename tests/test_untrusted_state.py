@@ -259,6 +259,39 @@ def test_other_parquet_files_are_no_results(tmp_path: Path) -> None:
             read_results(tmp_path / name)
 
 
+OPERATING_POINT = {
+    "decision": "gbad", "precision": "fp32", "pfa": 0.05, "threshold": 1, "class_thresholds": [0.5] * 5,
+    "interval": None, "supported": True,
+}  # fmt: skip
+
+
+def test_results_to_be_judged_have_a_whole_operating_point_and_names(tmp_path: Path) -> None:
+    out = tmp_path / "r.parquet"
+    finished(out, rows())
+    footer, table = read_footer(out), pq.read_table(out)
+    model = {"bundle": "m", "bundle_hash": "00", "backend": "openvino", "precision": "fp32", "demo": True}
+    whole: dict[str, Any] = {**(footer or {}), **model, "operating_point": OPERATING_POINT}
+
+    def write(table: pa.Table, footer: dict[str, Any]) -> Path:
+        with pq.ParquetWriter(out, table.schema) as writer:
+            writer.write_table(table)
+            writer.add_key_value_metadata(footer_metadata(footer))
+        return out
+
+    assert len(read_results(write(table, whole)).uris) == 40
+    for key in OPERATING_POINT:
+        lacking = {name: value for name, value in OPERATING_POINT.items() if name != key}
+        for point in (lacking, OPERATING_POINT | {key: {}}):
+            with pytest.raises(Refused, match="does not hold results"):
+                read_results(write(table, {**whole, "operating_point": point}))
+    for column in ("uri", "kind", "status"):
+        nulls = table.set_column(table.schema.get_field_index(column), column, pa.nulls(40, pa.string()))
+        with pytest.raises(Refused, match="does not hold results"):
+            read_results(write(nulls, whole))
+        with pytest.raises(Refused, match="is damaged"):
+            read_results(write(table.drop_columns(column), whole))
+
+
 def test_other_descriptions_of_the_columns_are_no_damage(tmp_path: Path) -> None:
     out = tmp_path / "r.parquet"
     finished(out, [*rows(), Row("/a/x", bytes=1, mtime=1, status="truncated")])

@@ -87,6 +87,8 @@ def read_results(path: Path) -> Results:
     batches = (batch for file in files_of(path) for batch in read_parquet(file, schema))
     table = pa.Table.from_batches(batches, schema)
     images = table.filter(pc.field("kind") == "image")
+    if any(table[name].null_count for name in TEXTS):
+        raise Refused(_not_results(path))
     uris, statuses = (images[name].to_pylist() for name in ("uri", "status"))
     numbers = np.stack([images[name].to_numpy().astype(np.float64) for name in NUMBERS], axis=1)
     return Results(path, footer, table.num_rows - len(uris), uris, statuses, numbers)
@@ -152,7 +154,7 @@ def stored_points(results: Results, bundle: Bundle | None) -> dict[str, tuple[St
     """Return the operating points of each decision: the bundle's, else the one in the results."""
     point = results.footer["operating_point"]
     if bundle is not None:
-        return dict(bundle.manifest.operating_points[point["precision"]])
+        return dict(bundle.manifest.operating_points.get(point["precision"], {}))
     if point["interval"] is None:  # for a threshold or a probability that no calibration measured
         return {}
     fields = ("pfa", "threshold", "class_thresholds", "interval", "supported")
