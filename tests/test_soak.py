@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmarks.robustness.soak import PARTS
+from benchmarks.robustness.soaking.batches import batch
 from benchmarks.robustness.soaking.commands import Running
 from benchmarks.robustness.soaking.images import ImageMutants
-from benchmarks.robustness.soaking.place import compare
+from benchmarks.robustness.soaking.place import Place, compare
 from benchmarks.robustness.soaking.shim import Fault, Shim
 from benchmarks.robustness.soaking.tally import Record, Tally
 
@@ -115,8 +117,8 @@ def test_the_nth_write_fails_and_the_clock_jumps(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_small_soak_finds_nothing(tmp_path: Path) -> None:
-    parts = "kills,faults,moving_files,pauses,full_disks,read_only_disks,few_descriptors,little_memory"
-    words = ["--rounds", "1", "--seed", "7", "--parts", f"{parts},clock_jumps,sockets", "--work", tmp_path]
+    parts = ",".join(name for name in PARTS if name != "states")
+    words = ["--rounds", "1", "--seed", "7", "--parts", parts, "--work", tmp_path]
     kept = tmp_path / "soak.json"
     ran = subprocess.run(
         [sys.executable, "-m", "benchmarks", "soak", *words, "--kept", kept],
@@ -127,4 +129,12 @@ def test_a_small_soak_finds_nothing(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
     counts = json.loads(kept.read_text())["counts"]
     assert counts["kills"] >= 1
-    assert counts["results compared"] >= 8
+    assert counts["mutants"] >= 1000
+    assert counts["results compared"] >= 5
+
+
+@pytest.mark.slow
+def test_states_that_were_changed_open_or_are_refused(tmp_path: Path) -> None:
+    tally = batch("states", Place(tmp_path, tmp_path, tmp_path), seed=7, size=100)
+    assert tally.findings == []
+    assert tally.counts["state_mutants"] == 100
