@@ -97,3 +97,27 @@ def test_training_takes_no_option_that_it_no_longer_has(tmp_path: Path, option: 
     assert (done.returncode, done.stdout) == (2, "")
     assert re.search(rf"No such option:? '?{option}\b", done.stderr)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_that_nobody_thought_of_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from gbad_batch.engine import Scan, ScanSettings
+    from gbad_batch.engine.commands.guarded import guarded_scan
+
+    def run(*_: object) -> None:
+        raise ZeroDivisionError("by\nnothing")
+
+    monkeypatch.setattr(Scan, "run", run)
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    try:
+        code = guarded_scan(ScanSettings(sources=(tmp_path,)), quiet=False, as_json=False)
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])
+    told = capsys.readouterr()
+    assert (code, told.out) == (1, "")
+    assert told.err == (
+        "gbad-batch: the scan failed by a defect of this program (ZeroDivisionError: by nothing); "
+        "finished rows are kept: please report this sentence\n"
+    )
