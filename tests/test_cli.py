@@ -45,6 +45,8 @@ def run(*arguments: str, cwd: Path, **options: Any) -> "subprocess.CompletedProc
         (["train", "absent", "--out", "bundle"], 2),
         (["train", "full", "--out", "bundle", "--backbone", "hf-hub:someone/else"], 2),
         (["train", "full", "--out", "full"], 2),
+        (["train", "absent", "--out", "."], 2),
+        (["train", "absent", "--out", "/"], 2),
         (["evaluate", "absent", "--labels", "file"], 2),
         (["evaluate", "file", "--labels", "file"], 2),
         (["evaluate", "full", "--labels", "file", "--out", "file"], 2),

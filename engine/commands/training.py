@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ..errors import Refused
 from ..model.architecture import Architecture
 from ..training.settings import (
     Phase1Settings,
@@ -299,7 +300,7 @@ def train(dataset: Path, run: Path | None, report_exact: bool, **given: Any) -> 
     from .console import training_shown
 
     out = given["out"]
-    settings = train_settings(dataset, run=run or out.with_name(f"{out.name}.run"), **given)
+    settings = train_settings(dataset, run=run or _run_folder(out), **given)
     keep_freed_memory()  # here, for a library's caller may want another malloc
     with training_shown() as progress:
         if report_exact:
@@ -311,6 +312,14 @@ def train(dataset: Path, run: Path | None, report_exact: bool, **given: Any) -> 
         click.echo(f"{settings.run}: finished; run the next phase")
     else:
         click.echo(f"{bundle}: scan with --model {bundle}; its README.md says what it was trained on")
+
+
+def _run_folder(out: Path) -> Path:
+    """Name the run folder of a bundle: beside it; raises Refused for a bundle that has no name."""
+    whole = out if out.name else out.resolve()
+    if not whole.name:
+        raise Refused(f"--out {out} cannot be a bundle: name a folder to create")
+    return whole.with_name(f"{whole.name}.run")
 
 
 @click.command()
