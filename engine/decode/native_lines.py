@@ -15,9 +15,12 @@ _file: int | None = None  # that descriptor 2 writes to, once lines are caught
 
 
 def catch() -> None:
-    """Catch what native code of this process writes to standard error; lines of Python's own pass."""
+    """Catch what native code of this process writes to standard error; lines of Python's own pass.
+
+    Does nothing in a process that was started without standard error: descriptor 2 may be any file there.
+    """
     global _file
-    if _file is not None:
+    if _file is not None or sys.stderr is None:
         return
     _file = os.memfd_create("native lines", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(_file, _ROOM)
