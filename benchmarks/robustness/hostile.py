@@ -79,8 +79,8 @@ def _outcome(case: Case, folder: Path, rows: dict[str, Row], decoder: Decoder) -
         if row is None:
             return f"{name}: no row"
         pixels = decoder(alone, right.data)
-        if (row.status, row.warnings) != (alone.status, alone.warnings):
-            return f"{name}: {row.status} ({row.warnings}) in a scan, {alone.status} ({alone.warnings}) alone"
+        if row.status != alone.status:
+            return f"{name}: {row.status} ({row.error}) in a scan, {alone.status} ({alone.error}) alone"
         if wrong := right.wrong(row, pixels):
             return f"{name}: {wrong}"
     return RIGHT
