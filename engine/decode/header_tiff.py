@@ -119,8 +119,9 @@ def _read_directory(blob: bytes) -> tuple[_Directory, bool]:
 
 def _photometric(directory: _Directory, samples: int) -> tuple[int, tuple[str, ...]]:
     """Return what the samples mean; where the obligatory tag is missing, what libtiff assumes."""
-    if 262 in directory.entries:
-        return directory.get(262, 1), ()
+    if meanings := directory.values(262):
+        several = f"the TIFF's tag 262 says {len(meanings)} things about its samples; the first counts"
+        return meanings[0], (several,) if len(meanings) > 1 else ()
     fax = _COMPRESSIONS.get(directory.get(259, 1)) == "fax"
     assumed = 0 if fax else 2 if samples >= 3 else 1
     words = {0: "gray with 0 as white", 1: "gray with 0 as black", 2: "RGB"}[assumed]

@@ -175,6 +175,8 @@ def _tiffs() -> Iterator[Case]:
             DAMAGED | NOT_READ | {"ok", "too_large"},
         )
     yield Case("TIFF: huge bits, samples, sides", huge)
+    two = Right(tiff_file("<", tags | {262: [2, 0]}, [plain], tiled=False), DAMAGED, warned=True)
+    yield Case("TIFF: samples of two meanings", {"a.tif": two})
     text = tags | {305: [1, 2, 3]}
     data = bytearray(tiff_file("<", text | {306: [4]}, [plain], tiled=False))
     at = data.rindex(struct.pack("<HH", 306, 3))
