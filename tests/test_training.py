@@ -150,6 +150,18 @@ def test_the_weights_of_a_bundle_give_what_its_graphs_give(bundle: Bundle):
     np.testing.assert_allclose(ours.reconstruction_loss, plain.reconstruction_loss, rtol=1e-3)
 
 
+def test_the_features_of_many_images_are_those_of_few(bundle: Bundle):
+    form = bundle.manifest.preprocessing
+    model = GBAD.from_arrays(bundle.manifest.architecture, bundle.tensors(), form.mean, form.std)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), np.uint8)
+    found = []
+    for images in (1, features.WORTH_EXPORTING):
+        with features.network_for_features(model, "cpu", images) as network:
+            found.append(network(pixels))
+    for few, many in zip(*found, strict=True):
+        np.testing.assert_allclose(few, many, rtol=1e-3, atol=1e-4)
+
+
 def test_kernels_in_channels_last_keep_their_order():
     model = GBAD(ARCHITECTURE).to(memory_format=torch.channels_last)
     stored = load(save(model.arrays()))

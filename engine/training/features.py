@@ -22,6 +22,7 @@ from .pixels import Pixels, decoded
 
 AT_ONCE = 32  # images; a batch is the same in every run, so that its features are
 FLUSHED_EVERY = 32  # batches
+WORTH_EXPORTING = 1_000  # images
 LEAST_READABLE = 0.99  # share of the images
 FEATURES = "features.json"  # says how far the arrays are filled
 
@@ -96,9 +97,12 @@ def open_features(folder: Path, images: int, length: int) -> Features:
 
 
 @contextmanager
-def network_for_features(model: GBAD, device: str) -> Iterator[FeatureNetwork]:
-    """Open a finished network: OpenVINO's form of it on the CPU, as in a scan, which is faster than torch."""
-    if device == "cpu":
+def network_for_features(model: GBAD, device: str, images: int) -> Iterator[FeatureNetwork]:
+    """Open a finished network for so many images: on the CPU, if they are many, as OpenVINO runs it in scans.
+
+    That is faster than torch, but the export takes some seconds.
+    """
+    if device == "cpu" and images >= WORTH_EXPORTING:
         with closing(_openvino(model)) as runner:
             yield lambda pixels: _both(runner(pixels))
         return

@@ -124,7 +124,7 @@ class TrainingRun:
         paths = self.prepared.labelled.paths
         self.features = open_features(self.folder.path, len(paths), self.settings.architecture.features)
         if self.features.done < len(paths):
-            with network_for_features(self.model, self.settings.device) as network:
+            with network_for_features(self.model, self.settings.device, len(paths)) as network:
                 self.features.extract(network, self.settings.architecture.input_size, paths, self.progress)
 
     def phase_two(self) -> None:
