@@ -65,7 +65,8 @@ def repaint(pixels: Pixels, look: Look, air: NDArray[np.float64]) -> Pixels:
     painted = np.asarray(image)
     if look.noise:
         grain = np.random.default_rng(look.seed).standard_normal((*painted.shape[:2], 1), np.float32)
-        painted = np.clip(np.rint(painted + grain * np.float32(look.noise)), 0, 255).astype(np.uint8)
+        levels = np.rint(grain * np.float32(look.noise)).astype(np.int16)
+        painted = np.clip(painted + levels, 0, 255).astype(np.uint8)
     if look.quality:
         coded = simplejpeg.encode_jpeg(np.ascontiguousarray(painted), look.quality, "RGB", "420")
         painted = simplejpeg.decode_jpeg(coded)
