@@ -144,6 +144,22 @@ def test_a_color_that_the_palette_lacks_is_said(decode: Decoder) -> None:
     assert row.warnings == "color 2 is not in the BMP's palette of 2"
 
 
+def test_a_wrong_number_of_planes_is_said(decode: Decoder) -> None:
+    blob = bytearray(bmp(header(40, WIDTH, HEIGHT, 24), lines_of(bag()[..., ::-1])))
+    blob[26:28] = struct.pack("<H", 30_000)
+    pixels, row = read(decode, bytes(blob))
+    assert (pixels == bag()).all()
+    assert row.warnings == "the BMP's header says 30000 planes"
+
+
+def test_pixels_that_are_said_to_begin_where_the_palette_does(decode: Decoder) -> None:
+    blob = bytearray(saved(Image.fromarray(bag()).convert("P"), "BMP"))
+    (wanted, _) = read(decode, bytes(blob))
+    blob[10:14] = struct.pack("<I", 54)
+    pixels, _ = read(decode, bytes(blob))
+    assert (pixels == wanted).all()
+
+
 # --- run lengths
 
 PALETTE = bytes(channel for level in range(256) for channel in (level, level, level, 0))

@@ -129,6 +129,17 @@ def test_cmyk_is_inverted_with_and_without_adobes_marker(decode: Decoder, subsam
         assert row.color == "cmyk"
 
 
+@pytest.mark.parametrize("transform", [1, 3])
+def test_cmyk_with_a_transform_that_nobody_knows_is_read_as_ycck(decode: Decoder, transform: int) -> None:
+    blob = bytearray(saved(Image.fromarray(bag(channels=4), "CMYK"), "JPEG", quality=95))
+    blob[blob.index(b"Adobe") + 11] = transform
+    row = Row("x")
+    pixels = decode(row, bytes(blob))
+    assert pixels is not None, row
+    assert np.abs(pixels - pillow(bytes(blob))).max() <= 2
+    assert "Adobe" in str(row.warnings)
+
+
 # --- cut, but with an end marker
 
 

@@ -111,7 +111,7 @@ def tiff(
     else:
         places |= {322: (form[0],), 323: (form[1],)}
     entries = b""
-    for tag, values in sorted((tags | places).items()):
+    for tag, values in sorted((places | tags).items()):
         packed = struct.pack(f"{order}{len(values)}I", *values)
         if len(values) > 1:
             start = len(blob)
@@ -377,6 +377,20 @@ def test_a_last_strip_that_is_filled_to_the_lines_of_the_others(decode: Decoder)
         pixels, row = read(decode, blob)
         assert (pixels == bag()).all()
         assert row.warnings is None
+
+
+def test_one_piece_of_unsaid_size_reaches_to_the_end(decode: Decoder) -> None:
+    for compression in CODECS:
+        pixels, _ = read(decode, Writer(compression=compression, lines=HEIGHT, tags={279: (0,)})(bag()))
+        assert (pixels == bag()).all()
+
+
+def test_tiles_whose_places_stand_in_the_tags_of_strips(decode: Decoder) -> None:
+    blob = Writer(compression=5, tile=(32, 16))(bag())
+    for tile, strip in ((324, 273), (325, 279)):
+        blob = blob.replace(struct.pack("<HH", tile, 4), struct.pack("<HH", strip, 4))
+    pixels, _ = read(decode, blob)
+    assert (pixels == bag()).all()
 
 
 def test_pieces_that_say_too_few_bytes_are_refused(decode: Decoder) -> None:

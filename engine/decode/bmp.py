@@ -38,6 +38,7 @@ class _Header:
     bits: int  # a pixel
     compression: int
     colors: int  # entries of the palette; 0: as many as the bits allow
+    planes: int  # must be 1
 
     @property
     def stride(self) -> int:
@@ -78,20 +79,27 @@ def _gate(row: Row, blob: bytes, start: int, data_start: int, limits: DecodeLimi
         widths = [mask.bit_count() for mask in masks]
         row.bit_depth = min(width for width in widths[:3] if width)
         row.color = "rgba" if masks[3] else "rgb"
-    room = (data_start - after) // header.entry if data_start >= after else 1 << 8
-    colors = min(header.colors or 1 << bits, room, 1 << bits) if bits <= 8 else 0
-    first = data_start if data_start >= after else after + colors * header.entry
+    size = header.stride * abs(header.height)
+    most = min(header.colors or 1 << bits, 1 << bits) if bits <= 8 else 0
+    behind = after + most * header.entry
+    inside = data_start == after < behind and not packed and len(blob) >= behind + size
+    if data_start < after or inside:
+        first, colors = behind, most
+    else:
+        first, colors = data_start, min(most, (data_start - after) // header.entry)
     palette = blob[after : after + colors * header.entry]
-    if len(blob) < (first + 1 if packed else first + header.stride * abs(header.height)):
+    if len(blob) < (first + 1 if packed else first + size):
         raise_truncated("before the BMP's last line")
     if packed:
         read = partial(_read_runs, header, palette, blob, first)
     else:
         read = partial(_read_lines, header, palette, masks, blob, first)
-    # writers fill the field in wrong; none means a picture inside its own header
-    warnings = ("the BMP's pixels are read from behind its header, not inside it as it says",)
-    warned = warnings if 0 < data_start < after else ()
-    return CodedImage(b"", "rgba" if row.color == "rgba" else "rgb", warnings=warned, read=read)
+    warnings: tuple[str, ...] = ()
+    if 0 < data_start < after or inside:  # writers fill the field in wrong
+        warnings = ("the BMP's pixels are read from behind its header, not inside it as it says",)
+    if header.planes != 1:
+        warnings += (f"the BMP's header says {header.planes} planes",)
+    return CodedImage(b"", "rgba" if row.color == "rgba" else "rgb", warnings=warnings, read=read)
 
 
 def _header(blob: bytes, start: int) -> _Header:
@@ -110,14 +118,14 @@ def _header(blob: bytes, start: int) -> _Header:
         raise_unsupported(f"a BMP with a header of {size} bytes")
     else:
         raise ImageFault("not_an_image", "the content begins with BM but is not a BMP image")
-    if planes != 1 or bits not in (1, 2, 4, 8, 16, 24, 32):
+    if bits not in (1, 2, 4, 8, 16, 24, 32):
         raise_undecodable(f"the BMP's header says {planes} planes of {bits} bits")
     forms = {(_RAW, bits), (_RLE8, 8), (_RLE4, 4)}
     if size in _WINDOWS:
         forms |= {(fields, depth) for fields in (_FIELDS, _ALPHA_FIELDS) for depth in (16, 32)}
     if (compression, bits) not in forms:
         raise_unsupported(f"a BMP of {bits} bits with a header of {size} bytes and compression {compression}")
-    return _Header(size, width, height, bits, compression, colors)
+    return _Header(size, width, height, bits, compression, colors, planes)
 
 
 def _masks(header: _Header, blob: bytes, start: int) -> tuple[tuple[int, ...] | None, int]:

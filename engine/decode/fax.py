@@ -124,10 +124,12 @@ class _Reader:
         if self._next() >> 2 == 0 or self._position > start:
             self._position += _BITS + 1 - self._next().bit_length()
 
-    def _run(self, color: int) -> int:
+    def _run(self, color: int, rest: int) -> int:
         """Return the length of a run: any number of makeup codes, and one of less than 64."""
         length = part = self._take(_RUNS[color])
         while part > 63:
+            if length == rest and _RUNS[color][self._next()][0] != 0:
+                break  # some encoders leave the last code out where the line is full
             part = self._take(_RUNS[color])
             length += part
             if length > self._width:
@@ -138,7 +140,7 @@ class _Reader:
         changes: list[int] = []
         color = place = 0
         while place < self._width:
-            place += self._run(color)
+            place += self._run(color, self._width - place)
             _add(changes, place)
             color ^= 1
         return self._whole(changes, place)
@@ -157,7 +159,8 @@ class _Reader:
                 place = ends[index + 1]
             elif mode == _ACROSS:
                 for each in (color, color ^ 1):
-                    place = max(place, 0) + self._run(each)
+                    place = max(place, 0)
+                    place += self._run(each, width - place)
                     _add(changes, place)
             else:
                 if ends[index] + mode < place:

@@ -185,6 +185,8 @@ def _picture(row: Row, directory: _Directory, bits: int, samples: int, photometr
     room = 4 * width * height + (1 << 22)  # a decoder holds a whole tile, however small the picture
     if piece_width < 1 or piece_height < 1 or (tiled and piece_width * piece_height > room):
         raise_undecodable(f"the TIFF's tiles have {piece_width} x {piece_height} pixels")
+    offsets = directory.values(324 if 324 in directory.entries else 273)  # the tags of tiles, or of strips
+    sizes = directory.values(325 if 325 in directory.entries else 279)
     compression = _COMPRESSIONS[directory.get(259, 1)]
     factors = (directory.values(530) or (2, 2)) if photometric == 6 and compression != "JPEG" else (1, 1)
     picture = Picture(
@@ -204,8 +206,8 @@ def _picture(row: Row, directory: _Directory, bits: int, samples: int, photometr
         piece_width=piece_width,
         piece_height=piece_height,
         factors=(factors[0], factors[-1]),
-        offsets=directory.values(324 if tiled else 273),
-        sizes=directory.values(325 if tiled else 279),
+        offsets=offsets,
+        sizes=(len(blob) - offsets[0],) if len(offsets) == 1 and sizes == (0,) else sizes,
         tables=bytes(directory.values(347)),
         fax_options=directory.get(292, 0),
         palette=directory.values(320) if photometric == 3 else (),

@@ -15,6 +15,7 @@ INVENTED = 128  # every sample of a block that libjpeg has no data for
 UNSEEN = "the JPEG's sampling is unusual, and damage in its data would not be noticed"
 
 _MARKER = re.compile(rb"\xff[\x02-\xcf\xda-\xfe]")  # one that has a length
+_FRAME = re.compile(rb"\xff[\xc0-\xc2].{7}(.)", re.DOTALL)  # and how many components it has
 _KEPT = frozenset((*range(0xC0, 0xD0), 0xDB, 0xDD)) - {0xC8}  # frame, tables, restart interval
 _ADOBE = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0"  # and one byte: which transform of colors
 
@@ -53,7 +54,9 @@ def with_plain_header(blob: bytes, transform: int | None = None) -> bytes:
 
     A `transform` of colors that is given (0 none, 1 YCbCr) stands in place of what the JPEG says.
     """
-    parts, position, components = [blob[:2]], 2, 3
+    parts, position = [blob[:2]], 2
+    frame = _FRAME.search(blob)
+    assumed = 2 if frame and frame[1] == b"\x04" else 1  # YCCK, YCbCr
     if transform is not None:
         parts.append(_ADOBE + bytes((transform,)))
     while match := _MARKER.search(blob, position):
@@ -62,13 +65,10 @@ def with_plain_header(blob: bytes, transform: int | None = None) -> bytes:
         segment = blob[start:position]
         if marker == 0xDA:
             return b"".join((*parts, blob[start:]))
-        if marker in range(0xC0, 0xC3):
-            components = segment[9]
         jfif = marker == 0xE0 and segment[4:9] == b"JFIF\0"
         if marker in _KEPT or (jfif and transform is None):
             parts.append(segment)
         elif transform is None and marker == 0xEE and segment[4:9] == b"Adobe" and len(segment) >= 16:
-            assumed = 1 if components == 3 else 2  # YCbCr, YCCK
             known = segment[15] in (0, assumed)
             parts.append(segment if known else segment[:15] + bytes((assumed,)) + segment[16:])
     return blob

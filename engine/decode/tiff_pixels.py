@@ -281,11 +281,16 @@ def _from_jpeg(picture: Picture, piece: int, warnings: dict[str, None]) -> Bytes
         blob = b"\xff\xd8" + picture.tables[2:].removesuffix(b"\xff\xd9") + blob[2:]
     blob = with_plain_header(blob, 1 if picture.photometric == 6 else 0)
     row = Row(uri="")
-    image = jpeg(row, blob, DecodeLimits(max_pixels=2 * picture.piece_width * picture.piece_height))
+    image = jpeg(row, blob, DecodeLimits(max_pixels=1 << 32))
     assert row.height is not None
     assert row.width is not None
     channels = {"gray": 1, "rgb": 3, "cmyk": 4}[str(row.color)]
-    if row.width != picture.piece_width or row.height < picture.lines(piece) or channels != picture.channels:
+    lines = picture.lines(piece)
+    if (
+        row.width != picture.piece_width
+        or not lines <= row.height <= lines + picture.piece_height
+        or channels != picture.channels
+    ):
         raise_undecodable(
             f"the TIFF's piece {piece} is a JPEG of {row.width} x {row.height} pixels of {channels} samples"
         )
