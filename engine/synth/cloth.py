@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from .field import wrapped
-from .outlines import Outline
+from .outlines import Outline, rounded
 from .solids import Bounds, Patch, View, drawn, ramps, window_of
 
 TILE = 512  # pixels; tiles wrap
@@ -216,3 +216,13 @@ def sheet(
     """Return a random sheet of about width x height cm."""
     start = (int(rng.integers(TILE)), int(rng.integers(TILE)))
     return Sheet(blob(rng, width, height), thickness, int(rng.integers(3)), start, strength)
+
+
+def folded(
+    rng: np.random.Generator, width: float, height: float, thickness: float, strength: float = 1.0
+) -> Sheet:
+    """Return a folded sheet, its sides straight, about width x height cm."""
+    start = (int(rng.integers(TILE)), int(rng.integers(TILE)))
+    ring = rounded(width, height, rng.uniform(0.3, 3), 4)
+    ring = ring + rng.normal(0, 0.012, ring.shape) * (width, height)
+    return Sheet(ring, thickness, int(rng.integers(3)), start, strength)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from . import everyday, lookalikes
+from . import everyday, kit, lookalikes
 from .bodies import Body
 from .shapes import Family, Rng
 
@@ -31,6 +31,10 @@ EVERYDAY: dict[str, tuple[tuple[float, Family], ...]] = {  # families with their
         (0.6, everyday.batteries),
         (1.0, everyday.computer),
         (0.5, everyday.wires),
+        (0.7, kit.socket_set),
+        (0.4, kit.drill_bits),
+        (0.8, kit.wine),
+        (0.7, kit.cosmetics),
     ),
     "test": (
         (0.7, everyday.flask),
@@ -53,21 +57,23 @@ EVERYDAY: dict[str, tuple[tuple[float, Family], ...]] = {  # families with their
         (1.6, everyday.console),
         (0.6, everyday.tent_pegs),
         (0.6, lookalikes.headphones),
+        (0.8, kit.lunch),
+        (0.6, kit.crockery),
     ),
 }
 LOOK_ALIKES: dict[str, dict[str, tuple[Family, ...]]] = {
     "train": {
-        "gun": (lookalikes.hair_dryer, lookalikes.camera),
-        "knife": (lookalikes.pen, lookalikes.cutlery, lookalikes.toothbrush),
-        "wrench": (lookalikes.spanner_bar, lookalikes.bolts),
-        "pliers": (lookalikes.nail_clipper, lookalikes.compass),
-        "scissors": (everyday.glasses, lookalikes.spectacles_case_rings),
+        "gun": (lookalikes.hair_dryer, lookalikes.camera, kit.spray_trigger),
+        "knife": (lookalikes.pen, lookalikes.cutlery, lookalikes.toothbrush, kit.nail_file),
+        "wrench": (lookalikes.spanner_bar, lookalikes.bolts, kit.door_handle),
+        "pliers": (lookalikes.nail_clipper, lookalikes.compass, kit.stapler),
+        "scissors": (everyday.glasses, lookalikes.spectacles_case_rings, kit.joined_hoops),
     },
     "test": {
-        "gun": (lookalikes.drill, lookalikes.glue_gun),
-        "knife": (lookalikes.ruler, lookalikes.umbrella_ribs),
-        "wrench": (lookalikes.rail, lookalikes.screwdriver),
-        "pliers": (lookalikes.hinge, lookalikes.curler),
+        "gun": (lookalikes.drill, lookalikes.glue_gun, kit.label_gun, kit.styler),
+        "knife": (lookalikes.ruler, lookalikes.umbrella_ribs, kit.comb, kit.chopsticks),
+        "wrench": (lookalikes.rail, lookalikes.screwdriver, kit.crank),
+        "pliers": (lookalikes.hinge, lookalikes.curler, kit.tongs),
         "scissors": (lookalikes.headphones, lookalikes.hanger),
     },
 }
@@ -75,8 +81,8 @@ LOOK_ALIKES: dict[str, dict[str, tuple[Family, ...]]] = {
 
 def everyday_thing(pool: str, rng: Rng) -> Body:
     """Return an everyday thing from the 'train' or the 'test' pool."""
-    weights = np.array([weight for weight, _ in EVERYDAY[pool]])
-    return EVERYDAY[pool][rng.choice(len(weights), p=weights / weights.sum())][1](rng)
+    sums = np.cumsum([weight for weight, _ in EVERYDAY[pool]])
+    return EVERYDAY[pool][int(np.searchsorted(sums, rng.random() * sums[-1], side="right"))][1](rng)
 
 
 def look_alike(name: str, pool: str, rng: Rng) -> Body:

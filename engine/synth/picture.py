@@ -6,16 +6,17 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from ..row import THREATS
-from .bag import Bag, bounds_of, closed, fabric, half_sizes, moved_to, new_bag, shell
-from .beam import ALUMINIUM, COPPER, PVC, STEEL, transmit
+from .bag import Bag, bounds_of, half_sizes, moved_to, new_bag
+from .beam import ALUMINIUM, COPPER, FABRIC, PVC, STEEL, transmit
 from .bodies import Body, Part, Pose, Shadow, add, cast, extent, silhouette
-from .cloth import sheet, weaves
+from .cloth import Sheet, folded, sheet, weaves
 from .clutter import everyday_thing, look_alike
 from .field import Field
 from .looks import LOOKS, belt, draw_look, paint
 from .outlines import rounded
 from .rotations import UPRIGHT, Rotation, random_rotation, turn
 from .shapes import Rng
+from .shells import closed, fabric, shell
 from .solids import Patch, Prism
 from .threats import threat
 from .tubes import Tube
@@ -73,8 +74,8 @@ def render_bag(rng: Rng, settings: SynthSettings, positive: bool | None = None) 
     bags, canvas = _layout(look.name, rng)
     picture = Field(*canvas, weaves()[rng.integers(8)])
     for bag in bags:
-        upright = bag.pose((0, 0, 0), UPRIGHT, canvas)
-        add(picture, cast(shell(bag, rng), upright, canvas))
+        for height, body in shell(bag, rng):
+            add(picture, cast(body, bag.pose((0.0, 0.0, height), UPRIGHT, canvas), canvas))
         _fill(picture, bag, settings, rng)
     boxes = _featured_all(picture, bags, positive, settings, rng)
     pixels = paint(transmit(picture.depth, look.beam, rng), look, rng)
@@ -127,15 +128,27 @@ def _framed(bags: list[Bag], margin: np.ndarray) -> tuple[list[Bag], tuple[int, 
 def _fill(picture: Field, bag: Bag, settings: SynthSettings, rng: Rng) -> None:
     """Pack a bag: fabric first, then things. Benign and positive bags draw from this one law."""
     w, h, _ = bag.size
-    room = w * h / 1500
-    for _ in range(int(rng.poisson(rng.uniform(1, 7) * room**0.5))):
-        cloth = sheet(rng, w * rng.uniform(0.3, 0.9), h * rng.uniform(0.3, 0.9), rng.uniform(0.3, 3.0))
+    room, full = w * h / 1500, float(rng.random())
+    if rng.random() < 0.55 * full + 0.15:  # clothes from rim to rim
+        start = (int(rng.integers(512)), int(rng.integers(512)))
+        cover = bag.outline * rng.uniform(0.8, 0.97, 2)
+        thick, tile = rng.uniform(0.5, 6) * full, int(rng.integers(3))
+        packed = (Part(Sheet(cover, thick, tile, start, rng.uniform(0.3, 0.9)), FABRIC),)
+        add(picture, cast(packed, bag.pose((0.0, 0.0, 0.0), UPRIGHT, picture.shape), picture.shape))
+    for _ in range(int(rng.poisson((0.5 + 8 * full) * room**0.5))):
+        size = np.array((w, h)) * rng.uniform(0.15, 0.75, 2)
+        thick, strength = rng.uniform(0.3, 3.0), rng.uniform(0.5, 1.2)
+        cloth = (
+            sheet(rng, *size, thick, strength) if rng.random() < 0.6 else folded(rng, *size, thick, strength)
+        )
         stuff = fabric(rng)
-        hem = Part(Tube(closed(cloth.outline, 0), rng.uniform(0.06, 0.16)), stuff.times(2))
-        body, lies = (Part(cloth, stuff), hem), turn(2, rng.normal(0, 0.15)) @ turn(0, rng.normal(0, 0.2))
+        body: Body = (Part(cloth, stuff),)
+        if rng.random() < 0.5:
+            body = (*body, Part(Tube(closed(cloth.outline, 0), rng.uniform(0.06, 0.16)), stuff.times(2)))
+        lies = turn(2, rng.normal(0, 0.25)) @ turn(0, rng.normal(0, 0.2))
         pose = bag.pose(_spot(bag, extent(body, lies), rng), lies, picture.shape)
         add(picture, cast(body, pose, picture.shape))
-    for _ in range(2 + int(rng.poisson(rng.uniform(2, 16) * room))):
+    for _ in range(1 + int(rng.poisson(rng.uniform(1, 13) * room))):
         body, turned = everyday_thing(settings.objects, rng), _resting(rng)
         bounds = extent(body, turned)
         if (bounds[1] - bounds[0]).max() < w:

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from .beam import PVC, STEEL
+from .beam import ALUMINIUM, ORGANIC, PVC, STEEL
 from .bodies import Body, Part
 from .outlines import curve, ribbon
-from .shapes import Rng, arc, centred, points, space, spun, uniform
+from .shapes import Rng, arc, centred, pick, points, space, spun, uniform
 from .solids import Cylinder, Prism
 from .tubes import Tube
 
@@ -41,7 +41,12 @@ def _shear(
             Part(Prism(place, 0.12 if not plastic else 0.2), STEEL if not plastic else STEEL.times(0.6))
         )
         if plastic:
-            parts.append(Part(Tube(space(ring), uniform(rng, 0.4, 0.55)), PVC.times(uniform(rng, 0.8, 1.6))))
+            parts.append(
+                Part(
+                    Tube(space(ring), uniform(rng, 0.4, 0.55)),
+                    pick(rng, PVC, ORGANIC).times(uniform(rng, 0.8, 1.6)),
+                )
+            )
         else:
             parts.append(Part(Tube(space(ring), uniform(rng, 0.2, 0.32)), STEEL.times(0.8)))
     return centred(parts, (blade - shank) / 2 - bow[0])
@@ -87,3 +92,72 @@ def shop_scissors(rng: Rng) -> Body:
     return _shear(
         rng, uniform(rng, 6, 10), uniform(rng, 3, 4), bow, _opening(rng), plastic=bool(rng.random() < 0.5)
     )
+
+
+def kitchen_scissors(rng: Rng) -> Body:
+    """Return kitchen scissors: broad blades, bows of unlike size, a toothed opening between the shanks."""
+    body = _shear(
+        rng,
+        uniform(rng, 8, 11),
+        uniform(rng, 3, 4.5),
+        (uniform(rng, 2, 3), uniform(rng, 1.3, 1.7)),
+        _opening(rng),
+        True,
+    )
+    teeth = np.stack([np.linspace(-3, -1, 9), 0.5 + 0.25 * np.resize((1, -1), 9), np.zeros(9)], 1)
+    metal = [Part(Tube(teeth * (1, side, 1), 0.15), STEEL) for side in (1, -1)]
+    return (*body, *metal)
+
+
+def thread_snips(rng: Rng) -> Body:
+    """Return snips: two short blades on one bow of spring steel."""
+    blade, width, opening = uniform(rng, 3, 5), uniform(rng, 0.5, 0.9), uniform(rng, 0.1, 0.35)
+    long, bend = uniform(rng, 6, 8), uniform(rng, 1.2, 1.8)
+    bow = curve(
+        points(
+            (0, 0.4),
+            (-long * 0.5, bend),
+            (-long * 0.9, bend * 0.8),
+            (-long, 0),
+            (-long * 0.9, -bend * 0.8),
+            (-long * 0.5, -bend),
+            (0, -0.4),
+        )
+    )
+    parts = [Part(Prism(ribbon(bow, np.full(len(bow), uniform(rng, 0.15, 0.3))), 0.4), STEEL.times(0.8))]
+    edge = points((-0.5, -width * 0.4), (blade, 0), (-0.5, width * 0.6))
+    parts += [
+        Part(Prism(spun(edge, side * opening / 2) * (1, side) + (0, 0.3 * side), 0.1), STEEL)
+        for side in (1, -1)
+    ]
+    return centred(parts, -long * 0.3)
+
+
+def pruning_shears(rng: Rng) -> Body:
+    """Return secateurs: a curved blade against a hook, a spring between thick sleeved handles."""
+    blade, long, opening = uniform(rng, 4.5, 6), uniform(rng, 10, 13), uniform(rng, 0.15, 0.6)
+    cut = points((-0.8, -0.5), (-0.5, 0.9), (blade * 0.5, 1.0), (blade, 0.1), (0.4, -0.1))
+    hook = ribbon(
+        curve(points((-0.6, 0.2), (1.5, 0.9), (blade * 0.8, 0.5), (blade, -0.2))), np.linspace(0.7, 0.3, 19)
+    )
+    parts = [
+        Part(Prism(spun(cut, opening / 2), 0.15), STEEL),
+        Part(Prism(spun(hook, opening / 2) * (1, -1), 0.3), STEEL.times(0.8)),
+    ]
+    for side in (1, -1):
+        arm = curve(points((-0.4, 0.2), (-3, 1.3), (-long * 0.7, 1.5), (-long, 1.0)))
+        place = spun(ribbon(arm, np.full(len(arm), 0.55)), -opening / 2) * (1, side)
+        parts += [
+            Part(Prism(place, 0.3), STEEL.times(0.7)),
+            Part(Prism(place, 0.9), pick(rng, PVC, ORGANIC, ALUMINIUM)),
+        ]
+    coil = np.stack(
+        [
+            0.4 * np.cos(np.linspace(0, 40, 50)) - 3,
+            np.linspace(-1, 1, 50),
+            0.4 * np.sin(np.linspace(0, 40, 50)),
+        ],
+        1,
+    )
+    parts += [Part(Tube(coil, 0.1), STEEL), Part(Cylinder(0.6, 0.6, 0.8), STEEL)]
+    return centred(parts, -long * 0.25)

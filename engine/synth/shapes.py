@@ -8,6 +8,7 @@ from .beam import Material
 from .bodies import Body, Part
 from .outlines import curve
 from .rotations import turn
+from .solids import Prism
 
 Rng = np.random.Generator
 Family = Callable[[Rng], Body]
@@ -39,6 +40,21 @@ def space(outline: np.ndarray, z: float = 0.0) -> np.ndarray:
 def uniform(rng: Rng, low: float, high: float) -> float:
     """Return a number drawn evenly between two bounds."""
     return float(rng.uniform(low, high))
+
+
+def inset(outline: np.ndarray, share: float) -> np.ndarray:
+    """Return an outline shrunk towards its middle."""
+    middle = outline.mean(0)
+    return middle + (outline - middle) * share
+
+
+def hollow(outline: np.ndarray, share: float, half: float, material: Material, cheek: float) -> list[Part]:
+    """Return a box with an outline: walls between it and its inset by a share, and two cheeks.
+
+    `half` is half its depth, `cheek` the thickness of both cheeks together, cm.
+    """
+    walls = Prism(outline, half, (inset(outline, share),))
+    return [Part(walls, material), Part(Prism(outline, cheek / 2), material)]
 
 
 def centred(parts: list[Part], x: float, y: float = 0.0) -> Body:

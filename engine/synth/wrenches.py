@@ -5,8 +5,10 @@ import numpy as np
 from .beam import STEEL
 from .bodies import Body, Part
 from .outlines import circle, ribbon
+from .rotations import turn
 from .shapes import ALONG_X, Rng, arc, points, spun, uniform
-from .solids import Box, Cylinder, Prism
+from .solids import Box, Cylinder, Prism, Shell
+from .tubes import Tube
 
 
 def _jaw(size: float, angle: float) -> np.ndarray:
@@ -149,7 +151,7 @@ def pipe_wrench(rng: Rng) -> Body:
 def socket_wrench(rng: Rng) -> Body:
     """Return a ratchet: round head, knurled grip."""
     length = uniform(rng, 14, 25)
-    head = length * 0.085
+    head = length * uniform(rng, 0.07, 0.1)
     parts = [
         Part(
             Prism(
@@ -165,3 +167,74 @@ def socket_wrench(rng: Rng) -> Body:
         Part(Box((head * 0.35, head * 0.35, 1.3)), STEEL, (length / 2, 0, 0.8)),
     ]
     return tuple(parts)
+
+
+def hex_key(rng: Rng) -> Body:
+    """Return a bent key, alone or some in a row of growing size."""
+    count = 1 if rng.random() < 0.4 else int(rng.integers(3, 8))
+    parts: list[Part] = []
+    for k in range(count):
+        size = uniform(rng, 0.8, 1.2) * (1 - 0.09 * k)
+        long, short, thick = 15 * size, 5 * size, uniform(rng, 0.28, 0.5) * (1 - 0.07 * k)
+        bend = np.array(
+            [(-long / 2, 0, 0), (long * 0.46, 0, 0), (long / 2, short * 0.08, 0), (long / 2, short, 0.0)]
+        )
+        parts.append(Part(Tube(bend, thick), STEEL, (0.0, k * 1.3, 0.0)))
+    return tuple(parts)
+
+
+def flare_wrench(rng: Rng) -> Body:
+    """Return rings with a gap at both ends of a waisted shank."""
+    length = uniform(rng, 13, 22)
+    head = length * uniform(rng, 0.07, 0.1)
+    parts = [
+        Part(
+            Prism(_shank(length - head * 2, head * uniform(rng, 0.45, 0.6), uniform(rng, 0.5, 0.8)), 0.25),
+            STEEL,
+        )
+    ]
+    for side, size in ((1, 1.0), (-1, uniform(rng, 0.75, 0.95))):
+        r, gap = head * size, uniform(rng, 0.35, 0.6)
+        ring = np.concatenate([arc(0, 0, r, gap, 6.28 - gap, 20), arc(0, 0, r * 0.6, 6.28 - gap, gap, 16)])
+        parts.append(Part(Prism(ring * (side, 1) + (side * length / 2, 0), 0.5), STEEL))
+    return tuple(parts)
+
+
+def ratchet_spanner(rng: Rng) -> Body:
+    """Return a flat spanner with a toothed ring in one head and an open jaw at the other."""
+    length = uniform(rng, 14, 24)
+    head = length * uniform(rng, 0.075, 0.1)
+    at = (length / 2, 0, 0)
+    teeth = circle(0, 0, head * 0.6, 24) * np.where(np.arange(24) % 2, 1.08, 0.95)[:, None]
+    return (
+        Part(Prism(_shank(length - head * 2, head * uniform(rng, 0.5, 0.7)), uniform(rng, 0.2, 0.35)), STEEL),
+        Part(Prism(circle(0, 0, head), 0.5, (teeth,)), STEEL.times(0.9), at),
+        Part(Prism(_jaw(head * 0.9, np.pi + 0.26) - (length / 2, 0), 0.4), STEEL),
+        Part(Cylinder(0.2, 0.2, 0.7), STEEL, (length / 2 - head * 1.1, 0, 0)),
+    )
+
+
+def cross_wrench(rng: Rng) -> Body:
+    """Return a cross of rods with sockets at their ends."""
+    parts: list[Part] = []
+    for k in range(2):
+        half, thick = uniform(rng, 8, 13), uniform(rng, 0.5, 0.8)
+        spin = turn(2, k * np.pi / 2)
+        parts.append(Part(Cylinder(thick, thick, half), STEEL.times(0.8), (0, 0, 0), spin @ ALONG_X))
+        for side in (1, -1):
+            socket = Shell(Cylinder(thick * 1.9, thick * 1.9, 1.2), Cylinder(thick * 1.2, thick * 1.2, 1.2))
+            parts.append(Part(socket, STEEL.times(0.9), spin.of((side * half, 0, 0)), spin @ ALONG_X))
+    return tuple(parts)
+
+
+def hook_spanner(rng: Rng) -> Body:
+    """Return a hook spanner: a curved claw on a flat shank with a hole."""
+    length = uniform(rng, 14, 24)
+    radius = length * uniform(rng, 0.14, 0.22)
+    claw = arc(length / 2 + radius, 0, radius, np.pi * 0.75, np.pi * 1.6, 14)
+    wide = length * uniform(rng, 0.025, 0.04)
+    return (
+        Part(Prism(_shank(length, wide * 1.2), 0.3, (circle(-length * 0.46, 0, wide * 0.6, 10),)), STEEL),
+        Part(Prism(ribbon(claw, np.full(14, wide)), 0.35), STEEL),
+        Part(Box((wide * 0.6, wide * 1.4, 0.4)), STEEL, (float(claw[-1, 0]), float(claw[-1, 1]) + wide, 0)),
+    )
