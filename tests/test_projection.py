@@ -165,7 +165,7 @@ def write_grey(folder: Path) -> Path:
     return folder
 
 
-def written_bags(folder: Path, positive: float, count: int = 6) -> Labelled:
+def written_bags(folder: Path, positive: float, count: int = 16) -> Labelled:
     write_archive(folder, SynthSettings(count=count, seed=3, positive=positive))
     return load_labelled(folder / "boxes.json", folder)
 

@@ -21,11 +21,12 @@ from gbad_batch.engine.synth import (
     SynthSettings,
     gate_images,
     generator_hash,
+    render,
     render_bag,
     write_archive,
 )
 from gbad_batch.engine.synth.beam import ORGANIC, STEEL, Beam, transmit
-from gbad_batch.engine.synth.bodies import Part, Pose, add, cast
+from gbad_batch.engine.synth.bodies import Part, Pose, add, cast, silhouette
 from gbad_batch.engine.synth.clutter import EVERYDAY, LOOK_ALIKES
 from gbad_batch.engine.synth.field import Field
 from gbad_batch.engine.synth.outlines import circle
@@ -216,6 +217,41 @@ def test_an_image_depends_on_seed_and_index_alone(archive: Path, tmp_path: Path)
     assert first.read_bytes() != (archive / "images" / first.name).read_bytes()
 
 
+def test_a_picture_in_memory_is_the_one_in_the_archive(archive: Path):
+    for index in (0, 1):
+        drawn = render(index, SynthSettings(seed=7, positive=0.5))
+        name = f"{'P' if any(drawn.labels) else 'N'}{index + 1:05d}.jpg"
+        with Image.open(archive / "images" / name) as stored:
+            assert np.abs(np.asarray(stored, float) - drawn.pixels).mean() < 6  # JPEG keeps half the colours
+
+
+def test_a_smaller_picture_shows_the_same_bags():
+    for index in range(3):
+        whole, small = (
+            render(index, SynthSettings(seed=7, positive=0.0, longest=longest)) for longest in (1536, 200)
+        )
+        assert max(small.pixels.shape) == 200
+        assert (small.look, small.bags, small.labels) == (whole.look, whole.bags, whole.labels)
+        shape = small.pixels.shape[1::-1]
+        resized = np.asarray(Image.fromarray(whole.pixels).resize(shape, Image.Resampling.BOX), float)
+        assert np.abs(resized - small.pixels).mean() < 15
+
+
+@pytest.mark.parametrize("pool", ["train", "test"])
+def test_a_gun_is_not_a_slab_its_walls_are_darker_than_what_they_enclose(pool: str):
+    rng = np.random.default_rng(3)
+    for family in POOLS[pool]["gun"]:
+        shadow = cast(family(rng), Pose(UPRIGHT, (250.0, 250.0), SCALE), (500, 500))
+        outline = silhouette(shadow, (500, 500))
+        picture = Field(500, 500)
+        add(picture, shadow)
+        assert outline is not None
+        h, w = outline.path.shape
+        inside = picture.depth[1, outline.y : outline.y + h, outline.x : outline.x + w][outline.path > 0]
+        thin, thick = np.quantile(inside, (0.2, 0.9))
+        assert thick > 2 * thin
+
+
 def test_class_shares_force_classes():
     settings = SynthSettings(seed=3, class_shares=(0, 0, 0, 0, 1))
     for seed in range(3):
@@ -262,6 +298,7 @@ def test_the_test_pool_draws_without_the_train_pool():
         (SynthSettings(looks=("x-ray",)), "unknown look"),
         (SynthSettings(class_shares=(1, 1)), "5 weights"),
         (SynthSettings(seed=-1), "0 or more"),
+        (SynthSettings(longest=8), "at least 32"),
     ],
 )
 def test_senseless_settings_are_refused_and_nothing_is_written(

@@ -1,7 +1,7 @@
 """Synthetic X-ray archives for the demo, the tests and the benchmarks."""
 
 from .air import air_of
-from .archive import Counts, gate_images, generator_hash, write_archive
+from .archive import Counts, gate_images, generator_hash, render, write_archive
 from .isolated import isolated_threat
 from .picture import Picture, SynthSettings, ThreatBox, render_bag
 
@@ -14,6 +14,7 @@ __all__ = [
     "gate_images",
     "generator_hash",
     "isolated_threat",
+    "render",
     "render_bag",
     "write_archive",
 ]

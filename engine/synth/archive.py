@@ -86,6 +86,8 @@ def _check(out: Path, settings: SynthSettings) -> None:
         raise Refused(f"{out} already exists and is not an empty folder: name another one or empty it")
     if settings.count < 1:
         raise Refused(f"--count is {settings.count}: ask for at least one image")
+    if settings.longest < 32:
+        raise Refused(f"longest is {settings.longest}: it is at least 32 pixels")
     if settings.seed < 0:
         raise Refused(f"--seed is {settings.seed}: it is a whole number, 0 or more")
     if not 0 <= settings.positive <= 1:
@@ -107,7 +109,10 @@ def is_positive(index: int, share: float) -> bool:
 
 
 def render(index: int, settings: SynthSettings) -> Picture:
-    """Render image `index`, which depends only on the seed, the index and what to draw."""
+    """Draw image `index`: pixels, labels, boxes and masks, which depend only on the settings and the index.
+
+    It is the image that `write_archive` writes, before JPEG. A smaller `settings.longest` is cheaper.
+    """
     rng = np.random.default_rng([settings.seed, index])
     return render_bag(rng, settings, is_positive(index, settings.positive))
 

@@ -134,13 +134,14 @@ def styler(rng: Rng) -> Body:
     long = uniform(rng, 12, 18)
     fold = uniform(rng, 0.0, 1.2)
     grip = spun(ribbon(points((0, 1.5), (-0.5, 10)), np.array([1.6, 1.3])), fold, (0, 1.5))
+    shell = pick(rng, ORGANIC, PVC.times(0.5))
     coils = [space(arc(x, 0, 1.6, 0, 2 * np.pi, 16)) for x in np.linspace(2, long * 0.55, 5)]
     return (
         *hollow(
             rounded(long, 5.4, 2) + np.array((long * 0.2, 0)),
             0.93,
             2.5,
-            pick(rng, ORGANIC, PVC.times(0.5)),
+            shell,
             0.4,
         ),
         *hollow(grip, 0.86, 1.3, ORGANIC, 0.4),

@@ -1,6 +1,6 @@
 """A picture: bags on the belt, what is in them, and the beam through all of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from .bodies import Body, Part, Pose, Shadow, add, cast, extent, silhouette
 from .cloth import Sheet, folded, sheet, weaves
 from .clutter import everyday_thing, look_alike
 from .field import Field
-from .looks import LOOKS, belt, draw_look, paint
+from .looks import LOOKS, Look, belt, draw_look, paint
 from .outlines import rounded
 from .rotations import UPRIGHT, Rotation, random_rotation, turn
 from .shapes import Rng
@@ -22,6 +22,8 @@ from .threats import threat
 from .tubes import Tube
 
 SHARES = (0.39, 0.24, 0.27, 0.49, 0.12)  # of positives that hold each class, as in SIXray
+
+SHORTEST, LONGEST = 194, 1536  # pixels of a side
 
 SIZES = {
     "gun": (0.58, 0.18),
@@ -43,6 +45,7 @@ class SynthSettings:
     looks: tuple[str, ...] = LOOKS  # scanners that may occur; leave one out for a held-out look
     class_shares: tuple[float, ...] = SHARES  # weight of each class among positives, in THREATS' order
     difficulty: Literal["plain", "covered", "thin", "hard"] = "plain"  # hard: covered or thin
+    longest: int = LONGEST  # pixels of the longest side: what would be larger is drawn smaller
     workers: int = 1  # processes
 
 
@@ -72,6 +75,8 @@ def render_bag(rng: Rng, settings: SynthSettings, positive: bool | None = None) 
         positive = bool(rng.random() < settings.positive)
     look = draw_look(settings.looks[rng.choice(len(settings.looks), p=_look_shares(settings.looks))], rng)
     bags, canvas = _layout(look.name, rng)
+    if (share := settings.longest / max(canvas)) < 1:
+        bags, canvas, look = _smaller(bags, canvas, look, share)
     picture = Field(*canvas, weaves()[rng.integers(8)])
     for bag in bags:
         for height, body in shell(bag, rng):
@@ -82,6 +87,18 @@ def render_bag(rng: Rng, settings: SynthSettings, positive: bool | None = None) 
     belt(pixels, look, rng)
     held = {box.name for box in boxes}
     return Picture(pixels, tuple(int(name in held) for name in THREATS), boxes, len(bags), look.name)
+
+
+def _smaller(
+    bags: list[Bag], canvas: tuple[int, int], look: Look, share: float
+) -> tuple[list[Bag], tuple[int, int], Look]:
+    """Return a picture's bags, size and look as if it were resized: its pixels hold more, its edges less."""
+    bags = [
+        replace(b, centre=(b.centre[0] * share, b.centre[1] * share), scale=b.scale * share) for b in bags
+    ]
+    beam = replace(look.beam, photons=look.beam.photons / share**2)
+    height, width = (max(round(side * share), 1) for side in canvas)
+    return bags, (height, width), replace(look, edges=look.edges * share, beam=beam)
 
 
 def _look_shares(looks: tuple[str, ...]) -> np.ndarray:
@@ -120,7 +137,7 @@ def _framed(bags: list[Bag], margin: np.ndarray) -> tuple[list[Bag], tuple[int, 
     """Shift bags into a picture with margins (left, right, top, bottom) in pixels."""
     low = np.min([np.array(b.centre) - half_sizes(b) for b in bags], 0) - margin[[0, 2]]
     high = np.max([np.array(b.centre) + half_sizes(b) for b in bags], 0) + margin[[1, 3]]
-    width, height = np.clip((high - low).astype(int), 194, 1536)
+    width, height = np.clip((high - low).astype(int), SHORTEST, LONGEST)
     placed = [moved_to(b, (b.centre[0] - float(low[0]), b.centre[1] - float(low[1]))) for b in bags]
     return placed, (int(height), int(width))
 
@@ -128,16 +145,16 @@ def _framed(bags: list[Bag], margin: np.ndarray) -> tuple[list[Bag], tuple[int, 
 def _fill(picture: Field, bag: Bag, settings: SynthSettings, rng: Rng) -> None:
     """Pack a bag: fabric first, then things. Benign and positive bags draw from this one law."""
     w, h, _ = bag.size
-    room, full = w * h / 1500, float(rng.random())
+    room, full = (w * h / 1500) ** 0.8, float(rng.random())
     if rng.random() < 0.55 * full + 0.15:  # clothes from rim to rim
         start = (int(rng.integers(512)), int(rng.integers(512)))
         cover = bag.outline * rng.uniform(0.8, 0.97, 2)
-        thick, tile = rng.uniform(0.5, 6) * full, int(rng.integers(3))
+        thick, tile = rng.uniform(1, 8) * full, int(rng.integers(3))
         packed = (Part(Sheet(cover, thick, tile, start, rng.uniform(0.3, 0.9)), FABRIC),)
         add(picture, cast(packed, bag.pose((0.0, 0.0, 0.0), UPRIGHT, picture.shape), picture.shape))
-    for _ in range(int(rng.poisson((0.5 + 8 * full) * room**0.5))):
+    for _ in range(int(rng.poisson((1 + 9 * full) * room**0.5))):
         size = np.array((w, h)) * rng.uniform(0.15, 0.75, 2)
-        thick, strength = rng.uniform(0.3, 3.0), rng.uniform(0.5, 1.2)
+        thick, strength = rng.uniform(0.4, 4.0), rng.uniform(0.5, 1.2)
         cloth = (
             sheet(rng, *size, thick, strength) if rng.random() < 0.6 else folded(rng, *size, thick, strength)
         )
@@ -148,7 +165,7 @@ def _fill(picture: Field, bag: Bag, settings: SynthSettings, rng: Rng) -> None:
         lies = turn(2, rng.normal(0, 0.25)) @ turn(0, rng.normal(0, 0.2))
         pose = bag.pose(_spot(bag, extent(body, lies), rng), lies, picture.shape)
         add(picture, cast(body, pose, picture.shape))
-    for _ in range(1 + int(rng.poisson(rng.uniform(1, 13) * room))):
+    for _ in range(2 + int(rng.poisson(rng.uniform(1, 15) * room))):
         body, turned = everyday_thing(settings.objects, rng), _resting(rng)
         bounds = extent(body, turned)
         if (bounds[1] - bounds[0]).max() < w:

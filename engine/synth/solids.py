@@ -276,7 +276,7 @@ def drawn(rings: list[np.ndarray], view: View, window: tuple[int, int, int, int]
     """
     y0, y1, x0, x1 = window
     pixels = (y1 - y0) * (x1 - x0)
-    fine = 3 if pixels < 3_000 else 2 if pixels < 30_000 else 1
+    fine = 3 if pixels < 1_500 else 2 if pixels < 20_000 else 1
     sheet = Image.new("L", ((x1 - x0) * fine, (y1 - y0) * fine))
     pen = ImageDraw.Draw(sheet)
     shift = ((view.centre[0] - x0) * fine - 0.5, (view.centre[1] - y0) * fine - 0.5)

@@ -37,38 +37,41 @@ class Tube:
         points[:, 1] += view.centre[1]
         middles, lengths = _pieces(points, max(0.9, 0.65 * radius), self.breaks)
         height, width = view.canvas
-        reach, stamps = _stamps(max(round(radius * 4), 1))
-        sub = (middles * PHASES).astype(np.intp)  # what lies left of 0 is cut off below
+        first, side, stamps = _stamps(max(round(radius * 4), 1))
+        sub = ((middles + first) * PHASES).astype(
+            np.int32
+        )  # of the stamp's corner; left of 0 is cut off below
         x, y = sub[:, 0] // PHASES, sub[:, 1] // PHASES
-        keep = (x >= reach) & (y >= reach) & (x < width - reach) & (y < height - reach)
+        keep = (sub > 0).all(1) & (x <= width - side) & (y <= height - side)
         if not keep.all():
             x, y, sub, lengths = x[keep], y[keep], sub[keep], lengths[keep]
         if not len(x):
             return None
         phase = sub[:, 1] % PHASES * PHASES + sub[:, 0] % PHASES
-        side = np.arange(-reach, reach + 1)
-        place = (y * width + x)[:, None] + (side[:, None] * width + side).ravel()
+        steps = np.arange(side)
+        place = (y * width + x)[:, None] + (steps[:, None] * width + steps).ravel()
         weight = (lengths * (np.pi * radius * radius / view.scale)).astype(np.float32)
         return Dots(place.ravel(), (stamps[phase] * weight[:, None]).ravel())
 
 
 @lru_cache(maxsize=256)
-def _stamps(quarters: int) -> tuple[int, np.ndarray]:
-    """Return the reach in pixels and the shares of a disc in the pixels around its middle.
+def _stamps(quarters: int) -> tuple[float, int, np.ndarray]:
+    """Return how a disc is drawn whose radius is `quarters` of a quarter pixel.
 
-    Its radius is `quarters` of a quarter pixel; shares are float32 [PHASES^2, (2 reach + 1)^2].
+    That is where the pixels around its middle begin, how many there are each way, and their shares by the
+    place of that beginning within a pixel: float32 [PHASES^2, side^2].
     """
-    radius = max(quarters / 4, 0.6)
-    reach = ceil(radius)
-    side = 2 * reach + 1
-    fine = (np.arange(side * FINE) + 0.5) / FINE - reach
+    radius = max(quarters / 4, 0.5)
+    side = ceil(2 * radius + 1)  # a thin wire takes two pixels, not three
+    first = -side / 2 + 0.5
+    fine = (np.arange(side * FINE) + 0.5) / FINE
     shares = []
     for y in range(PHASES):
         for x in range(PHASES):
-            dy, dx = fine - (y + 0.5) / PHASES, fine - (x + 0.5) / PHASES
+            dy, dx = fine - (y + 0.5) / PHASES + first, fine - (x + 0.5) / PHASES + first
             disc = (dy[:, None] ** 2 + dx[None, :] ** 2 < radius * radius).astype(float)
             shares.append(disc.reshape(side, FINE, side, FINE).sum((1, 3)).ravel() / disc.sum())
-    return reach, np.array(shares, np.float32)
+    return first, side, np.array(shares, np.float32)
 
 
 def strands(paths: list[np.ndarray], radius: float) -> Tube:
