@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -89,7 +90,8 @@ class _Tar:
         return None
 
 
-def _tars() -> dict[str, tuple[bytes, dict[str, str | None]] | tuple[bytes, dict[str, str | None], str]]:
+def _tars() -> dict[str, tuple[Any, ...]]:
+    """Give the arguments of each _Tar."""
     image = saved(picture(), "PNG")
     plain = _member("a.png", image)
     end = bytes(2 * BLOCK)

@@ -257,7 +257,7 @@ def _kinds_of_tiff() -> Iterator[Case]:
 
 def _damaged(data: bytes) -> Iterator[tuple[str, bytes]]:
     """Lose a TIFF's strip, halve one, or clear one, of a file that has several."""
-    tag = {}
+    tag: dict[int, tuple[int, int, int]] = {}
     (directory,) = struct.unpack_from("<I", data, 4)
     (count,) = struct.unpack_from("<H", data, directory)
     for entry in range(directory + 2, directory + 2 + 12 * count, 12):

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -52,6 +53,7 @@ class Place:
         """Write bundle and archive below `root`, and scan it undisturbed."""
         bare = cls.bare(root)
         write_archive(root / "archive")
+        began = 0.0
         for _ in range(2):  # the first fills the cache
             remove(root / "plain.parquet")
             began = os.times().elapsed
@@ -135,7 +137,8 @@ def write_archive(root: Path) -> None:
         for number in range(FILES):
             form = FORMS[number % len(FORMS)]
             (folder / f"{number:03}.{form}").write_bytes(picture(rng, form))
-    for name, mode in (("lane.tar", "w"), ("lane.tar.gz", "w:gz")):
+    modes: tuple[tuple[str, Literal["w", "w:gz"]], ...] = (("lane.tar", "w"), ("lane.tar.gz", "w:gz"))
+    for name, mode in modes:
         with tarfile.open(root / name, mode) as tar:
             for number in range(MEMBERS):
                 data = picture(rng, FORMS[number % len(FORMS)])

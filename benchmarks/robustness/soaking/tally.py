@@ -1,7 +1,7 @@
 """What a soak counts, and the file that keeps the counts when it is killed."""
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ class Tally:
 
     counts: Counter[str] = field(default_factory=Counter)
     findings: list[dict[str, Any]] = field(default_factory=list)
-    seconds: Counter[str] = field(default_factory=Counter)  # by step
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # by step
     peak_mb: float = 0.0  # of any process
 
     def find(self, kind: str, what: str, **where: Any) -> None:
@@ -28,7 +28,8 @@ class Tally:
     def add(self, other: "Tally") -> None:
         """Add what another round counted."""
         self.counts.update(other.counts)
-        self.seconds.update(other.seconds)
+        for step, seconds in other.seconds.items():
+            self.seconds[step] += seconds
         for finding in other.findings:
             self._keep(finding)
         self.peak_mb = max(self.peak_mb, other.peak_mb)
@@ -49,9 +50,8 @@ class Tally:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Tally":
         """Take up what `to_json` gave."""
-        return cls(
-            Counter(content["counts"]), content["findings"], Counter(content["seconds"]), content["peak_mb"]
-        )
+        seconds = defaultdict(float, content["seconds"])
+        return cls(Counter(content["counts"]), content["findings"], seconds, content["peak_mb"])
 
 
 @dataclass
