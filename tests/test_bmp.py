@@ -158,6 +158,7 @@ def test_pixels_that_are_said_to_begin_where_the_palette_does(decode: Decoder) -
     blob[10:14] = struct.pack("<I", 54)
     pixels, _ = read(decode, bytes(blob))
     assert (pixels == wanted).all()
+    assert fault(decode, bytes(blob[:-1])) == ("undecodable", "the BMP has no palette")
 
 
 # --- run lengths

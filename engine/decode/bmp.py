@@ -87,6 +87,8 @@ def _gate(row: Row, blob: bytes, start: int, data_start: int, limits: DecodeLimi
         first, colors = behind, most
     else:
         first, colors = data_start, min(most, (data_start - after) // header.entry)
+    if most and not colors:
+        raise_undecodable("the BMP has no palette")
     palette = blob[after : after + colors * header.entry]
     if len(blob) < (first + 1 if packed else first + size):
         raise_truncated("before the BMP's last line")
