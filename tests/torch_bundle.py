@@ -16,12 +16,13 @@ from gbad_batch.export.to_onnx import export_graphs
 ARCHITECTURE = Architecture(
     backbone="test_resnet", fpn_channels=16, head_features=8, features=32, input_size=64, latent=4, f_d=8
 )
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which are not this backbone's own
 
 
 def model() -> GBAD:
     """Make a model of random weights and statistics of its own, as training leaves them."""
     torch.manual_seed(3)
-    model = GBAD(ARCHITECTURE).eval().requires_grad_(False)
+    model = GBAD(ARCHITECTURE, MEAN, STD).eval().requires_grad_(False)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             assert module.running_mean is not None
@@ -30,8 +31,7 @@ def model() -> GBAD:
             module.running_var.uniform_(0.5, 2)
     x, _ = model.features(torch.from_numpy(tiny.pictures(16, seed=3)))
     model.bigan.mean.copy_(x.mean(0))
-    std = x.std(0)  # that of a dead feature is 0, and more than half of them may be dead
-    model.bigan.std.copy_(std.clamp_min(0.1 * float(std.mean())))
+    model.bigan.std.copy_(x.std(0).clamp_min(0.1 * float(x.std(0).median())))
     round_to_half(model)
     return model
 
