@@ -20,6 +20,7 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 
+from ..engine.bundle.manifest import CLASS_MAP, READ_MAPS
 from ..engine.errors import MissingExtra, Stopped
 from ..engine.runtime.runtime_openvino import load_openvino, open_core
 
@@ -125,13 +126,16 @@ def heads(model: Any) -> list[str]:
     """Return the names of the operators from the last pooling on every path to the outputs, inclusive.
 
     With the pyramid that pools first these are its poolings and the whole pyramid; with the plain one, the
-    means over P2..P5 and what follows. Raises Stopped if a path to an output has no pooling.
+    means over P2..P5 and what follows. A class map, whose path has no pooling before the last, is a head from
+    where it reads the backbone's maps. Raises Stopped if a path to an output begins nowhere.
     """
     names: set[str] = set()
     waiting = [result.input_value(0).get_node() for result in model.get_results()]
     while waiting:
         node = waiting.pop()
         if node.get_friendly_name() in names or node.get_type_name() == "Constant":
+            continue
+        if node.output(0).get_names().intersection(READ_MAPS):
             continue
         if node.get_type_name() == "Parameter":
             raise Stopped(
@@ -194,11 +198,11 @@ def _serialize(model: Any) -> tuple[bytes, bytes]:
         xml, constants = path.read_bytes(), path.with_suffix(".bin").read_bytes()
     tree = ET.fromstring(xml)  # noqa: S314 - OpenVINO has just written it
     tree.attrib["name"] = "network"
-    outputs = {"pixels", "x", "logits"}
+    kept = {"pixels", "x", "logits", CLASS_MAP}
     for parent in list(tree.iter()):
         for child in [element for element in parent if element.tag in ("rt_info", "meta_data")]:
             parent.remove(child)
         if parent.tag == "port" and "names" in parent.attrib:
-            names = outputs.intersection(re.split(",", parent.attrib.pop("names")))
+            names = kept.intersection(re.split(",", parent.attrib.pop("names")))
             parent.attrib |= {"names": names.pop()} if names else {}
     return ET.tostring(tree, "us-ascii", xml_declaration=True), constants

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxscript.rewriter.rules.common import fuse_pad_into_conv_rule
 from torch import Tensor, nn
 
+from ..engine.bundle.manifest import CLASS_MAP, READ_MAPS
 from ..engine.errors import Stopped
 from ..engine.model.gbad import GBAD
 from ..engine.runtime.runtime_openvino import DEVICE, compile_properties, open_core
@@ -31,32 +32,41 @@ WORTH_HALVING = 64  # elements: below that a cast costs more than it saves
 def export_graphs(model: GBAD) -> tuple[bytes, bytes]:
     """Return network.onnx (uint8 `pixels` [N, S, S, 3] -> `x` [N, 1024], `logits` [N, 5]) and bigan.onnx.
 
-    bigan.onnx maps `x` to `reconstruction_loss` [N] and `feature_matching_loss` [N]. The model is put into
-    evaluation mode. Raises Stopped if a graph does not agree with torch.
+    bigan.onnx maps `x` to `reconstruction_loss` [N] and `feature_matching_loss` [N]. A class map is no output
+    of network.onnx, so a scan does not copy it; its tensor has the name CLASS_MAP, and whoever explains an
+    image can make it one. The model is put into evaluation mode. Raises Stopped if a graph does not agree
+    with torch.
     """
     model.eval()
     size, features = model.architecture.input_size, model.architecture.features
     pixels = sample_pixels(size)
     with torch.no_grad():
         x, _ = model.features(pixels)
-        network = export(_Features(model), pixels, "pixels", ("x", "logits"))
+        inner = (CLASS_MAP, *READ_MAPS) if model.architecture.has_map else ()
+        network = export(_Network(model), pixels, "pixels", ("x", "logits", *inner), inner=inner)
         bigan = export(model.bigan, x, "x", ("reconstruction_loss", "feature_matching_loss"))
         assert x.shape[1] == features
         _check(bigan, model.bigan, x, "bigan.onnx")
-        _check(network, _Features(model), pixels[:1], "network.onnx")
+        _check(network, _Network(model), pixels[:1], "network.onnx")
     return network, bigan
 
 
-class _Features(nn.Module):
-    """The network's part of the model, with the normalization of pixels inside."""
+class _Network(nn.Module):
+    """The network's part of the model, with the normalization of pixels inside: x and logits.
+
+    With a class map, that and the maps that it reads follow.
+    """
 
     def __init__(self, model: GBAD):
         super().__init__()
         self.model = model
         self.eval()
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        return self.model.features(pixels)
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        maps = self.model.maps(pixels)
+        found = self.model.network.predict(maps)
+        both = (found.x, found.logits)
+        return both if found.class_map is None else (*both, found.class_map, *maps[-len(READ_MAPS) :])
 
 
 def sample_pixels(size: int) -> Tensor:
@@ -69,11 +79,18 @@ def sample_pixels(size: int) -> Tensor:
 
 
 def export(
-    module: nn.Module, sample: Tensor, name: str, outputs: Sequence[str], *, folded: bool = False
+    module: nn.Module,
+    sample: Tensor,
+    name: str,
+    outputs: Sequence[str],
+    *,
+    inner: Sequence[str] = (),
+    folded: bool = False,
 ) -> bytes:
     """Return the ONNX graph of a module with one input and a dynamic batch, without traces of this machine.
 
-    `folded` folds batch norms into convolutions and keeps the type of every weight.
+    Outputs that are `inner` keep their name in the graph but are none of its outputs. `folded` folds batch
+    norms into convolutions and keeps the type of every weight.
     """
     program = torch.onnx.export(
         module,
@@ -94,6 +111,8 @@ def export(
         onnxscript.rewriter.rewrite(program.model, [fuse_pad_into_conv_rule])
         onnxscript.optimizer.remove_unused_nodes(program.model)
     proto = program.model_proto
+    for output in [output for output in proto.graph.output if output.name in inner]:
+        proto.graph.output.remove(output)
     if not folded:
         _halve(proto)
     _strip(proto)
@@ -135,7 +154,7 @@ def _check(graph: bytes, module: nn.Module, sample: Tensor, name: str) -> None:
     core = open_core()
     compiled = core.compile_model(core.read_model(graph), DEVICE, compile_properties(usable_cores()))
     outputs = compiled([sample.numpy()])
-    for port, wanted in zip(compiled.outputs, module(sample), strict=True):
+    for port, wanted in zip(compiled.outputs, module(sample), strict=False):  # inner tensors follow
         reference = wanted.numpy()
         difference = np.abs(outputs[port] - reference).max() / max(np.abs(reference).max(), 1e-6)
         if not difference <= TOLERANCE:

@@ -47,20 +47,21 @@ DOCUMENTED = {
     **dict.fromkeys(("AveragePool", "Clip", "Conv", "GlobalAveragePool", "LeakyRelu", "MaxPool"), FLOATS),
     "Cast": FLOATS | INTEGERS | {TensorProto.UINT8, TensorProto.BOOL},
     **dict.fromkeys(("Concat", "Slice", "Squeeze", "Transpose", "Unsqueeze"), FLOATS | INTEGERS),
-    "ReduceSum": FLOATS | INTEGERS,
+    **dict.fromkeys(("ReduceMax", "ReduceSum", "Reshape"), FLOATS | INTEGERS),
+    **dict.fromkeys(("Exp", "Log"), FLOATS),
     "Sigmoid": FLOATS,
 }
 OPSETS = range(9, 21)
-CONSTANTS = {"ReduceSum": (1,), "Slice": (3,), "Squeeze": (1,), "Unsqueeze": (1,)}  # inputs: axes
+CONSTANTS = {"Slice": (3,)}  # inputs: axes, and the shape of Reshape
+CONSTANTS |= dict.fromkeys(("ReduceMax", "ReduceSum", "Reshape", "Squeeze", "Unsqueeze"), (1,))
 UNDILATED = {"AveragePool", "MaxPool"}  # in two or three dimensions, and of a maximum only the values
 HALF = 0.02  # relative difference of a loss, half precision against float32
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return write_bundle(
-        tmp_path_factory.mktemp("bundles") / "small", torch_bundle.manifest(), torch_bundle.files()
-    )
+@pytest.fixture(scope="module", params=[torch_bundle.ARCHITECTURE, torch_bundle.MAPPED], ids=["fc5", "map"])
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("bundles") / "small"
+    return write_bundle(folder, torch_bundle.manifest(request.param), torch_bundle.files(request.param))
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +113,10 @@ def test_bytes_are_nothing_but_the_input(half: dict[str, bytes]) -> None:
         assert {node.op_type for node in graph.node if "pixels" in node.input} == {"Cast"}
 
 
-def test_everything_that_costs_is_in_half_precision(half: dict[str, bytes]) -> None:
-    """Pooling and heads are float32, wherever they are computed: four levels of three, and the last."""
-    heads = {"maps": 0, "bigan": 0, "heads": 13}
+def test_everything_that_costs_is_in_half_precision(bundle: Bundle, half: dict[str, bytes]) -> None:
+    """Pooling and heads are float32, wherever they are computed: four levels of three, and FC5 or a map."""
+    last = 6 if bundle.manifest.architecture.has_map else 1
+    heads = {"maps": 0, "bigan": 0, "heads": 12 + last}
     for part, graph in half.items():
         found = types(graph)
         convolutions = [n for n in onnx.load_from_string(graph).graph.node if n.op_type == "Conv"]

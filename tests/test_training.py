@@ -24,7 +24,7 @@ from gbad_batch.engine.bundle import Bundle
 from gbad_batch.engine.datasets.arrays import read_row, rows_below
 from gbad_batch.engine.decode import DecodeLimits, Decoder
 from gbad_batch.engine.errors import Refused, Stopped
-from gbad_batch.engine.model.architecture import Architecture
+from gbad_batch.engine.model.architecture import MAP_MAX, Architecture
 from gbad_batch.engine.model.bigan import BiGAN
 from gbad_batch.engine.model.calibration import benign_quantiles, threshold_at, wilson_interval
 from gbad_batch.engine.model.decision import Decision
@@ -57,6 +57,7 @@ from gbad_batch.engine.training.settings import (
     Shares,
     Stage,
     TrainSettings,
+    image_size,
 )
 from gbad_batch.export import engine_for
 
@@ -237,6 +238,51 @@ def test_localization_is_learned_and_resumed(settings: TrainSettings, tmp_path: 
     assert whole.keys() == GBAD(ARCHITECTURE).network.state_dict().keys()  # nothing of the localization head
     assert all(torch.equal(whole[key], killed[key]) for key in whole)
     assert not all(torch.equal(whole[key], unplaced[key]) for key in whole)
+
+
+def test_a_class_map_learns_from_labels_and_boxes_beside_fc5(settings: TrainSettings, tmp_path: Path):
+    write_archive(tmp_path / "bags", SynthSettings(60, 1, 0.5))
+    own = replace(
+        settings,
+        labels=tmp_path / "bags" / "boxes.json",
+        image_folder=tmp_path / "bags" / "images",
+        out=tmp_path / "bundle",
+        run=tmp_path / "run",
+        int8_image_count=0,
+        architecture=replace(ARCHITECTURE, head=MAP_MAX, map_channels=16),
+        phase1=replace(settings.phase1, stages=(Stage(64, 1),), batch_size=8, localization=1.0),
+    )
+    train(own)
+    found = Bundle.read(own.out)
+    (epoch,) = found.manifest.provenance["epochs"]
+    assert epoch["localization_loss"] > 0
+    poolings = found.manifest.provenance["poolings"]
+    assert found.manifest.architecture.head == max(poolings, key=lambda head: poolings[head])
+    fresh = GBAD(own.architecture).network.state_dict()
+    learned = found.tensors()
+    for layer in ("class_map.classes.bias", "fc5.bias"):  # both heads have learned
+        assert not np.allclose(learned[f"network.{layer}"], fresh[layer].numpy(), atol=1e-4)
+    test = found.manifest.provenance["test"]
+    assert test["fc5.map"] != test["map"]
+    card = found.files["README.md"].decode()
+    assert "over the places of a class map (mAP on validation: the maximum" in card
+    assert "FC5 by itself: mean average precision" in card
+    # a start from it brings the map along, at another input size too
+    slow = replace(own.phase1, learning_rate=0.0, average_decay=0.0)
+    other = replace(own.architecture, input_size=96)
+    again = replace(
+        own, start=own.out, out=tmp_path / "b", run=tmp_path / "r", phase1=slow, architecture=other
+    )
+    train(replace(again, phases=(1,)))
+    state = torch.load(again.run / "network.pt", weights_only=True)["state"]
+    kernel = "class_map.classes.weight"
+    assert np.array_equal(state[kernel].numpy(), learned[f"network.{kernel}"].astype(np.float32))
+
+
+def test_an_input_size_without_graphs_is_refused_at_once():
+    with pytest.raises(Refused, match="--image-size 300 is not a multiple of 32 from 64 to 2048"):
+        image_size(300)
+    assert [image_size(size) for size in (64, 256, 320, 384)] == [64, 256, 320, 384]
 
 
 def test_a_run_knows_its_images_and_boxes(settings: TrainSettings, tmp_path: Path):

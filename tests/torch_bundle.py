@@ -1,5 +1,6 @@
 """A small bundle whose weights are those of the model itself, for engines that are made from weights."""
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -9,20 +10,29 @@ import torch
 from safetensors.numpy import save
 
 from gbad_batch.engine.bundle import pack_gate
-from gbad_batch.engine.model.architecture import Architecture
+from gbad_batch.engine.model.architecture import MAP_LSE, Architecture
 from gbad_batch.engine.model.gbad import GBAD, round_to_half
 from gbad_batch.export.to_onnx import export_graphs
 
-ARCHITECTURE = Architecture(
-    backbone="test_resnet", fpn_channels=16, head_features=8, features=32, input_size=64, latent=4, f_d=8
-)
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which are not this backbone's own
+SIZES: dict[str, Any] = {
+    "fpn_channels": 16,
+    "head_features": 8,
+    "features": 32,
+    "input_size": 64,
+    "latent": 4,
+    "f_d": 8,
+}
+ARCHITECTURE = Architecture("test_resnet", **SIZES)
+# linear bottlenecks, depthwise convolutions and asymmetric padding, and class scores from a map
+MAPPED = Architecture("tf_efficientnet_lite0", **SIZES, head=MAP_LSE, map_channels=8)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ARCHITECTURE, not those of its backbone
 
 
-def model() -> GBAD:
+def model(architecture: Architecture = ARCHITECTURE) -> GBAD:
     """Make a model of random weights and statistics of its own, as training leaves them."""
     torch.manual_seed(3)
-    model = GBAD(ARCHITECTURE, MEAN, STD).eval().requires_grad_(False)
+    form = (MEAN, STD) if architecture is ARCHITECTURE else ()
+    model = GBAD(architecture, *form).eval().requires_grad_(False)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             assert module.running_mean is not None
@@ -36,9 +46,9 @@ def model() -> GBAD:
     return model
 
 
-def files() -> dict[str, bytes]:
+def files(architecture: Architecture = ARCHITECTURE) -> dict[str, bytes]:
     """Every file of the bundle but bundle.json."""
-    made = model()
+    made = model(architecture)
     images = [simplejpeg.encode_jpeg(image, quality=95) for image in tiny.pictures(tiny.GATE_IMAGES)]
     found = made(torch.from_numpy(np.stack([simplejpeg.decode_jpeg(image) for image in images])))
     arrays = made.arrays()
@@ -54,15 +64,13 @@ def files() -> dict[str, bytes]:
     }
 
 
-def manifest() -> dict[str, Any]:
+def manifest(architecture: Architecture = ARCHITECTURE) -> dict[str, Any]:
     """Give the content of bundle.json, without format and files."""
-    from dataclasses import asdict
-
-    made = model()
+    made = model(architecture)
     preprocessing = {"mean": made.pixel_mean.tolist(), "std": made.pixel_std.tolist()}
     return tiny.manifest() | {
         "name": "small",
-        "architecture": asdict(ARCHITECTURE),
+        "architecture": asdict(architecture),
         "preprocessing": preprocessing,
         "provenance": {"made": "by tests/torch_bundle.py"},
     }

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any, TypeVar
 
 from ..errors import BundleError
-from ..model.architecture import Architecture
+from ..model.architecture import HEADS, Architecture
 from ..row import THREATS
 
 FORMAT = 1
@@ -26,6 +26,10 @@ LARGEST_FILES: dict[str, int] = {  # bytes
 }
 LARGEST_BUNDLE = 1 << 31  # bytes of all files
 DEEPEST = 32  # objects and lists within each other
+LATER_SIZES = ("head", "map_channels")  # of the architecture; bundles from before the class map lack them
+# tensors inside network.onnx of a network with a class map: the map [N, 5, S/8, S/8], and what it is made of
+CLASS_MAP = "class_map"
+READ_MAPS = ("c3", "c4", "c5")
 LONGEST_TEXT = 4096  # characters
 MOST_POINTS = 64
 MOST_QUANTILES = 100_001
@@ -180,13 +184,17 @@ def _check_together(manifest: Manifest) -> None:
 
 
 def _architecture(value: "_Value") -> Architecture:
-    at = value.fields(*Architecture.__dataclass_fields__)
+    at = value.fields(*Architecture.__dataclass_fields__, optional=LATER_SIZES)
     backbone = at.pop("backbone")
     if not re.fullmatch(r"[a-z0-9_]{1,100}", backbone.text()):
         raise backbone.error("the plain name of a registered backbone (a-z, 0-9 and _)")
+    head = at.pop("head", None)
+    if head is not None and head.text() not in HEADS:
+        raise head.error(f"one of {', '.join(HEADS)}")
     input_size = at.pop("input_size").whole(32, 2048)
     sizes = {name: size.whole(1, 1 << 16) for name, size in at.items()}
-    return Architecture(backbone.text(), input_size=input_size, **sizes)
+    given = {"head": head.text()} if head is not None else {}
+    return Architecture(backbone.text(), input_size=input_size, **sizes, **given)
 
 
 def _preprocessing(value: "_Value") -> Preprocessing:

@@ -187,8 +187,8 @@ _HOW_TO_TRAIN = options(
         default=Phase1Settings.localization,
         show_default=True,
         metavar="WEIGHT",
-        help="Weight of a second loss in phase I, on where threats lie (1 for the default bundle). Needs "
-        "labels with boxes, or --project. The layers for it are not in the bundle.",
+        help="Weight of a second loss in phase I, on where threats lie (1 for the default bundle), which the "
+        "places of the class map learn. Needs labels with boxes, or --project.",
     ),
     click.option(
         "--project",

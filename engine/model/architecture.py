@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+# what gives an image's class logits: FC5, or the class map by its maximum or a log-sum-exp over places
+FC5, MAP_MAX, MAP_LSE = HEADS = ("fc5", "map_max", "map_lse")
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -14,3 +17,10 @@ class Architecture:
     input_size: int = 256  # pixels a side
     latent: int = 64  # length of z
     f_d: int = 128  # length of the discriminator's penultimate layer
+    head: str = FC5  # one of HEADS
+    map_channels: int = 64  # of the class map's neck, if the head is a map
+
+    @property
+    def has_map(self) -> bool:
+        """Whether the class logits come from a class map."""
+        return self.head != FC5

@@ -1,6 +1,7 @@
 """The whole model as one torch module, to and from the named arrays of a bundle."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -53,7 +54,16 @@ class GBAD(nn.Module):
 
     def features(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return x [N, 1024] and logits [N, 5] of uint8 pixels [N, S, S, 3]."""
-        return self.network(normalize(pixels, self.pixel_mean, self.pixel_std))
+        return self.network.heads(self.maps(pixels))
+
+    def maps(self, pixels: Tensor) -> list[Tensor]:
+        """Return the backbone's C2..C5 of uint8 pixels [N, S, S, 3]."""
+        return self.network.backbone(normalize(pixels, self.pixel_mean, self.pixel_std))
+
+    def use_head(self, head: str) -> None:
+        """Let another of HEADS give the logits; one of a class map only where there is one."""
+        self.architecture = replace(self.architecture, head=head)
+        self.network.head = head
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return every weight by its name in a bundle: float16, except for statistics, which stay float32."""

@@ -1,6 +1,10 @@
-"""The classifier of phase I: backbone, pooled FPN, FC1..FC4 to the feature vector x, FC5 to the logits."""
+"""The classifier of phase I: backbone, pooled FPN, FC1..FC4 to the feature vector x, then FC5 or a class map.
+
+A network with a class map has FC5 as well: it trains FC1..FC4, and its figures stand beside those of the map.
+"""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +13,19 @@ from torch import Tensor, nn
 from ..row import THREATS
 from .architecture import Architecture
 from .backbone import LEVELS, channels, create_backbone
+from .class_map import LEVELS as MAP_LEVELS
+from .class_map import POOLINGS, ClassMap
 from .dense import Dense
 from .fpn import Means, PooledPyramid
+
+
+class Predictions(NamedTuple):
+    """All that the network says of a batch."""
+
+    x: Tensor  # [N, 1024]
+    logits: Tensor  # [N, 5], of the head that the architecture names
+    fc5: Tensor  # [N, 5], of FC5
+    class_map: Tensor | None  # [N, 5, S/8, S/8], if there is one
 
 
 class Network(nn.Module):
@@ -23,6 +38,12 @@ class Network(nn.Module):
         self.fpn = PooledPyramid(channels(self.backbone), width)
         self.fc = nn.ModuleList([Dense(width, features) for _ in range(LEVELS)])  # FC1..FC4
         self.fc5 = Dense(LEVELS * features, len(THREATS))
+        self.head = architecture.head
+        self.class_map = (
+            ClassMap(channels(self.backbone)[-MAP_LEVELS:], architecture.map_channels)
+            if architecture.has_map
+            else None
+        )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return x (after ReLU) and the logits of gun, knife, wrench, pliers, scissors."""
@@ -30,11 +51,19 @@ class Network(nn.Module):
 
     def heads(self, maps: Sequence[Tensor], means: Means | None = None) -> tuple[Tensor, Tensor]:
         """Return x and the logits of the backbone's C2..C5: [N, Ci, S/4, S/4] .. [N, Ci, S/32, S/32]."""
+        found = self.predict(maps, means)
+        return found.x, found.logits
+
+    def predict(self, maps: Sequence[Tensor], means: Means | None = None) -> Predictions:
+        """Return everything that the heads make of the backbone's C2..C5."""
         pooled = self.fpn(maps, means)  # 4 x [N, 256, 1, 1]
         x = torch.cat(
             [F.relu(fc(p)) for fc, p in zip(self.fc, pooled, strict=True)], dim=1
         )  # [N, 1024, 1, 1]
-        return x.squeeze((2, 3)), self.fc5(x).squeeze((2, 3))
+        fc5 = self.fc5(x).squeeze((2, 3))
+        class_map = None if self.class_map is None else self.class_map(maps[-MAP_LEVELS:])
+        logits = fc5 if class_map is None else POOLINGS[self.head](class_map)
+        return Predictions(x.squeeze((2, 3)), logits, fc5, class_map)
 
 
 def normalize(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """From labelled images to a bundle: the three phases in order, each of which can be resumed."""
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,18 @@ from .packing.provenance import figures_on_test, separation
 from .packing.quantizing import quantize_bundle, sample
 from .packing.writing import Outcome, pack
 from .phases import phase1, phase2
-from .phases.observe import probabilities
+from .phases.observe import choose_head, probabilities
 from .phases.phase1 import Phase1Data, Trainer, fold_norms, put_norms
 from .phases.phase2 import check_collapse, train_bigan
-from .phases.phase3 import Losses, auroc, choose_default, fit_decisions, losses_of
+from .phases.phase3 import (
+    Losses,
+    auroc,
+    choose_default,
+    class_maximum,
+    fc5_logits,
+    fit_decisions,
+    losses_of,
+)
 from .phases.svm import choose_fitter
 from .preparation import Prepared, plain, prepare
 from .settings import IMAGENET, QuantizeSettings, TrainSettings
@@ -71,6 +79,7 @@ class TrainingRun:
     prepared: Prepared  # by prepare()
     features: Features  # by extract_features()
     begun: dict[str, Any]  # what phase I started from; by extract_features()
+    poolings: dict[str, float]  # validation mAP by pooling of the class map; by extract_features()
 
     def __init__(self, settings: TrainSettings, progress: ProgressCallback):
         """Raise Refused if the bundle's folder exists already."""
@@ -101,10 +110,13 @@ class TrainingRun:
         put_norms(network)
         network.to(settings.device)
         lines = self.trainer().train(network)
+        head = self._choose_head() if settings.architecture.has_map else {}
         network.to("cpu")
         fold_norms(network)
         round_to_half(network)
-        self.folder.save("network", {"state": network.state_dict(), "begun": begun})
+        self.folder.save(
+            "network", {"state": network.state_dict(), "begun": begun, "head": network.head, "poolings": head}
+        )
         self.folder.drop(phase1.NAME)
         draw_epochs(self.folder.path / "plots", lines)
         self._draw_samples()
@@ -210,23 +222,37 @@ class TrainingRun:
         settings, network, bundle = self.settings, self.model.network, self.start
         if bundle is None:
             return {"weights": load_imagenet(network.backbone, settings)}
-        if bundle.manifest.architecture != settings.architecture:
+        theirs, own = bundle.manifest.architecture, settings.architecture
+        free = {name: getattr(own, name) for name in ("input_size", "head", "map_channels")}
+        if replace(theirs, **free) != own:
             raise Refused(
-                f"{bundle.path} is of another architecture ({bundle.manifest.architecture.backbone}): "
-                "start from a bundle of the same one"
+                f"{bundle.path} is of another architecture ({theirs.backbone}): start from a bundle of the "
+                "same one"
             )
         form = bundle.manifest.preprocessing
-        other = GBAD.from_arrays(settings.architecture, bundle.tensors(), form.mean, form.std)
-        network.backbone.load_state_dict(other.network.backbone.state_dict())
-        network.fpn.load_state_dict(other.network.fpn.state_dict())
+        other = GBAD.from_arrays(theirs, bundle.tensors(), form.mean, form.std).network
+        network.backbone.load_state_dict(other.backbone.state_dict())
+        network.fpn.load_state_dict(other.fpn.state_dict())
+        if network.class_map and other.class_map and theirs.map_channels == own.map_channels:
+            network.class_map.load_state_dict(other.class_map.state_dict())
         return {"bundle": bundle.hash, "name": bundle.manifest.name}
+
+    def _choose_head(self) -> dict[str, float]:
+        """Choose the pooling of the class map on validation images; returns the mAP of each."""
+        settings, splits = self.settings, self.prepared.splits
+        random = np.random.default_rng((settings.seed, 9))
+        watched = random.permutation(splits.validation)[: settings.phase1.watched]
+        sample = self.prepared.labelled.take(np.sort(watched))
+        size = settings.architecture.input_size
+        return choose_head(self.model.network, self.model, (sample.paths, sample.labels, size))
 
     def _load_network(self) -> None:
         finished = self.folder.load("network")
         if finished is None:
             raise Refused(f"{self.folder.path} holds no finished phase I: run it first, with --phase 1")
         self.model.network.load_state_dict(finished["state"])
-        self.begun = finished["begun"]
+        self.begun, self.poolings = finished["begun"], finished["poolings"]
+        self.model.use_head(finished["head"])
         # as training left it: features have the same bits whether or not this process trained the network
         self.model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model.eval()
@@ -241,26 +267,37 @@ class TrainingRun:
 
     def _provenance(self, losses: Losses, outcome: Outcome) -> dict[str, Any]:
         """Collect counts of the splits, figures of phase I, and figures of the decisions on each split."""
-        settings, prepared = self.settings, self.prepared
+        prepared = self.prepared
         labelled, splits, decisions = prepared.labelled, prepared.splits, outcome.decisions
         held = {name: index for name, index in vars(splits).items() if len(index)}
         return {
             "epochs": [line for line in self.folder.figures() if line["phase"] == phase1.NAME],
             "begun": self.begun,
+            "poolings": self.poolings,
             "images": {name: counts(labelled.labels[index]) for name, index in held.items()},
             "projected": counts(labelled.labels[prepared.projected]),
             "validation": separation(losses.take(splits.validation), decisions),
             # figures of training images are only here to show the gap
             "training": separation(losses.take(splits.train), decisions),
-            "test": figures_on_test(
-                losses.take(splits.test),
-                [labelled.groups[i] for i in splits.test],
-                decisions,
-                outcome.default_decision,
-                outcome.calibration,
-                settings.phase3,
-            ),
+            "test": self._figures_on_test(losses, outcome),
         }
+
+    def _figures_on_test(self, losses: Losses, outcome: Outcome) -> dict[str, list[float | None]]:
+        """Judge the model on the test split, and FC5 by itself where a class map gives the class scores."""
+        splits, labelled, settings = self.prepared.splits, self.prepared.labelled, self.settings
+        test, groups = losses.take(splits.test), [labelled.groups[i] for i in splits.test]
+        found = figures_on_test(
+            test, groups, outcome.decisions, outcome.default_decision, outcome.calibration, settings.phase3
+        )
+        if not settings.architecture.has_map:
+            return found
+        test, calibration = (
+            replace(part, logits=fc5_logits(self.model.network, self.features.x[index]))
+            for part, index in ((test, splits.test), (outcome.calibration, splits.calibration))
+        )
+        own = {"classes": class_maximum()}
+        by_fc5 = figures_on_test(test, groups, own, "classes", calibration, settings.phase3)
+        return found | {f"fc5.{name}": figure for name, figure in by_fc5.items()}
 
     def _draw_samples(self) -> None:
         """Draw validation images with the network's predictions beside the truth."""

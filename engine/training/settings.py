@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import Refused
-from ..model.architecture import Architecture
+from ..model.architecture import MAP_MAX, Architecture
 
 PHASES = (1, 2, 3)
 IMAGENET = Path("imagenet")  # in place of a weights file: a package's weights, else those that timm downloads
 SMALLEST_SIDE = 32  # pixels; the last map of a backbone is 32 times smaller than its image
+INPUT_SIZES = range(64, 2049, 32)  # pixels a side: sides at which each map of a backbone is twice the next
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ class TrainSettings:
     """Grey pictures of threats, or SYNTH; None cuts threats out of the labels' boxes."""
     start: Path | None = None
     """A bundle whose backbone and pyramid phase I starts from."""
-    architecture: Architecture = field(default_factory=Architecture)
+    architecture: Architecture = field(default_factory=lambda: Architecture(head=MAP_MAX))
     """Sizes of the networks."""
     phase1: Phase1Settings = field(default_factory=Phase1Settings)
     """Settings of phase I."""
@@ -240,7 +241,9 @@ def train_settings(dataset: Path, **given: Any) -> TrainSettings:
         start=given["start"],
         projected=given["project"],
         projected_from=given["project_from"],
-        architecture=Architecture(backbone=given["backbone"], input_size=given["image_size"]),
+        architecture=Architecture(
+            backbone=given["backbone"], input_size=image_size(given["image_size"]), head=MAP_MAX
+        ),
         phase1=Phase1Settings(
             stages=parse_stages(given["stages"]),
             batch_size=given["batch_size"],
@@ -270,6 +273,16 @@ def parse_stages(text: str) -> tuple[Stage, ...]:
 def format_stages(stages: tuple[Stage, ...]) -> str:
     """Format stages as `--stages` takes them."""
     return ",".join(map(str, stages))
+
+
+def image_size(size: int) -> int:
+    """Return an input size; raises Refused for one at which no graph of the network can be made."""
+    if size not in INPUT_SIZES:
+        raise Refused(
+            f"--image-size {size} is not a multiple of {INPUT_SIZES.step} from {INPUT_SIZES[0]} to "
+            f"{INPUT_SIZES[-1]}, and networks halve their maps five times: give 256, 320 or 384, for example"
+        )
+    return size
 
 
 def _device(name: str) -> str:

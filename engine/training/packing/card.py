@@ -30,10 +30,10 @@ Set on {benign} benign images of the calibration split, decision '{default}'.
 ## Phases
 
 Phase I: {epochs} at {sizes} pixels, batch {batch}, AdamW{localization}, from {begun}; weights are those of
-the best epoch on validation. Phase II: {steps} steps; over the last, D told {d_real:.2f} of (s, E(s)) and
-{d_fake:.2f} of (G(z), z) right, the standard deviation of G(z) was {std_g:.2f} times that of s, of E(s)
-{std_e:.2f}. Phase III: the SVM of `gbad` is {kernel}; its AUROC is {seen:.3f} on training images and
-{unseen:.3f} on validation.
+the best epoch on validation. {head}
+Phase II: {steps} steps; over the last, D told {d_real:.2f} of (s, E(s)) and {d_fake:.2f} of (G(z), z) right,
+the standard deviation of G(z) was {std_g:.2f} times that of s, of E(s) {std_e:.2f}. Phase III: the SVM of
+`gbad` is {kernel}; its AUROC is {seen:.3f} on training images and {unseen:.3f} on validation.
 
 ## Time
 
@@ -72,6 +72,7 @@ def card(
         batch=settings["batch_size"],
         localization=", with a loss of where threats lie" if settings["localization"] else "",
         begun=_start(provenance["begun"]),
+        head=_head(provenance["poolings"]),
         steps=provenance["settings"]["phase2"]["steps"],
         **{key: provenance["bigan"][key] for key in ("d_real", "d_fake", "std_g", "std_e")},
         kernel=judged["kernel"],
@@ -117,6 +118,16 @@ def _counts(images: Mapping[str, Mapping[str, int]]) -> str:
     return _table(head, [[split, *map(str, row.values())] for split, row in images.items()])
 
 
+def _head(poolings: Mapping[str, float]) -> str:
+    """Describe what gives the class scores; `poolings` is empty without a class map."""
+    if not poolings:
+        return "Class scores are those of FC5."
+    names = {"map_max": "the maximum", "map_lse": "the log-sum-exp"}
+    best = max(poolings, key=lambda head: poolings[head])
+    found = ", ".join(f"{names[head]} {value:.3f}" for head, value in poolings.items())
+    return f"Class scores are {names[best]} over the places of a class map (mAP on validation: {found})."
+
+
 def _start(begun: Mapping[str, Any]) -> str:
     """Describe what phase I started from."""
     if "bundle" in begun:
@@ -141,6 +152,11 @@ def _figures(test: Mapping[str, Any], images: Mapping[str, Mapping[str, int]]) -
             f"PD at the PFA 5 % point, `{decision}`": f"{decision}.pd_at_pfa_05",
             f"PFA measured there, `{decision}`": f"{decision}.pfa_measured_05",
         }
+    names |= {
+        "FC5 by itself: mean average precision": "fc5.map",
+        "FC5 by itself: AUROC, `classes`": "fc5.classes.auroc",
+        "FC5 by itself: PD at the PFA 5 % point, `classes`": "fc5.classes.pd_at_pfa_05",
+    }
     rows = [[title, *_bounded(test[key])] for title, key in names.items() if key in test]
     table = _table(["figure", "value", "95 % interval"], rows)
     counted = images["test"]

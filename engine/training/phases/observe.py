@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 from torch import nn
 
+from ...model.architecture import MAP_LSE, MAP_MAX
 from ...model.gbad import GBAD
-from ...model.network import normalize
+from ...model.network import Network, normalize
 from ..pixels import decoded
 
 AT_ONCE = 32  # images
@@ -56,6 +57,20 @@ def probabilities(network: nn.Module, model: GBAD, paths: Sequence[Path], size: 
         images = normalize(torch.from_numpy(pixels), model.pixel_mean, model.pixel_std)
         out[index] = network(images.to(device))[1].float().sigmoid().cpu().numpy()
     return out
+
+
+def choose_head(network: Network, model: GBAD, sample: Sample) -> dict[str, float]:
+    """Give a class map the pooling with the better mAP on a validation sample; returns the mAP of each.
+
+    The maximum, with which it was trained, stays unless the other one is better.
+    """
+    paths, labels, size = sample
+    found = {}
+    for network.head in (MAP_MAX, MAP_LSE):
+        value = class_figures(labels, probabilities(network, model, paths, size))["map"]
+        found[network.head] = value if np.isfinite(value) else 0.0
+    network.head = max(found, key=lambda head: found[head])
+    return found
 
 
 def class_figures(labels: NDArray[np.bool_], predicted: NDArray[np.float32]) -> dict[str, float]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ...model.backbone import channels
 from ...model.dense import Dense
 from ...model.gbad import GBAD
-from ...model.network import Network
+from ...model.network import Network, Predictions
 from ...system.progress import ProgressCallback
 from ..augment import ImageSettings, training_images
 from ..checkpoint import RunFolder, State
@@ -63,7 +63,9 @@ class Classifier:
         self._precision = bfloat16 if multiplies_bfloat16(device) else nullcontext
         self.settings = settings
         self.average = moving_average(self.network, settings.average_decay)
-        self.localization = _localization_head(network) if settings.localization else None
+        # places are learned on the class map, or else on layers of their own
+        own_layers = settings.localization and not has_map(network)
+        self.localization = _localization_head(network) if own_layers else None
         others = [self.localization] if self.localization else []
         self.optimizer = _optimizer(network, others, settings, pretrained)
         self.epoch = self.step = 0  # finished epochs, and steps of the current one
@@ -78,7 +80,7 @@ class Classifier:
         """Take one step on images [N, 3, S, S] and labels [N, 5]; returns the loss, smoothed over steps.
 
         `targets` are those of the images' cells, needed if localization is learned as well; the
-        returned loss is that of the labels only.
+        returned loss is that of the labels by the head only. Beside a class map FC5 learns too, for FC1..FC4.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * rate * group["share"]
@@ -94,19 +96,25 @@ class Classifier:
         return self.smooth
 
     def _losses(self, images: Tensor, labels: Tensor, targets: CellTargets | None) -> tuple[Tensor, Tensor]:
-        """Return the loss of the labels, and the loss to be minimized."""
-        if self.localization is None:
-            loss = classification_loss(self.network(images)[1].float(), labels)
+        """Return the loss of the labels by the head, and the loss to be minimized."""
+        network = self.network
+        if not isinstance(network, Network):  # the report's own, which gives logits only
+            loss = classification_loss(network(images)[1].float(), labels)
             return loss, loss
-        assert targets is not None
-        maps = self.network.backbone(images)  # type: ignore[operator]
-        loss = classification_loss(self.network.heads(maps)[1].float(), labels)  # type: ignore[operator]
-        return loss, loss + self.settings.localization * self._localize(maps, targets)
+        maps = network.backbone(images)
+        found = network.predict(maps)
+        loss = total = classification_loss(found.logits.float(), labels)
+        if found.class_map is not None:
+            total = total + classification_loss(found.fc5.float(), labels)
+        if self.settings.localization:
+            assert targets is not None
+            cells = self.localization(maps) if self.localization else [_mapped(found)]
+            total = total + self.settings.localization * self._localize(cells, targets)
+        return loss, total
 
-    def _localize(self, maps: Sequence[Tensor], targets: CellTargets) -> Tensor:
-        """Return the loss of where threats lie, and note it."""
-        assert self.localization is not None
-        logits = [level.float() for level in self.localization(maps)]
+    def _localize(self, cells: Sequence[Tensor], targets: CellTargets) -> Tensor:
+        """Return the loss of where threats lie, from the logits of cells, and note it."""
+        logits = [level.float() for level in cells]
         wanted = [torch.from_numpy(targets(level.shape[-1])).to(level.device) for level in logits]
         loss = localization_loss(logits, wanted)
         value, before = loss.item(), self.smooth_localization
@@ -227,7 +235,7 @@ class Trainer:
         remaining = plan[classifier.step :]
         for index, images in training_images(data.labelled.paths, remaining, epoch, settings, parts):
             targets = None
-            if boxed is not None and classifier.localization is not None:
+            if boxed is not None and self.settings.localization:
                 targets = batch_targets(boxed, index, epoch, settings, parts)
             yield index, images, torch.from_numpy(labels[index]).to(device), targets
 
@@ -293,6 +301,16 @@ def fold_norms(network: Network) -> None:
         fc.bias += weight @ (norm.bias - mean * scale)
         fc.weight *= scale[:, None, None]
         network.fc[level] = fc
+
+
+def has_map(network: nn.Module) -> bool:
+    """Tell whether a network has a class map."""
+    return isinstance(network, Network) and network.class_map is not None
+
+
+def _mapped(found: Predictions) -> Tensor:
+    assert found.class_map is not None
+    return found.class_map
 
 
 def _localization_head(network: nn.Module) -> LocalizationHead:

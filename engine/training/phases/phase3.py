@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 from ...model.bigan import BiGAN
 from ...model.calibration import CalibratedPoint, calibrate, threshold_at, wilson_interval
 from ...model.decision import INPUTS, Decision, Scores, inputs
+from ...model.network import Network
 from ...system.progress import ProgressCallback
 from ..settings import Phase3Settings
 from .svm import Fitter, fit_by_sklearn
@@ -56,6 +57,12 @@ def losses_of(bigan: BiGAN, x: NDArray[np.float32]) -> tuple[NDArray[np.float32]
     parts = [bigan(torch.from_numpy(x[start : start + AT_ONCE])) for start in range(0, len(x), AT_ONCE)]
     reconstruction, matching = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
     return reconstruction, matching
+
+
+def fc5_logits(network: Network, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the logits [n, 5] that FC5 gives features x [n, d]."""
+    weight, bias = (network.state_dict()[f"fc5.{name}"].numpy() for name in ("weight", "bias"))
+    return x @ weight[:, :, 0, 0].T + bias
 
 
 def fit_decisions(
