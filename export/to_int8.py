@@ -31,23 +31,29 @@ OVERFLOW_FIXES = ("enable", "first_layer", "disable")
 WORTH_HALVING = 64  # elements; for fewer a conversion costs more than it saves
 CONVOLUTIONS = ("Convolution", "GroupConvolution")
 POOLINGS = ("AvgPool", "ReduceMean")
+# parts of the backbone that can stay FP32; projections are convolutions without an activation behind them
+DEPTHWISE, PROJECTIONS = PARTS = ("depthwise", "projections")
 ACTIVATIONS = "Swish HSwish Mish Gelu Elu PRelu Sigmoid HSigmoid Tanh SoftPlus Clamp".split()  # noqa: SIM905
 
 
 def quantize(
-    network: bytes, pixels: "Sequence[NDArray[np.uint8]]", overflow_fix: str = "enable"
+    network: bytes,
+    pixels: "Sequence[NDArray[np.uint8]]",
+    overflow_fix: str = "enable",
+    in_fp32: Sequence[str] = (),
 ) -> tuple[bytes, bytes]:
     """Return the XML and the constants of the INT8 form of network.onnx; the batch size stays dynamic.
 
     `pixels` [S, S, 3] are training images, on which the ranges of maps are measured; the same images in the
     same order give the same bytes on one machine. `overflow_fix` selects the weights that are limited to 7
     bits so that AVX2 and AVX-512 without VNNI, which sum products in 16 bits, cannot overflow: those of the
-    `first_layer`, of all layers (`enable`) or of none (`disable`). Raises MissingExtra without NNCF, Stopped
-    if NNCF cannot quantize the network.
+    `first_layer`, of all layers (`enable`) or of none (`disable`). `in_fp32` names the PARTS that are left as
+    they are. Raises MissingExtra without NNCF, Stopped if NNCF cannot quantize the network.
     """
     nncf = load_nncf()
     model = prepared(network)
     kept = {*heads(model), first_convolution(model), *joins(model)}
+    kept |= {name for part in in_fp32 for name in parts(model)[part]}
     ranges = nncf.quantization.range_estimator.RangeEstimatorParametersSet.MINMAX
     fix = {"first_layer": "FIRST_LAYER", "enable": "ENABLE", "disable": "DISABLE"}[overflow_fix]
     try:
@@ -166,6 +172,27 @@ def joins(model: Any) -> list[str]:
         if node.get_type_name() == "Add"
         and all(source.get_node().get_type_name() != "Constant" for source in node.input_values())
     ]
+
+
+def parts(model: Any) -> dict[str, list[str]]:
+    """Return the names of the operators of each of PARTS."""
+    nodes = model.get_ordered_ops()
+    depthwise = [node for node in nodes if node.get_type_name() == "GroupConvolution"]
+    projections = [node for node in nodes if node.get_type_name() == "Convolution" and not _activated(node)]
+    named = {DEPTHWISE: depthwise, PROJECTIONS: projections}
+    return {part: [node.get_friendly_name() for node in found] for part, found in named.items()}
+
+
+def _activated(convolution: Any) -> bool:
+    """Tell whether a convolution's result goes through an activation, after its bias."""
+    readers = [port.get_node() for port in convolution.output(0).get_target_inputs()]
+    while len(readers) == 1 and _adds_bias(readers[0]):
+        readers = [port.get_node() for port in readers[0].output(0).get_target_inputs()]
+    return all(node.get_type_name() in ("Relu", *ACTIVATIONS) for node in readers)
+
+
+def _adds_bias(node: Any) -> bool:
+    return node.get_type_name() == "Add" and node.input_value(1).get_node().get_type_name() == "Constant"
 
 
 def _is_relu(model: Any) -> bool:

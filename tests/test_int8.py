@@ -20,6 +20,7 @@ from PIL import Image
 from gbad_batch.engine import Scan, ScanSettings
 from gbad_batch.engine.bundle import Bundle, write_bundle
 from gbad_batch.engine.bundle.ir_check import check_ir
+from gbad_batch.engine.bundle.manifest import Agreement, Tolerance
 from gbad_batch.engine.commands.cli import main
 from gbad_batch.engine.errors import BundleError, Refused, Stopped
 from gbad_batch.engine.results.schema import read_footer
@@ -28,7 +29,17 @@ from gbad_batch.engine.runtime import OUTPUTS, open_engine
 from gbad_batch.engine.training.packing.quantizing import map_quantiles, quantize_bundle
 from gbad_batch.engine.training.settings import QuantizeSettings
 from gbad_batch.export import engine_for
-from gbad_batch.export.to_int8 import first_convolution, heads, joins, prepared
+from gbad_batch.export.to_int8 import (
+    DEPTHWISE,
+    PARTS,
+    PROJECTIONS,
+    first_convolution,
+    heads,
+    joins,
+    parts,
+    prepared,
+    quantize,
+)
 
 PIXELS = {"pixels": ("u8", (None, tiny.SIZE, tiny.SIZE, 3))}
 RESULTS = {"x": ("f32", (None, tiny.FEATURES)), "logits": ("f32", (None, len(THREATS)))}
@@ -70,11 +81,13 @@ def test_a_bundle_gets_an_int8_form_beside_all_that_it_has(tiny_bundle: Bundle, 
     for decision, points in manifest.operating_points["int8"].items():
         assert [point.pfa for point in points] == [p.pfa for p in before.operating_points["fp32"][decision]]
     assert manifest.tolerance == before.tolerance
-    assert manifest.tolerance_int8 is not None
-    assert manifest.tolerance_int8.flips == pytest.approx(2 / tiny.GATE_IMAGES)
+    assert isinstance(manifest.tolerance_int8, Agreement)
+    assert manifest.tolerance_int8.decisions == pytest.approx(1 - 1 / tiny.GATE_IMAGES)
+    assert 0 < manifest.tolerance_int8.score < 0.5
     made = manifest.provenance["int8"]
     assert (made["images"], made["calibration"]) == (24, 40)
     assert min(made["agreement"].values()) > 0.9
+    assert made["in_fp32"] == []  # nothing had to be left out
     card = int8.files["README.md"].decode()
     assert "## INT8" in card
     assert "quantized on 24 images" in card
@@ -109,7 +122,9 @@ def test_a_form_that_decides_otherwise_is_not_written(
         gate.images, gate.reconstruction_loss[::-1], gate.feature_matching_loss[::-1], gate.logits[::-1]
     )
     bundle = write_bundle(tmp_path / "other", tiny.manifest(), {**tiny.files(), "gate.tar": other})
-    with pytest.raises(Stopped, match="of the decisions on the gate images"):
+    with pytest.raises(
+        Stopped, match=r"of the decisions of '\w+' on .* images in INT8 are those of FP32, fewer"
+    ):
         quantize_bundle(
             bundle, sorted((images / "training").iterdir()), [], tmp_path / "out", QuantizeSettings()
         )
@@ -193,6 +208,18 @@ def test_all_behind_the_last_pooling_stays_fp32() -> None:
         assert first_convolution(model) not in heads(model)
         residual = [name for name in joins(model) if name not in heads(model)]
         assert kinds_of(model, residual) == {"Add": 4 if model is collapsed else 4 + 3}
+
+
+def test_depthwise_convolutions_and_projections_can_stay_fp32() -> None:
+    network = network_of("tf_efficientnet_lite0", 64)
+    model = prepared(network)
+    found = parts(model)
+    assert kinds_of(model, found[DEPTHWISE]) == {"GroupConvolution": 16}  # one of each block
+    assert kinds_of(model, found[PROJECTIONS])["Convolution"] >= 16
+    whole, partly = (quantize(network, tiny.pictures(4), in_fp32=kept)[0].decode() for kept in ((), PARTS))
+    # of 49 convolutions the first is none: 15 expansions, 16 depthwise ones, 16 projections
+    assert whole.count('element_type="i8"') == 15 + 16 + 16
+    assert partly.count('element_type="i8"') == 15
 
 
 def kinds_of(model: Any, names: list[str]) -> Counter[str]:
@@ -322,7 +349,7 @@ def test_auto_takes_int8_where_the_gate_passes_and_says_why(
 def strict(int8: Bundle, tmp_path: Path) -> Bundle:
     """Make a bundle whose INT8 form passes no gate."""
     document = int8.manifest.document()
-    document["tolerance_int8"] = {"loss_rel": 0, "score": 0, "flips": 0}
+    document["tolerance_int8"] = {"decisions": 1.0, "score": 0}
     return write_bundle(tmp_path / "strict", document, int8.files)
 
 
@@ -331,7 +358,7 @@ def test_auto_takes_fp32_where_the_gate_refuses_and_remembers_it(strict: Bundle,
     engine = engine_for(strict, cache_dir=cache)
     assert engine.precision == "fp32"
     assert "fp32 is used" in engine.reason
-    assert "relative difference of a loss" in engine.reason
+    assert "the root mean square difference of a score in standard deviations is" in engine.reason
     kept = {path: path.stat().st_ino for path in cache.iterdir()}
     assert len(kept) == 2
     refused = min(kept, key=lambda path: path.stat().st_size)
@@ -341,6 +368,30 @@ def test_auto_takes_fp32_where_the_gate_refuses_and_remembers_it(strict: Bundle,
     with pytest.raises(Refused, match="use --precision fp32"):
         engine_for(strict, precision="int8", cache_dir=cache)
     assert engine_for(strict, precision="fp32", cache_dir=cache).reason == ""
+
+
+def test_a_form_that_decides_otherwise_here_is_refused_in_figures(int8: Bundle, tmp_path: Path) -> None:
+    document = int8.manifest.document()
+    document["tolerance_int8"] = {"decisions": 1.0, "score": 1.0}
+    points = document["operating_points"]["int8"]["gbad"]
+    document["operating_points"]["int8"]["gbad"] = [point | {"threshold": -1e9} for point in points]
+    bundle = write_bundle(tmp_path / "alarming", document, int8.files)
+    with pytest.raises(
+        Refused, match=r"\d\.\d\d% of the decisions of 'gbad' are those of FP32, fewer than 100"
+    ):
+        engine_for(bundle, precision="int8", cache_dir=tmp_path / "cache")
+
+
+def test_a_bundle_from_before_states_its_tolerance_as_other_engines_do(int8: Bundle, tmp_path: Path) -> None:
+    document = int8.manifest.document()
+    document["tolerance_int8"] = {"loss_rel": 9.0, "score": 9.0, "flips": 0.5}
+    bundle = write_bundle(tmp_path / "before", document, int8.files)
+    assert bundle.manifest.tolerance_of("int8") == Tolerance(9.0, 9.0, 0.5)
+    assert engine_for(bundle, precision="int8", cache_dir=tmp_path / "cache").parity is not None
+    document["tolerance_int8"]["loss_rel"] = 0
+    bundle = write_bundle(tmp_path / "stricter", document, int8.files)
+    with pytest.raises(Refused, match="the relative difference of a loss"):
+        engine_for(bundle, precision="int8", cache_dir=tmp_path / "cache")
 
 
 def test_a_bundle_without_a_tolerance_of_int8_uses_that_of_fp32(int8: Bundle, tmp_path: Path) -> None:

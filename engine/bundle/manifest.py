@@ -74,6 +74,14 @@ class Tolerance:
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """What an engine of the INT8 network must show on the gate images, whose losses differ by its noise."""
+
+    decisions: float  # least share of decisions that are FP32's, at operating points of a PFA up to 5 %
+    score: float  # largest root mean square difference of a score, in standard deviations of benign scores
+
+
+@dataclass(frozen=True)
 class FileRecord:
     """Hash and size of a file of the bundle."""
 
@@ -95,7 +103,7 @@ class Manifest:
     operating_points: Mapping[str, Mapping[str, tuple[StoredPoint, ...]]]  # [precision][decision], by pfa
     benign_quantiles: Mapping[str, Mapping[str, Quantiles]]  # [precision][decision]
     tolerance: Tolerance
-    tolerance_int8: Tolerance | None  # of the INT8 network; None without one, or if none was set
+    tolerance_int8: Tolerance | Agreement | None  # None without an INT8 network, or if none was set
     benign_score_std: Mapping[str, float]  # [decision]
     provenance: Mapping[str, Any]  # free form: how, when and on what it was trained
     files: Mapping[str, FileRecord]
@@ -105,7 +113,7 @@ class Manifest:
         """Names of the decisions that the bundle holds."""
         return tuple(self.operating_points["fp32"])
 
-    def tolerance_of(self, precision: str) -> Tolerance:
+    def tolerance_of(self, precision: str) -> Tolerance | Agreement:
         """Return the tolerance of an engine of this precision."""
         return (self.tolerance_int8 if precision == "int8" else None) or self.tolerance
 
@@ -150,7 +158,7 @@ def _manifest(root: "_Value") -> Manifest:
         operating_points=points,
         benign_quantiles=quantiles,
         tolerance=_tolerance(at["tolerance"]),
-        tolerance_int8=_tolerance(at["tolerance_int8"], 1e6) if "tolerance_int8" in at else None,
+        tolerance_int8=_tolerance_int8(at["tolerance_int8"]) if "tolerance_int8" in at else None,
         benign_score_std=spreads,
         provenance=at["provenance"].object(),
         files=_files(at["files"]),
@@ -235,6 +243,13 @@ def _tolerance(value: "_Value", largest: float = 1.0) -> Tolerance:
     return Tolerance(
         at["loss_rel"].number(0, largest), at["score"].number(0, largest), at["flips"].number(0, 1)
     )
+
+
+def _tolerance_int8(value: "_Value") -> Tolerance | Agreement:
+    if "decisions" not in value.object():  # bundles from before state it as for other engines
+        return _tolerance(value, 1e6)
+    at = value.fields("decisions", "score")
+    return Agreement(at["decisions"].number(0, 1), at["score"].number(0, 1e6))
 
 
 def _files(value: "_Value") -> dict[str, FileRecord]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OUTPUTS = ("x", "logits", "reconstruction_loss", "feature_matching_loss")
+ALIKE_UP_TO = 0.05  # largest PFA of the operating points at which decisions are compared
 WITH_STREAMS = frozenset({"openvino"})  # backends that can compute several batches at once
 
 
@@ -38,17 +39,20 @@ class Parity:
     images: int
     loss_rel_max: float  # largest relative difference of a loss
     score_max: dict[str, float]  # by decision: largest difference, in standard deviations of benign scores
+    score_rms: dict[str, float]  # by decision: root mean square difference, in the same unit
     flips: dict[str, float]  # by "DECISION at PFA p": share of decisions that differ
+    agreement: dict[str, float]  # by decision: share of equal decisions, at operating points up to PFA 5 %
     cpu: str
     cpu_flags: tuple[str, ...]
     versions: dict[str, str]
 
     def __str__(self) -> str:
         """Summarize the differences in one line."""
-        score, flips = max(self.score_max.values()), max(self.flips.values())
+        alike, off = min(self.agreement.values()), max(self.score_rms.values())
         return (
-            f"parity with FP32 on {self.images} images: losses within {self.loss_rel_max:.1e} (relative), "
-            f"scores within {score:.1e} standard deviations, {flips:.2%} of decisions flipped"
+            f"parity with FP32 on {self.images} images: {alike:.2%} of decisions are equal (PFA up to "
+            f"{ALIKE_UP_TO:.0%}), scores differ by {off:.1g} standard deviations of benign ones (root mean "
+            "square)"
         )
 
 
