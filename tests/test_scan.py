@@ -562,8 +562,8 @@ def test_a_source_that_is_taken_away_stops_the_scan_and_invents_nothing(
     command: Any, slow_archive: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "r.parquet"
-    for i in range(400):
-        picture(i % 7).save(slow_archive / f"z{i:03d}.png")
+    for i in range(4000):  # more than the other thread gets done meanwhile
+        (slow_archive / f"z{i:04d}.png").hardlink_to(slow_archive / f"a{i % 6}.png")
     process = command(slow_archive, "--out", out)
     wait_for(lambda: decoding_for(out, 0.1))
     slow_archive.rename(tmp_path / "away")
@@ -574,7 +574,7 @@ def test_a_source_that_is_taken_away_stops_the_scan_and_invents_nothing(
     code, _, stderr = finish(command(slow_archive, "--out", out))
     assert code == 0, stderr
     rows = rows_of(out)
-    assert len(rows) == 408
+    assert len(rows) == 4008
     assert {row["status"] for row in rows} == {"ok"}
 
 

@@ -33,12 +33,13 @@ class LastFolder(threading.local):
     _handle: "_Handle | None" = None
 
     def enter(self, key: object, path: bytes, base: bytes) -> None:
-        """Make `fd` that of the folder which `key` stands for, until another is entered; raises OSError."""
-        if key != self.key:
-            self.leave()
-            self._handle = _Handle(open_folder(path, base))
-            self.fd = self._handle.fd
-        self.key = key  # the same folder, perhaps another object
+        """Make `fd` that of the folder which `key` stands for, until another is entered; raises OSError.
+
+        An equal key of the next chunk is another object: its folder may have been moved.
+        """
+        self.leave()
+        self._handle = _Handle(open_folder(path, base))
+        self.fd, self.key = self._handle.fd, key
 
     def leave(self) -> None:
         """Close it: the next folder is opened anew, even if it is the same."""
