@@ -190,7 +190,7 @@ def test_a_scan_takes_its_class_scores_from_the_map(bundle: Bundle, model: GBAD,
         logits = model.features(torch.from_numpy(pictures))[1]
     for row, wanted in zip(rows, logits, strict=True):
         found = [row.p_gun, row.p_knife, row.p_wrench, row.p_pliers, row.p_scissors]
-        np.testing.assert_allclose(found, wanted.sigmoid().numpy(), atol=1e-4)
+        np.testing.assert_allclose(found, wanted.sigmoid().numpy(), atol=1e-4)  # pyright: ignore
         assert row.anomaly_score == pytest.approx(float(wanted.max()), abs=1e-3)
 
 

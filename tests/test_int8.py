@@ -216,7 +216,7 @@ def test_depthwise_convolutions_and_projections_can_stay_fp32() -> None:
     found = parts(model)
     assert kinds_of(model, found[DEPTHWISE]) == {"GroupConvolution": 16}  # one of each block
     assert kinds_of(model, found[PROJECTIONS])["Convolution"] >= 16
-    whole, partly = (quantize(network, tiny.pictures(4), in_fp32=kept)[0].decode() for kept in ((), PARTS))
+    whole, partly = (quantize(network, tiny.pictures(4), in_fp32=kept)[0].decode() for kept in ((), PARTS))  # pyright: ignore
     # of 49 convolutions the first is none: 15 expansions, 16 depthwise ones, 16 projections
     assert whole.count('element_type="i8"') == 15 + 16 + 16
     assert partly.count('element_type="i8"') == 15

@@ -36,8 +36,8 @@ def test_the_rest_of_a_pretrained_backbone_learns_slower():
     for group in classifier.optimizer.param_groups:
         rates |= dict.fromkeys(map(id, group["params"]), group["lr"])
     network = classifier.network
-    assert rates[id(network.fc5.weight)] == 0.005
-    assert rates[id(network.backbone.s4.b1.conv1.conv.weight)] == 0.005 * BACKBONE_RATE
+    assert rates[id(network.fc5.weight)] == 0.005  # pyright: ignore
+    assert rates[id(network.backbone.s4.b1.conv1.conv.weight)] == 0.005 * BACKBONE_RATE  # pyright: ignore
     assert sum(parameter.requires_grad for parameter in network.parameters()) == len(rates)
 
 
@@ -47,8 +47,8 @@ def test_the_first_maps_of_a_mobile_network_are_its_stem_and_first_blocks():
     frozen = {name for name, parameter in backbone.named_parameters() if not parameter.requires_grad}
     assert {name.split(".")[0] for name in frozen} == {"conv_stem", "bn1", "blocks"}
     assert {name.split(".")[1] for name in frozen if name.startswith("blocks")} == {"0", "1"}
-    assert not backbone.bn1.training
-    assert backbone.blocks[2][0].bn1.training
+    assert not backbone.bn1.training  # pyright: ignore
+    assert backbone.blocks[2][0].bn1.training  # pyright: ignore
 
 
 def test_grouped_convolutions_in_bfloat16_have_the_gradients_of_float32():

@@ -47,7 +47,7 @@ def test_a_drawn_set_is_what_a_scan_makes_of_an_archive(tmp_path: Path):
     assert np.array_equal(labels.labels, archive.labels)
     assert set(labels.splits) == {"train"}
     for k, path in enumerate(archive.paths):
-        assert np.array_equal(read_row(tmp_path / labels.names[k]), decoder(Row("bag"), path.read_bytes()))
+        assert np.array_equal(read_row(tmp_path / labels.names[k]), decoder(Row("bag"), path.read_bytes()))  # pyright: ignore
         assert len(labels.boxes[k]) == len(archive.boxes[k])
         for box in labels.boxes[k]:
             assert 0 <= box.x <= box.x + box.width <= SIZE + 1e-6
@@ -74,7 +74,7 @@ def test_steps_are_timed_over_all_processes(tmp_path: Path):
         clock("draw", 1, 2, {})
         clock("train", 1, 1, {})
     stored = json.loads((tmp_path / "seconds.json").read_text())
-    assert stored == clock.seconds
+    assert stored == clock.seconds  # pyright: ignore
     assert stored.keys() == {"draw", "train"}
     again = Stopwatch(tmp_path / "seconds.json", silent)
     again("draw", 1, 2, {})

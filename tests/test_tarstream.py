@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -421,7 +422,7 @@ def test_chunks_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_chained_extended_headers_take_no_memory() -> None:
-    def chain(number: int) -> bytes:
+    def chain(number: int) -> Iterator[bytes]:
         for i in range(number):
             key = b"k%07d" % i
             record = b"%d %s=%s\n" % (500_000, key, b"v" * (500_000 - 7 - len(key) - 2))
@@ -446,7 +447,7 @@ def test_empty_gzip_members_are_read_in_linear_time(padding: bytes) -> None:
     fed, decompressobj = 0, zlib.decompressobj
 
     class Counting:
-        def __init__(self, **options: int):
+        def __init__(self, **options: Any):
             self._inner = decompressobj(**options)
 
         def decompress(self, data: bytes, most: int) -> bytes:

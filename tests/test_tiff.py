@@ -352,7 +352,7 @@ def test_faxes(decode: Decoder, form: str, options: int) -> None:
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_a_damaged_fax_is_never_scored(decode: Decoder, form: str, share: float) -> None:
     blob = saved(Image.fromarray(bag()).convert("1"), "TIFF", compression=form)
-    tags = Image.open(io.BytesIO(blob)).tag_v2
+    tags = Image.open(io.BytesIO(blob)).tag_v2  # pyright: ignore
     (start,), (size,) = tags[273], tags[279]
     middle = start + int(size * share)
     zeroed = blob[:middle] + bytes(start + size - middle) + blob[start + size :]

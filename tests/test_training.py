@@ -597,7 +597,7 @@ def test_rows_of_an_array_are_images_like_files(tmp_path: Path):
     for augmentation in (None, Augmentation(turn=0.5, look=0.5)):
         # the files by the same filter, to the same size
         assert np.abs(fed(rows, augmentation).astype(int) - fed(paths, augmentation)).mean() <= 1
-    assert all(np.array_equal(one, other) for one, other in zip(decoded(rows, 64), scanned, strict=True))
+    assert all(np.array_equal(one, other) for one, other in zip(decoded(rows, 64), scanned, strict=True))  # pyright: ignore
     with pytest.raises(Refused, match="no row 4"):
         read_row(tmp_path / "images.npy" / "4")
 

@@ -208,7 +208,7 @@ def decision_arrays(name: str) -> dict[str, np.ndarray]:
 
 
 ODD_ARRAYS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "no dimension": lambda _: np.float32(1).reshape(()),
+    "no dimension": lambda _: np.float32(1).reshape(()),  # pyright: ignore
     "empty": lambda _: np.empty(0, np.float32),
     "one more dimension": lambda a: a[None].astype(np.float32),
     "too long": lambda a: np.concatenate([a.reshape(-1), a.reshape(-1)]).astype(np.float32),
@@ -228,7 +228,7 @@ def test_odd_arrays_of_a_decision_are_refused(odd: str) -> None:
 def test_an_array_named_as_the_decision_itself_is_refused() -> None:
     arrays = decision_arrays("gbad")
     with pytest.raises(BundleError, match="unknown arrays"):
-        Decision.from_tensors("gbad", {**arrays, "decision.gbad.name": np.float32(1)})
+        Decision.from_tensors("gbad", {**arrays, "decision.gbad.name": np.float32(1)})  # pyright: ignore
 
 
 def test_the_support_of_a_decision_is_bounded() -> None:

@@ -34,7 +34,7 @@ class _Task(NamedTuple):
     settings: SynthSettings
     size: int  # pixels a side
     first: int  # of the set's images
-    count: int
+    count: int  # pyright: ignore
 
     @property
     def labels(self) -> Path:

@@ -200,9 +200,10 @@ def _architecture(value: "_Value") -> Architecture:
     if head is not None and head.text() not in HEADS:
         raise head.error(f"one of {', '.join(HEADS)}")
     input_size = at.pop("input_size").whole(32, 2048)
-    sizes = {name: size.whole(1, 1 << 16) for name, size in at.items()}
-    given = {"head": head.text()} if head is not None else {}
-    return Architecture(backbone.text(), input_size=input_size, **sizes, **given)
+    given: dict[str, Any] = {name: size.whole(1, 1 << 16) for name, size in at.items()}
+    if head is not None:
+        given["head"] = head.text()
+    return Architecture(backbone.text(), input_size=input_size, **given)
 
 
 def _preprocessing(value: "_Value") -> Preprocessing:

@@ -81,7 +81,9 @@ class Results:
 def read_results(path: Path) -> Results:
     """Read a finished results file or folder; raises Refused if it is not one."""
     footer = read_footer(path)
-    if not has_form(footer, FORM) or len(footer["operating_point"]["class_thresholds"]) != len(THREATS):
+    if footer is None or not has_form(footer, FORM):
+        raise Refused(_not_results(path))
+    if len(footer["operating_point"]["class_thresholds"]) != len(THREATS):
         raise Refused(_not_results(path))
     schema = pa.schema([results_schema().field(name) for name in (*TEXTS, *NUMBERS)])
     batches = (batch for file in files_of(path) for batch in read_parquet(file, schema))

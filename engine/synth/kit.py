@@ -49,8 +49,8 @@ def wine(rng: Rng) -> Body:
     shoulder = Shell(Ellipsoid((radius, radius, 4)), Ellipsoid((radius - 0.35, radius - 0.35, 3.6)))
     body = Shell(Cylinder(radius, radius, half), Cylinder(radius - 0.35, radius - 0.35, half - 0.4))
     parts = [(body, glass, 0.0), (shoulder, glass.times(0.6), half), (neck, glass, half + 5)]
-    parts.append((Cylinder(radius - 0.35, radius - 0.35, half * 0.97), ORGANIC, 0.0))
-    parts.append((Cylinder(1.2, 1.2, 2), pick(rng, ORGANIC.times(0.4), ALUMINIUM), half + 7.5))
+    parts.append((Cylinder(radius - 0.35, radius - 0.35, half * 0.97), ORGANIC, 0.0))  # pyright: ignore
+    parts.append((Cylinder(1.2, 1.2, 2), pick(rng, ORGANIC.times(0.4), ALUMINIUM), half + 7.5))  # pyright: ignore
     return tuple(Part(solid, stuff, (at, 0.0, 0.0), ALONG_X) for solid, stuff, at in parts)
 
 

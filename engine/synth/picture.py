@@ -156,7 +156,7 @@ def _fill(picture: Field, bag: Bag, settings: SynthSettings, rng: Rng) -> None:
         size = np.array((w, h)) * rng.uniform(0.15, 0.75, 2)
         thick, strength = rng.uniform(0.4, 4.0), rng.uniform(0.5, 1.2)
         cloth = (
-            sheet(rng, *size, thick, strength) if rng.random() < 0.6 else folded(rng, *size, thick, strength)
+            sheet(rng, *size, thick, strength) if rng.random() < 0.6 else folded(rng, *size, thick, strength)  # pyright: ignore
         )
         stuff = fabric(rng)
         body: Body = (Part(cloth, stuff),)

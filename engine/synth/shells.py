@@ -210,7 +210,7 @@ def _fittings(bag: Bag, rng: Rng) -> Body:
                 at, spin = (x + rng.normal(0, 1), y + rng.normal(0, 1), 0.0), _lying(rng)
                 parts += _zip_pull(metal, at, spin, rng)
         else:
-            parts += _buckle(kind, metal, (x, y, 0.0), _lying(rng), rng)
+            parts += _buckle(kind, metal, (x, y, 0.0), _lying(rng), rng)  # pyright: ignore
     return tuple(parts)
 
 

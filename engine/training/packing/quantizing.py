@@ -59,7 +59,7 @@ def quantize_bundle(
             return _written(bundle, out, made, settings, len(pixels), in_fp32)
         log.info("with %s in FP32 %s", " and ".join(in_fp32) or "nothing", made.finding)
     raise Stopped(
-        f"{made.finding}: keep the bundle as it is, or quantize it on more images like those that it was "
+        f"{made.finding}: keep the bundle as it is, or quantize it on more images like those that it was "  # pyright: ignore
         "trained on"
     )
 
