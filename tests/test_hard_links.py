@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 from PIL import Image
+from tar_blocks import signed
 
 from gbad_batch.engine import Scan, ScanSettings
 from gbad_batch.engine.bundle import Bundle
@@ -51,10 +52,9 @@ def contents(found: list[Candidate]) -> dict[str, bytes | str]:
 def test_a_link_needs_no_size(tmp_path: Path) -> None:
     path = write(tmp_path / "t.tar", "w", ("a.png", b"one"), ("b.png", "a.png"), ("c.png", b"two"))
     blob = bytearray(path.read_bytes())
-    header = slice(1024, 1536)
-    blob[1024 + 124 : 1024 + 136] = b"\xff" * 12  # -1, where GNU tar does not look, either
-    blob[1024 + 148 : 1024 + 156] = b" " * 8
-    blob[1024 + 148 : 1024 + 156] = b"%06o\0 " % sum(blob[header])
+    header = blob[1024:1536]
+    header[124:136] = b"\xff" * 12  # -1, where GNU tar does not look, either
+    blob[1024:1536] = signed(header)
     path.write_bytes(blob)
     assert contents(listed(path)) == {"a.png": b"one", "b.png": b"one", "c.png": b"two"}
 

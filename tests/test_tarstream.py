@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tar_blocks import header, pax, signed
 
 from gbad_batch.engine.tar import headers, streams
 from gbad_batch.engine.tar.headers import Member, members
@@ -217,17 +218,6 @@ def test_a_damaged_header_is_named_by_its_place() -> None:
         found.extend(members(plain(bytes(data))))
 
 
-def header(name: bytes, kind: bytes, size: bytes) -> bytes:
-    block = bytearray(512)
-    block[: len(name)] = name
-    block[124 : 124 + len(size)] = size
-    block[156:157] = kind
-    block[257:263] = b"ustar\0"
-    block[148:156] = b" " * 8
-    block[148:156] = b"%06o\0 " % sum(block)
-    return bytes(block)
-
-
 @pytest.mark.parametrize("kind", [b"x", b"g", b"L", b"K"])
 def test_an_extended_header_without_bound_is_not_read(kind: bytes) -> None:
     data = header(b"p", kind, b"77777777777") + bytes(1 << 22)
@@ -248,9 +238,7 @@ def test_a_size_that_cannot_be_is_named(size: bytes) -> None:
 def test_the_size_of_a_sparse_member_is_one_that_a_row_can_hold(size: bytes) -> None:
     block = bytearray(header(b"a.jpg", b"S", b"0"))
     block[483:495] = size.ljust(12, b"\0")
-    block[148:156] = b" " * 8
-    block[148:156] = b"%06o\0 " % sum(block)
-    [(member, _)] = read(plain(bytes(block) + bytes(1024)))
+    [(member, _)] = read(plain(signed(block) + bytes(1024)))
     assert (member.name, member.kind) == (b"a.jpg", "sparse")
     assert 0 <= member.size < 2**63
 
@@ -345,12 +333,7 @@ def test_members_behind_an_impossible_size_or_name_are_found() -> None:
     "record", [b"9999 path=a\n", b"x path=a\n", b"0 path=a\n", b"7 path\n", b"12path=a\n"]
 )
 def test_a_damaged_pax_record_is_named(record: bytes) -> None:
-    data = (
-        header(b"p", b"x", b"%o" % len(record))
-        + record.ljust(512, b"\0")
-        + header(b"a", b"0", b"0")
-        + bytes(1024)
-    )
+    data = pax(record) + header(b"a", b"0", b"0") + bytes(1024)
     with pytest.raises(ArchiveFault):
         read(plain(data))
 
@@ -359,9 +342,9 @@ def test_memory_does_not_grow_with_the_members_and_their_headers() -> None:
     def endless(number: int) -> Iterator[bytes]:
         record = b"30 comment=a key of its own %d"
         for i in range(number):
-            pax = b"%03d " % (len(record) + 10) + b"k%06d=" % i
-            pax = pax.ljust(len(record) + 9, b"v") + b"\n"
-            yield header(b"p", b"g", b"%o" % len(pax)) + pax.ljust(512, b"\0") + header(b"a.jpg", b"0", b"0")
+            own = b"%03d " % (len(record) + 10) + b"k%06d=" % i
+            own = own.ljust(len(record) + 9, b"v") + b"\n"
+            yield header(b"p", b"g", b"%o" % len(own)) + own.ljust(512, b"\0") + header(b"a.jpg", b"0", b"0")
         yield bytes(1024)
 
     def peak(number: int) -> int:
@@ -426,7 +409,7 @@ def test_chained_extended_headers_take_no_memory() -> None:
         for i in range(number):
             key = b"k%07d" % i
             record = b"%d %s=%s\n" % (500_000, key, b"v" * (500_000 - 7 - len(key) - 2))
-            yield header(b"p", b"x", b"%o" % len(record)) + record + bytes(-len(record) % 512)
+            yield pax(record)
         yield made({"a.jpg": b"x"})
 
     def peak(number: int) -> int:

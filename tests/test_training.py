@@ -210,17 +210,25 @@ def test_a_training_that_was_killed_ends_with_the_same_weights(
     assert Bundle.read(own.out).files["weights.safetensors"] == bundle.files["weights.safetensors"]
 
 
+def of_bags(settings: TrainSettings, folder: Path) -> TrainSettings:
+    """Train on the synthetic bags and boxes in `folder`, and write there."""
+    bags = folder / "bags"
+    return replace(
+        settings,
+        labels=bags / "boxes.json",
+        image_folder=bags / "images",
+        out=folder / "bundle",
+        run=folder / "run",
+    )
+
+
 def test_localization_is_learned_and_resumed(settings: TrainSettings, tmp_path: Path):
     write_archive(tmp_path / "bags", SynthSettings(40, 1, 0.5))
     placed = replace(
         settings.phase1, stages=(Stage(32, 1, 0.5), Stage(64, 1)), batch_size=8, localization=1.0
     )
     own = replace(
-        settings,
-        labels=tmp_path / "bags" / "boxes.json",
-        image_folder=tmp_path / "bags" / "images",
-        out=tmp_path / "bundle",
-        run=tmp_path / "run",
+        of_bags(settings, tmp_path),
         phases=(1,),
         phase1=placed,
     )
@@ -243,11 +251,7 @@ def test_localization_is_learned_and_resumed(settings: TrainSettings, tmp_path: 
 def test_a_class_map_learns_from_labels_and_boxes_beside_fc5(settings: TrainSettings, tmp_path: Path):
     write_archive(tmp_path / "bags", SynthSettings(60, 1, 0.5))
     own = replace(
-        settings,
-        labels=tmp_path / "bags" / "boxes.json",
-        image_folder=tmp_path / "bags" / "images",
-        out=tmp_path / "bundle",
-        run=tmp_path / "run",
+        of_bags(settings, tmp_path),
         int8_image_count=0,
         architecture=replace(ARCHITECTURE, head=MAP_MAX, map_channels=16),
         phase1=replace(settings.phase1, stages=(Stage(64, 1),), batch_size=8, localization=1.0),

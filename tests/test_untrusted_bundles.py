@@ -17,6 +17,7 @@ import simplejpeg
 import tiny_bundle as tiny
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load
+from tar_blocks import header, pax
 
 from gbad_batch.engine import bundle as bundle_module
 from gbad_batch.engine.bundle import Bundle, pack_gate, unpack_gate, write_bundle
@@ -49,21 +50,6 @@ def replace_file(folder: Path, name: str, data: bytes) -> None:
 
 
 # --- gate.tar ---
-
-
-def header(name: bytes, kind: bytes, size: bytes) -> bytes:
-    block = bytearray(512)
-    block[: len(name)] = name
-    block[124 : 124 + len(size)] = size
-    block[156:157] = kind
-    block[257:263] = b"ustar\0"
-    block[148:156] = b" " * 8
-    block[148:156] = b"%06o\0 " % sum(block)
-    return bytes(block)
-
-
-def pax(record: bytes) -> bytes:
-    return header(b"p", b"x", b"%o" % len(record)) + record + bytes(-len(record) % 512)
 
 
 END = bytes(1024)

@@ -34,7 +34,7 @@ class _Task(NamedTuple):
     settings: SynthSettings
     size: int  # pixels a side
     first: int  # of the set's images
-    count: int  # pyright: ignore
+    images: int
 
     @property
     def labels(self) -> Path:
@@ -45,7 +45,7 @@ def draw_set(folder: Path, settings: SynthSettings, size: int, progress: Progres
     """Draw what a set lacks, by a process for each core; `progress` gets the number of images in it."""
     folder.mkdir(parents=True, exist_ok=True)
     missing = [task for task in _tasks(folder, settings, size) if not _is_drawn(task)]
-    done = settings.count - sum(task.count for task in missing)
+    done = settings.count - sum(task.images for task in missing)
     progress(f"draw {folder.name}", done, settings.count, {})
     if not missing:
         return
@@ -77,7 +77,7 @@ def _is_drawn(task: _Task) -> bool:
     if not task.labels.exists():
         return False
     stored = json.loads(task.labels.read_text())
-    return stored["drawn"] == _drawn_by(task) and len(stored["images"]) == task.count
+    return stored["drawn"] == _drawn_by(task) and len(stored["images"]) == task.images
 
 
 def _drawn_by(task: _Task) -> list[Any]:
@@ -89,7 +89,7 @@ def _drawn_by(task: _Task) -> list[Any]:
 def _draw(task: _Task) -> int:
     """Draw one array; returns the number of its images."""
     decoder = Decoder(task.size, DecodeLimits())
-    pixels = np.empty((task.count, task.size, task.size, 3), np.uint8)
+    pixels = np.empty((task.images, task.size, task.size, 3), np.uint8)
     images = []
     for k, picture in enumerate(_pictures(task)):
         # as an archive would hold it, and a scan decode it
@@ -103,11 +103,11 @@ def _draw(task: _Task) -> int:
     np.save(stored, pixels)
     write_whole(task.array, stored.getvalue())
     write_whole(task.labels, json.dumps({"drawn": _drawn_by(task), "images": images}).encode())
-    return task.count
+    return task.images
 
 
 def _pictures(task: _Task) -> Iterator[Picture]:
-    for k in range(task.first, task.first + task.count):
+    for k in range(task.first, task.first + task.images):
         picture = render(k, task.settings)
         yield picture._replace(pixels=np.ascontiguousarray(picture.pixels))
 

@@ -89,7 +89,7 @@ def _decoded(decoder: Decoder, path: Path, row: Row) -> NDArray[np.uint8] | None
     """Return the pixels of an image and note its digest; None if it cannot be decoded."""
     if is_row(path):
         pixels = read_row(path)
-        row.sha256, row.status = hashlib.sha256(pixels).digest(), "ok"  # pyright: ignore
+        row.sha256, row.status = hashlib.sha256(pixels.data).digest(), "ok"
         return pixels
     try:
         blob = _read(path, row)

@@ -5,8 +5,7 @@ What an image means here, the same on every backend and never guessed from pixel
 - *Orientation* (EXIF, TIFF) is not applied: the stored grid is what scanners write and models see. An
   orientation other than 1 is noted in `warnings`.
 - *Alpha* is composited on white, which is what air looks like in these pictures; a transparent colour
-  or palette entry likewise. The fourth byte of a 32-bit BMP without
-  a mask for alpha is left out.
+  or palette entry likewise. The fourth byte of a 32-bit BMP without a mask for alpha is left out.
 - *Gray* becomes three equal channels; palettes and 1, 2 and 4 bits are spread over the full range;
   where a TIFF says that 0 is white, values are inverted.
 - *9 to 16 bits* are resized as they are and then divided by their full range (257 for 16 bits), rounded
@@ -165,11 +164,9 @@ class Decoder:
         """Decode an 8-bit JPEG into [height, width, C]; damage that can be stepped over is a warning."""
         try:
             return self._decode_jpeg(image.data, space, buffer=pixels)
-        except ValueError as error:
-            reason = one_line(error)
-        if "memory" in reason.lower():
-            raise MemoryError(reason)
-        row.warnings = "; ".join((*image.warnings, *read_odd_jpeg(image.data, space, pixels, reason)))
+        except ValueError as refusal:
+            warnings = read_odd_jpeg(image.data, space, pixels, refusal)
+        row.warnings = "; ".join((*image.warnings, *warnings))
         return pixels
 
     def _read_other(self, row: Row, image: CodedImage, width: int, height: int) -> Pixels:

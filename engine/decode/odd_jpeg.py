@@ -20,13 +20,16 @@ _KEPT = frozenset((*range(0xC0, 0xD0), 0xDB, 0xDD)) - {0xC8}  # frame, tables, r
 _ADOBE = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0"  # and one byte: which transform of colors
 
 
-def read_odd_jpeg(data: Any, space: str, pixels: Pixels, reason: str) -> tuple[str, ...]:
-    """Decode into [height, width, C] what TurboJPEG has refused for a reason; returns warnings.
+def read_odd_jpeg(data: Any, space: str, pixels: Pixels, refusal: ValueError) -> tuple[str, ...]:
+    """Decode into [height, width, C] what TurboJPEG has refused; returns warnings.
 
     The header is written anew, since TurboJPEG's own reading of it stumbles over oddities in segments that
-    define no pixels. Raises ImageFault, truncated, where there are no data for the last line, and ValueError
-    for what no decoder reads.
+    define no pixels. Raises MemoryError where that was the refusal, ImageFault, truncated, where there are no
+    data for the last line, and ValueError for what no decoder reads.
     """
+    reason = one_line(refusal)
+    if "memory" in reason.lower():
+        raise MemoryError(reason) from refusal
     decode_jpeg = import_module("simplejpeg").decode_jpeg
     blob = with_plain_header(bytes(data))
     damage: tuple[str, ...] = ()

@@ -298,9 +298,6 @@ def _from_jpeg(picture: Picture, piece: int, warnings: dict[str, None]) -> Bytes
     space = {1: "GRAY", 3: "RGB", 4: "CMYK"}[channels]
     try:
         import_module("simplejpeg").decode_jpeg(image.data, space, buffer=pixels)
-    except ValueError as error:
-        reason = one_line(error)
-        if "memory" in reason.lower():
-            raise MemoryError(reason) from error
-        warnings |= dict.fromkeys(read_odd_jpeg(image.data, space, pixels, reason))
+    except ValueError as refusal:
+        warnings |= dict.fromkeys(read_odd_jpeg(image.data, space, pixels, refusal))
     return pixels

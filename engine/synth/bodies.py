@@ -65,7 +65,8 @@ def extent(body: Body, rotation: Rotation) -> np.ndarray:
         low, high = part.solid.bounds()
         turned = rotation if part.rotation is UPRIGHT else rotation @ part.rotation
         x, y, _ = rotation.of(part.offset)
-        middle = turned.of(tuple([(a + b) / 2 for a, b in zip(low, high, strict=True)]))  # pyright: ignore
+        across, down, deep = [(a + b) / 2 for a, b in zip(low, high, strict=True)]
+        middle = turned.of((across, down, deep))
         half = [(b - a) / 2 for a, b in zip(low, high, strict=True)]
         w, h = (abs(a) * half[0] + abs(b) * half[1] + abs(c) * half[2] for a, b, c in turned[:2])
         x, y = x + middle[0], y + middle[1]

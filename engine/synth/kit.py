@@ -48,9 +48,13 @@ def wine(rng: Rng) -> Body:
     neck = Shell(Cylinder(1.5, 1.5, 3.5), Cylinder(1.1, 1.1, 3.5))
     shoulder = Shell(Ellipsoid((radius, radius, 4)), Ellipsoid((radius - 0.35, radius - 0.35, 3.6)))
     body = Shell(Cylinder(radius, radius, half), Cylinder(radius - 0.35, radius - 0.35, half - 0.4))
-    parts = [(body, glass, 0.0), (shoulder, glass.times(0.6), half), (neck, glass, half + 5)]
-    parts.append((Cylinder(radius - 0.35, radius - 0.35, half * 0.97), ORGANIC, 0.0))  # pyright: ignore
-    parts.append((Cylinder(1.2, 1.2, 2), pick(rng, ORGANIC.times(0.4), ALUMINIUM), half + 7.5))  # pyright: ignore
+    parts = (
+        (body, glass, 0.0),
+        (shoulder, glass.times(0.6), half),
+        (neck, glass, half + 5),
+        (Cylinder(radius - 0.35, radius - 0.35, half * 0.97), ORGANIC, 0.0),
+        (Cylinder(1.2, 1.2, 2), pick(rng, ORGANIC.times(0.4), ALUMINIUM), half + 7.5),
+    )
     return tuple(Part(solid, stuff, (at, 0.0, 0.0), ALONG_X) for solid, stuff, at in parts)
 
 

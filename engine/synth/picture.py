@@ -153,11 +153,10 @@ def _fill(picture: Field, bag: Bag, settings: SynthSettings, rng: Rng) -> None:
         packed = (Part(Sheet(cover, thick, tile, start, rng.uniform(0.3, 0.9)), FABRIC),)
         add(picture, cast(packed, bag.pose((0.0, 0.0, 0.0), UPRIGHT, picture.shape), picture.shape))
     for _ in range(int(rng.poisson((1 + 9 * full) * room**0.5))):
-        size = np.array((w, h)) * rng.uniform(0.15, 0.75, 2)
+        width, height = (np.array((w, h)) * rng.uniform(0.15, 0.75, 2)).tolist()
         thick, strength = rng.uniform(0.4, 4.0), rng.uniform(0.5, 1.2)
-        cloth = (
-            sheet(rng, *size, thick, strength) if rng.random() < 0.6 else folded(rng, *size, thick, strength)  # pyright: ignore
-        )
+        make = sheet if rng.random() < 0.6 else folded
+        cloth = make(rng, width, height, thick, strength)
         stuff = fabric(rng)
         body: Body = (Part(cloth, stuff),)
         if rng.random() < 0.5:

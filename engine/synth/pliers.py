@@ -43,7 +43,7 @@ def _plier(rng: Rng, jaw: np.ndarray, reach: float, spread: float, deep: float, 
     half = np.interp(
         np.linspace(0, 1, len(handle)), [0, 0.2, 0.5, 1], [0.62, 0.53, uniform(rng, 0.3, 0.45), end]
     )
-    coat = pick(rng, None, None, PVC, PVC.times(1.4), ORGANIC, ORGANIC.times(1.4))  # pyright: ignore
+    coat = pick(rng, None, None, PVC, PVC.times(1.4), ORGANIC, ORGANIC.times(1.4))
     scale = uniform(rng, 0.85, 1.15)
     return _levers(jaw * scale, handle * scale, half * scale, opening, deep, coat)
 

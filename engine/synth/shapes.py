@@ -1,6 +1,7 @@
 """What families of bodies share: outlines, paths, and draws from their generator. Sizes in cm."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from .rotations import turn
 from .solids import Prism
 
 Rng = np.random.Generator
+T = TypeVar("T")
 Family = Callable[[Rng], Body]
 ALONG_X = turn(1, np.pi / 2)  # lays a cylinder along x
 
@@ -64,9 +66,9 @@ def centred(parts: list[Part], x: float, y: float = 0.0) -> Body:
     )
 
 
-def pick(rng: Rng, *materials: Material) -> Material:
-    """Return one of the materials."""
-    return materials[rng.integers(len(materials))]
+def pick(rng: Rng, *choices: T) -> T:
+    """Return one of the choices."""
+    return choices[rng.integers(len(choices))]
 
 
 def wandering(rng: Rng, legs: int, step: float, reach: float, flat: float = 0.4) -> np.ndarray:

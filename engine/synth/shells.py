@@ -88,7 +88,7 @@ def _frames(bag: Bag, stuff: Material, rng: Rng) -> list[Layer]:
         layers.append((uniform(rng, -d, d) / 2, (Part(Tube(closed(ring, 0), radius), material),)))
     if hard and rng.random() < 0.6:  # a rim of board, or of two shells
         rim = bag.outline * 0.985
-        wall = stuff.times(pick_number(rng, 0.5, 1.0))
+        wall = stuff.times(pick(rng, 0.5, 1.0))
         band = ribbon(np.concatenate([rim, rim[:1]]), np.full(len(rim) + 1, uniform(rng, 0.3, 1.1)))
         layers.append((uniform(rng, -0.4, 0.4) * d, (Part(Prism(band, uniform(rng, 0.4, 1.4)), wall),)))
     if bag.kind == "trolley" and rng.random() < 0.35:  # a ribbed hard shell
@@ -98,11 +98,6 @@ def _frames(bag: Bag, stuff: Material, rng: Rng) -> list[Layer]:
         plastic = ORGANIC.times(uniform(rng, 0.5, 1.2))
         layers.append((d / 2, (Part(strands(ribs, uniform(rng, 0.08, 0.25)), plastic),)))
     return layers
-
-
-def pick_number(rng: Rng, *numbers: float) -> float:
-    """Return one of the numbers."""
-    return numbers[rng.integers(len(numbers))]
 
 
 def _folds(bag: Bag, stuff: Material, rng: Rng) -> Body:
@@ -158,7 +153,7 @@ def _wheels(bag: Bag, rng: Rng) -> Body:
     radius, swivel = uniform(rng, 1.6, 2.9), uniform(rng, 0, np.pi)
     tyre = pick(rng, PVC.times(1.2), ORGANIC.times(1.3), SALTED.times(1.3))
     turns: Rotation = turn(0, swivel) if rng.random() < 0.5 else turn(1, swivel)
-    ends = (1, -1) if rng.random() < 0.3 else (pick_number(rng, -1, 1),)
+    ends = (1, -1) if rng.random() < 0.3 else (pick(rng, -1, 1),)
     parts: list[Part] = []
     for end in ends:
         for side in (1, -1):
@@ -203,14 +198,14 @@ def _fittings(bag: Bag, rng: Rng) -> Body:
     parts: list[Part] = []
     for _ in range(int(rng.integers(2, 9))):
         x, y = (bag.outline[rng.integers(len(bag.outline))] * uniform(rng, 0.75, 1.04)).tolist()
-        kind = rng.integers(6)
+        kind = int(rng.integers(6))
         metal = pick(rng, ZINC.times(0.7), STEEL.times(0.7), COPPER.times(0.6))
         if kind < 3:
             for _ in range(int(rng.integers(1, 3))):
                 at, spin = (x + rng.normal(0, 1), y + rng.normal(0, 1), 0.0), _lying(rng)
                 parts += _zip_pull(metal, at, spin, rng)
         else:
-            parts += _buckle(kind, metal, (x, y, 0.0), _lying(rng), rng)  # pyright: ignore
+            parts += _buckle(kind, metal, (x, y, 0.0), _lying(rng), rng)
     return tuple(parts)
 
 

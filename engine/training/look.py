@@ -58,8 +58,8 @@ def repaint(pixels: Pixels, look: Look, air: NDArray[np.float64]) -> Pixels:
     image = Image.fromarray(np.ascontiguousarray(pixels))
     size = image.size
     if look.resampled < 1:
-        small = tuple(max(1, round(each * look.resampled)) for each in size)
-        image = image.resize(small, Image.Resampling.BILINEAR).resize(size, Image.Resampling.BILINEAR)  # pyright: ignore
+        small = max(1, round(size[0] * look.resampled)), max(1, round(size[1] * look.resampled))
+        image = image.resize(small, Image.Resampling.BILINEAR).resize(size, Image.Resampling.BILINEAR)
     image = Image.blend(image.filter(ImageFilter.SMOOTH), image, look.sharpness)
     image = image.convert("RGB", tuple(_colour_matrix(look).ravel().tolist())).point(_curves(air, look))
     painted = np.asarray(image)

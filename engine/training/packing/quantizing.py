@@ -52,14 +52,16 @@ def quantize_bundle(
     pixels = _sample(images, bundle.manifest.architecture.input_size, settings, progress)
     with closing(open_network(bundle, "fp32", bundle.network_onnx)) as fp32:
         plain = _scored(bundle, fp32, benign, progress) if benign else None
+    finding = ""
     for in_fp32 in FORMS:
         files = quantize(bundle.network_onnx, pixels, settings.overflow_fix, in_fp32)
         made = _judged(bundle, files, benign, plain, progress)
         if made.worst > -ROUNDING:
             return _written(bundle, out, made, settings, len(pixels), in_fp32)
-        log.info("with %s in FP32 %s", " and ".join(in_fp32) or "nothing", made.finding)
+        finding = made.finding
+        log.info("with %s in FP32 %s", " and ".join(in_fp32) or "nothing", finding)
     raise Stopped(
-        f"{made.finding}: keep the bundle as it is, or quantize it on more images like those that it was "  # pyright: ignore
+        f"{finding}: keep the bundle as it is, or quantize it on more images like those that it was "
         "trained on"
     )
 
