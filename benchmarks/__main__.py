@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import os
 import sys
 from dataclasses import dataclass
 from importlib import import_module
@@ -72,4 +73,10 @@ def run_one(benchmark: Benchmark, words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        code = main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader closed the output, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the exit
+        code = 1
+    sys.exit(code)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from gbad_batch.engine.runtime.cache import default_cache_dir
+from gbad_batch.engine.runtime.cache import BENCHMARKS, default_cache_dir
 from gbad_batch.engine.synth import SynthSettings, generator_hash, write_archive
 from gbad_batch.engine.system.durable import remove
 from gbad_batch.engine.system.machine import usable_cores
@@ -85,7 +85,7 @@ def linked(root: Path, pictures: list[Path], count: int) -> Path:
 
 def default_work_dir() -> Path:
     """Give the folder where long benchmarks keep what they need not do again."""
-    return default_cache_dir() / "benchmarks"
+    return default_cache_dir() / BENCHMARKS
 
 
 def labelled_set(work: Path, settings: SynthSettings) -> Path:

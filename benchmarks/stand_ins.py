@@ -3,6 +3,7 @@
 import os
 import time
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from gbad_batch.engine.settings import BATCH_SIZES, ScanSettings
 from gbad_batch.engine.stages import Batch, InFlight, Setup, Stages, open_stages
 from gbad_batch.engine.stages.cpu import CPUDecode, FileRead
 from gbad_batch.engine.stages.gpu import BatchDecode
-from gbad_batch.engine.stages.plan import WorkPlan, readers
+from gbad_batch.engine.stages.plan import WorkPlan, gpu_threads, readers
 from gbad_batch.engine.stages.readers import Readers, ReaderSettings
 from gbad_batch.engine.stages.scorer import Pixels, Scorer
 
@@ -35,8 +36,8 @@ def open_unscored_stages(settings: ScanSettings) -> Stages:
 
 def open_stub_stages(settings: ScanSettings) -> Stages:
     """Open stages that read and hash each file; every image gets the same pixels and the same score."""
-    plan = _plan(settings)
-    return Stages(made_up_setup(plan), FileRead(settings.max_file_size), AlikeDecode(), score_alike)
+    read = FileRead(settings.max_file_size)
+    return Stages(made_up_setup(_plan(settings)), read, AlikeDecode(), score_alike, read.close, read.ahead)
 
 
 def open_engineless_stages(settings: ScanSettings) -> Stages:
@@ -48,14 +49,15 @@ def open_engineless_stages(settings: ScanSettings) -> Stages:
     return Stages(scorer.setup(), FileRead(settings.max_file_size), decode, scorer, decode.close)
 
 
-def open_gpu_stages(settings: ScanSettings) -> Stages:
+def open_gpu_stages(settings: ScanSettings, plan: WorkPlan | None = None) -> Stages:
     """Open a GPU worker's stages without a GPU: real reader processes, and stand-ins for DALI and engine."""
-    cores, batch_size = settings.threads or 1, settings.batch_size or BATCH_SIZES["cuda"]
-    plan = WorkPlan(batch_size, 1, 2 + readers(cores), cores)
+    if plan is None:
+        cores, batch_size = settings.threads or 1, settings.batch_size or BATCH_SIZES["cuda"]
+        plan = WorkPlan(batch_size, 1, gpu_threads(cores), cores)
     setup = made_up_setup(plan, devices=("cuda:0",))
-    reading = Readers(reader_settings(settings), readers(cores))
+    reading = Readers(reader_settings(settings), readers(plan.cores))
     decoder: Any = AlikeBatchDecoder()
-    return Stages(setup, reading, BatchDecode(decoder), score_alike, reading.close)
+    return Stages(setup, reading, BatchDecode(decoder, Lock()), score_alike, reading.close)
 
 
 def open_pixel_stages(settings: ScanSettings) -> Stages:
@@ -86,6 +88,7 @@ def made_up_setup(plan: WorkPlan, devices: tuple[str, ...] = ()) -> Setup:
         model="a stand-in",
         bundle="a stand-in",
         bundle_hash="",
+        trunk="",
         demo=False,
         backend="openvino",
         backend_version="",
@@ -111,6 +114,7 @@ def score_alike(rows: list[Row], _pixels: Pixels) -> None:
     """Give every image the same figures."""
     for row in rows:
         row.p_gun = row.p_knife = row.p_wrench = row.p_pliers = row.p_scissors = 0.25
+        row.largest_logit = -1.0
         row.reconstruction_loss = row.feature_matching_loss = 0.5
         row.anomaly_score, row.anomalous = 1.0, False
 
@@ -145,17 +149,23 @@ class AlikeDecode:
 class AlikeBatchDecoder:
     """Stands in for DALI: looks at the bytes of every JPEG that the readers share, and gives no pixels."""
 
-    def decode_batch(self, rows: list[Row], contents: list[Any]) -> tuple[list[Row], Any]:
-        """Return the rows, and one array for all of them; raises ValueError for bytes of no JPEG."""
+    def assemble(self, rows: list[Row], contents: list[Any]) -> list[Row]:
+        """Look at every image; raises ValueError for bytes of no JPEG."""
         for row, content in zip(rows, contents, strict=True):
             if isinstance(content, CodedImage) and tuple(content.data[:2]) != JPEG_START:
                 raise ValueError(f"the reader shared other bytes than those of {row.uri}")
             row.status = "ok"
-        return rows, None
+        return rows
+
+    def decode(self, assembled: list[Row]) -> tuple[list[Row], Any]:
+        """Return the rows, and no pixels."""
+        return assembled, None
 
 
 class AlikeRunner:
     """Stands in for an engine: gives every image the same outputs."""
+
+    streams, sizes = 1, ()
 
     def __init__(self, engine: Engine):
         self.engine = engine

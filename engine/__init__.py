@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import GbadError, Refused, Stopped, TooManyFailures
+    from .in_memory import Model
     from .row import Row
     from .scan import Scan
     from .settings import ScanSettings
@@ -20,10 +21,21 @@ if TYPE_CHECKING:
 if __name__ != "gbad_batch.engine":  # a copy under the folder's own name would have its own classes
     raise ImportError(f"import this package as gbad_batch.engine, not as {__name__}")
 
-__all__ = ["GbadError", "Refused", "Row", "Scan", "ScanSettings", "Stopped", "Summary", "TooManyFailures"]
+__all__ = [
+    "GbadError",
+    "Model",
+    "Refused",
+    "Row",
+    "Scan",
+    "ScanSettings",
+    "Stopped",
+    "Summary",
+    "TooManyFailures",
+]
 
 _HOMES = {
     "GbadError": "errors",
+    "Model": "in_memory",
     "Refused": "errors",
     "Row": "row",
     "Scan": "scan",

@@ -43,6 +43,15 @@ class MissingExtra(Refused):
     """An option needs a package of an extra that is not installed."""
 
 
+def how_to_install(extra: str) -> str:
+    """Say how to add an extra: from a clone, for the package is on no index."""
+    if extra == "tensorrt":  # which constraints.txt does not pin
+        command = "pip install '.[tensorrt]' --extra-index-url ADDRESS (that of NVIDIA's index)"
+    else:
+        command = f"pip install -c constraints.txt '.[{extra}]'"
+    return f"in your clone of gbad-batch run {command}"
+
+
 class Stopped(GbadError):
     """A fault of the machine ended the scan; finished rows are kept."""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Literal
 
 THREATS = ("gun", "knife", "wrench", "pliers", "scissors")  # SIXray's order, and the logits'
@@ -10,6 +11,11 @@ THREATS = ("gun", "knife", "wrench", "pliers", "scissors")  # SIXray's order, an
 def threat_names(flags: Iterable[bool]) -> list[str]:
     """Return the names of the threats whose flags [5] are set."""
     return [threat for threat, flag in zip(THREATS, flags, strict=True) if flag]
+
+
+def threats_of(bits: int) -> list[str]:
+    """Return the names of the threats whose bits of a number are set, the first the lowest."""
+    return threat_names(bool(bits >> k & 1) for k in range(len(THREATS)))
 
 
 DATES = range(-62_135_596_800 * 10**6, 253_402_300_800 * 10**6)  # us; the years 1 to 9999
@@ -39,6 +45,11 @@ Status = Literal[
 ]
 
 
+def identity_of(uri: str, offset: int | None) -> Digest:
+    """Return the 10-byte digest of what identifies a row: 80 bits, equal for equal rows on every machine."""
+    return blake2b(f"{uri}\0{offset}".encode(), digest_size=10).digest()
+
+
 class ImageFault(Exception):
     """A fault of one file or container: it becomes that candidate's row, and the scan continues."""
 
@@ -51,7 +62,8 @@ class ImageFault(Exception):
 class Row:
     """The result of one candidate; each field is the column of the same name, None is null.
 
-    Listing sets the identity (uri to offset), decode sets sha256 to warnings, scoring sets the rest.
+    Listing sets the identity (uri to offset) and etag, decode sets sha256 to warnings, scoring sets p_gun
+    to typicality.
     """
 
     uri: str  # absolute; a tar member is `archive.tar!folder/bag.jpg`; `%` and non-UTF-8 bytes encoded
@@ -59,6 +71,7 @@ class Row:
     bytes: int | None = None  # size as listed
     mtime: int | None = None  # us since the epoch, UTC: a range that every reader of Parquet supports
     offset: int | None = None  # of a tar member's data, in the decompressed stream
+    etag: str | None = None  # of an object in a store: the version that is read
     sha256: Digest | None = None  # of the whole file or member, 32 bytes
     format: str | None = None  # jpeg, png, tiff, bmp, webp, jpeg2000
     width: int | None = None  # pixels, as stored, before EXIF orientation
@@ -73,11 +86,15 @@ class Row:
     p_wrench: float | None = None
     p_pliers: float | None = None
     p_scissors: float | None = None
+    largest_logit: float | None = None  # of the five: p_* round it off
     reconstruction_loss: float | None = None  # ||s - G(E(s))||_1, mean over dimensions
     feature_matching_loss: float | None = None  # ||f_D(s, E(s)) - f_D(G(E(s)), E(s))||_2
     anomaly_score: float | None = None
     anomalous: bool | None = None  # the alarm: score at or above the operating point
     threats: list[str] | None = None  # classes at or above their thresholds; null unless anomalous
+    typicality: float | None = None  # below 1 where it looks like nothing the model has seen
+    scanned_at: int | None = None  # us since the epoch, UTC: start of the scan or update; set when stored
+    gone: int | None = None  # likewise: start of the update that no longer found it
 
     def fail(self, fault: ImageFault) -> None:
         """Record a fault as this row's status and error."""

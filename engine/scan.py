@@ -4,16 +4,17 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
+from typing import Any
 
-from .errors import Refused
 from .results import Session, open_results
+from .results.frame import frame_of
 from .results.index import Index, key_of
 from .results.schema import batch_of, rows_of
 from .row import Row
 from .settings import ScanSettings, fingerprint
 from .sources import Candidate, Enough, ListingCounts, check, find
 from .stages import OpenStages, open_stages
-from .summary import Summary, nothing_found, summarize
+from .summary import Summary, finish, summarize
 from .workers.chunk import FinishedChunk
 from .workers.feed import Feed
 from .workers.pool import Pool
@@ -40,8 +41,9 @@ class Scan:
                     with self.progress.timed("write"):
                         results.write(batch_of(chunk.columns), chunk.features)
                     watch(self.progress)
-                    self.progress.check_failures(self.settings, results)
-                self._finish(results)
+                    self.progress.check_failures(self.settings)
+                with self.progress.timed("write"):
+                    finish(results, self.settings, self.listed)
             return summarize(self.settings, results, workers.setup, self.progress, self.listed)
 
     def rows(self) -> Iterator[Row]:
@@ -49,6 +51,10 @@ class Scan:
         with self._workers() as workers, tempfile.TemporaryDirectory(prefix="gbad-batch-") as folder:
             for chunk in self._scored(workers, Index(), Path(folder)):
                 yield from rows_of(batch_of(chunk.columns))
+
+    def to_frame(self) -> Any:
+        """Return all rows as a data frame of pandas, or of polars, or else an Arrow table; store nothing."""
+        return frame_of(self.rows())
 
     def stop(self) -> None:
         """Have `run` or `rows` raise Stopped, from a signal handler or another thread; written rows stay."""
@@ -71,10 +77,14 @@ class Scan:
             if self.settings.limit is not None and index.listed >= self.settings.limit:
                 raise Enough
             candidate.key = key_of(candidate.row)
-            return index.claim(candidate.key, candidate.row.kind) == "new"
+            claim = index.claim(candidate.key, candidate.row.kind)
+            if self.settings.shard and claim != "duplicate":
+                index.places.append(self.listed.place)
+            return claim == "new"
 
         yield from find(self.settings, self.listed, accept, self.settings.max_file_size, self._stopped)
         self.progress.total = index.listed
+        index.whole = {"files": self.listed.files, "digest": f"{self.listed.digest:016x}"}
 
     def _workers(self) -> Pool:
         """Begin a fresh run: check the sources; entering the pool starts the workers."""
@@ -87,10 +97,3 @@ class Scan:
         setup = workers.setup
         same = fingerprint(self.settings, setup.resolved(self.settings))
         return open_results(self.settings, same, setup.description(), setup.features)
-
-    def _finish(self, results: Session) -> None:
-        if not results.index.listed:
-            results.discard()
-            raise Refused(nothing_found(self.settings, self.listed))
-        with self.progress.timed("write"):
-            results.finish()

@@ -38,35 +38,37 @@ def engine_for(
 ) -> "Engine":
     """Return an engine of the bundle that has passed the parity gate, from the cache or newly built.
 
-    The gate uses at most `threads` cores (None: all that this process may use). If `auto` selects INT8 and
-    the gate refuses it, the engine is FP32. Raises Refused for a device, engine and precision that do not go
-    together on this machine, and if the gate refuses the engine.
+    The gate uses at most `threads` cores (None: all that this process may use). If `auto` selects INT8 or
+    FP16 and the gate refuses it, the engine is FP32. Raises Refused for a device, engine and precision that
+    do not go together on this machine, and if the gate refuses the engine.
     """
     choice = resolve(bundle, device, engine, precision)
+    log.debug("device %s, engine %s, precision %s resolve to %s", device, engine, precision, choice)
     from ..engine.runtime.cache import EngineCache
 
     cache = EngineCache.open(cache_dir)
     try:
-        if precision == "auto" and choice.precision == "int8":
-            return _int8_or_fp32(bundle, choice, cache, threads)
+        if precision == "auto" and choice.precision != "fp32":
+            return _faster_or_fp32(bundle, choice, cache, threads)
         return _load_or_build(bundle, choice, cache, threads)
     finally:
         if cache:
             cache.close()
 
 
-def _int8_or_fp32(
+def _faster_or_fp32(
     bundle: "Bundle", choice: Choice, cache: "EngineCache | None", threads: int | None
 ) -> "Engine":
-    """Return INT8 if it passes the gate on this machine, else FP32, with the reason."""
+    """Return INT8 or FP16 if it passes the gate on this machine, else FP32, with the reason."""
     from .gate import BeyondTolerance
 
     try:
         engine = _load_or_build(bundle, choice, cache, threads)
     except BeyondTolerance as error:
         engine = _load_or_build(bundle, choice._replace(precision="fp32"), cache, threads)
-        return replace(engine, reason=f"fp32 is used, not the faster int8: {error.finding}")
-    return replace(engine, reason="int8 is used: it is faster and passed the parity gate on this machine")
+        return replace(engine, reason=f"fp32 is used, not the faster {choice.precision}: {error.finding}")
+    passed = "it is faster and passed the parity gate on this machine"
+    return replace(engine, reason=f"{choice.precision} is used: {passed}")
 
 
 def _load_or_build(
@@ -98,6 +100,7 @@ def _load_or_build(
         blob=entry.blob if entry else b"",
         parity=_parity(entry.record) if entry else None,
     )
+    log.debug("%s: %s, key %s", engine.description, "cached" if entry else "to be built", key[:12])
     if engine.parity is not None:
         return engine
     candidates = (
@@ -152,7 +155,15 @@ def _facts(bundle: "Bundle", choice: Choice) -> dict[str, Any]:
         "precision": choice.precision,
         "input_size": bundle.manifest.architecture.input_size,
         "batch": runtime.BATCH,
+        **({} if choice.device == "cpu" else {"kernels": _kernels()}),
     }
+
+
+def _kernels() -> str:
+    """Return what computes our operators on a GPU, which also decides what is fastest there."""
+    from ..kernels.compiler import triton_compiles
+
+    return "triton" if triton_compiles() else "torch"
 
 
 def _parity(record: "Mapping[str, Any]") -> "Parity | None":

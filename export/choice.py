@@ -2,29 +2,26 @@
 
 import importlib.util
 import logging
-from pathlib import Path
+import re
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as version_of
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..engine.errors import MissingExtra, Refused
+from ..engine.errors import MissingExtra, Refused, how_to_install
 from ..engine.settings import check_device
+from ..engine.system.gpus import nvidia_gpus
 
 if TYPE_CHECKING:
     from ..engine.bundle import Bundle
 
 log = logging.getLogger(__name__)
 
-PCI_DEVICES = Path("/sys/bus/pci/devices")
-NVIDIA_VENDOR = "0x10de"
-DISPLAY_CLASS = "0x03"  # display controllers: VGA (0x0300..) and 3D (0x0302..)
 BACKENDS = ("openvino", "tensorrt", "inductor")
 NEEDS = {  # packages that a backend imports, and the extra that installs them
     "tensorrt": (("tensorrt", "torch", "timm", "onnxscript"), "tensorrt"),
     "inductor": (("torch", "timm"), "gpu"),
 }
-INSTALL = {  # how to install an extra
-    "gpu": "pip install 'gbad-batch[gpu]'",
-    "tensorrt": "pip install 'gbad-batch[tensorrt]' --extra-index-url ADDRESS (that of NVIDIA's index)",
-}
+TENSORRT = (11, 1)  # the oldest that can be used; the next generation is unknown
 
 
 class Choice(NamedTuple):
@@ -46,6 +43,8 @@ def resolve(bundle: "Bundle", device: str, engine: str, precision: str) -> Choic
     _check_together(device, engine)
     if engine in NEEDS:
         _check_installed(f"--engine {engine}", engine)
+    if engine == "tensorrt" and (reason := unfit_tensorrt()):
+        raise Refused(f"--engine tensorrt cannot be used: {reason}: {how_to_install('tensorrt')}")
     where = _device(device, engine)
     backend = _backend(where, engine)
     return Choice(where, backend, _precision(bundle, where, backend, precision))
@@ -63,7 +62,7 @@ def _check_installed(what: str, backend: str) -> None:
     for package in packages:
         if not is_installed(package):
             raise MissingExtra(
-                f"{what} needs the package {package}, which is not installed: {INSTALL[extra]}"
+                f"{what} needs the package {package}, which is not installed: {how_to_install(extra)}"
             )
 
 
@@ -112,13 +111,34 @@ def _backend(device: str, engine: str) -> str:
     if device == "cpu":
         return "openvino"
     if is_installed("tensorrt"):
-        return "tensorrt"
+        reason = unfit_tensorrt()
+        if reason is None:
+            return "tensorrt"
+        log.warning("torch Inductor runs the networks on %s, since %s", device, reason)
+        return "inductor"
     log.info(
         "TensorRT is not installed: torch Inductor runs the networks on %s; to use TensorRT, %s",
         device,
-        INSTALL["tensorrt"],
+        how_to_install("tensorrt"),
     )
     return "inductor"
+
+
+def unfit_tensorrt() -> str | None:
+    """Return why the TensorRT that is installed cannot be used, or None.
+
+    The networks that we have TensorRT 10 build are weakly typed: there the types of our graphs do not hold.
+    """
+    oldest = ".".join(map(str, TENSORRT))
+    try:
+        version = version_of("tensorrt")
+    except PackageNotFoundError:
+        return f"the version of TensorRT is not known, and {oldest} or a later {TENSORRT[0]} is needed"
+    found = re.match(r"(\d+)\.(\d+)", version)
+    numbers = [int(each) for each in found.groups()] if found else [0, 0]
+    if [*TENSORRT] <= numbers < [TENSORRT[0] + 1, 0]:
+        return None
+    return f"TensorRT {version} is installed, and {oldest} or a later {TENSORRT[0]} is needed"
 
 
 def _precision(bundle: "Bundle", device: str, backend: str, precision: str) -> str:
@@ -147,25 +167,12 @@ def _check_int8(bundle: "Bundle", backend: str) -> None:
         )
 
 
-def nvidia_gpus(devices: Path = PCI_DEVICES) -> list[str]:
-    """Return the PCI addresses of NVIDIA display controllers, with or without a driver."""
-    addresses = []
-    for device in sorted(devices.glob("*")):
-        try:
-            vendor, kind = ((device / name).read_text().strip() for name in ("vendor", "class"))
-        except OSError:
-            continue
-        if vendor == NVIDIA_VENDOR and kind.startswith(DISPLAY_CLASS):
-            addresses.append(device.name)
-    return addresses
-
-
 def unusable(device: str) -> str | None:
     """Return why `cuda:N` cannot be used, or None if it can; asks the driver through torch."""
     if not is_installed("torch"):
-        return f"torch, which drives it, is not installed ({INSTALL['gpu']})"
+        return f"torch, which drives it, is not installed ({how_to_install('gpu')})"
     if not is_installed("nvidia.dali"):  # the CPU's decoders would work, far slower than the GPU
-        return f"DALI, which decodes for it, is not installed ({INSTALL['gpu']})"
+        return f"DALI, which decodes for it, is not installed ({how_to_install('gpu')})"
     import torch
 
     if not torch.cuda.is_available():

@@ -15,7 +15,17 @@ from ..engine.decode import DecodeLimits, Decoder
 from ..engine.errors import BundleError, Refused
 from ..engine.model.decision import Decision
 from ..engine.row import Row
-from ..engine.runtime import ALIKE_UP_TO, Engine, NotFinite, Outputs, Parity, Runner, open_engine
+from ..engine.runtime import (
+    ALIKE_UP_TO,
+    OUTPUTS,
+    Engine,
+    NotFinite,
+    Outputs,
+    Parity,
+    Runner,
+    concatenate,
+    open_engine,
+)
 from ..engine.system.machine import cpu_flags, cpu_model
 
 if TYPE_CHECKING:
@@ -23,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BATCH = 16  # images; no score depends on it
+BATCH = 16  # images, for an engine with one code for all sizes; no score depends on it
 MOST_SECONDS = 120  # of CPU for decoding all gate images; the limit on pixels bounds a single one
 ROUNDING = 1e-9  # of a share of decisions
 LOSSES = ("reconstruction_loss", "feature_matching_loss")
@@ -43,7 +53,8 @@ def first_to_pass(
     """Open candidates in turn until one passes the gate; returns the engine and the candidate.
 
     The next one is built only if the one before failed, including by values that are not finite, as when half
-    precision overflows. Raises what `pass_gate` raised for the last.
+    precision overflows. Raises what `pass_gate` raised for the last; where that overflowed in less than FP32,
+    and would again, BeyondTolerance.
     """
     refused: Refused | NotFinite | None = None
     for candidate in built:
@@ -56,6 +67,8 @@ def first_to_pass(
         except (Refused, NotFinite) as error:
             refused = error
     assert refused is not None
+    if isinstance(refused, NotFinite) and engine.precision != "fp32":
+        raise BeyondTolerance(refused.what) from refused
     raise refused
 
 
@@ -79,16 +92,27 @@ class BeyondTolerance(Refused):
 
 
 def measure(bundle: Bundle, runner: Runner) -> Parity:
-    """Score the gate images and measure differences from the bundle's FP32 values; raises BundleError."""
-    actual, expected = _score(bundle, runner), bundle.gate()
-    differences = compare(bundle, runner.engine.precision, actual, expected)
+    """Score the gate images and measure differences from the bundle's FP32 values; raises BundleError.
+
+    An engine may compute each batch size, on each of its streams, by code of its own. All of these score all
+    images, and the largest differences count.
+    """
+    expected = bundle.gate()
+    found = [
+        (each, compare(bundle, runner.engine.precision, each, expected)) for each in _score(bundle, runner)
+    ]
+    by_decision = {name: [each[name] for _, each in found] for name in bundle.manifest.decisions}
     return Parity(
         images=len(expected.names),
-        loss_rel_max=max(_relative(getattr(actual, loss), getattr(expected, loss)) for loss in LOSSES),
-        score_max={name: each.score_max for name, each in differences.items()},
-        score_rms={name: each.score_rms for name, each in differences.items()},
-        flips={point: share for each in differences.values() for point, share in each.flips.items()},
-        agreement={name: each.agreement for name, each in differences.items()},
+        loss_rel_max=max(_relative(each, expected) for each, _ in found),
+        score_max={name: max(each.score_max for each in them) for name, them in by_decision.items()},
+        score_rms={name: max(each.score_rms for each in them) for name, them in by_decision.items()},
+        flips={
+            point: max(each.flips[point] for each in them)
+            for them in by_decision.values()
+            for point in them[0].flips
+        },
+        agreement={name: min(each.agreement for each in them) for name, them in by_decision.items()},
         cpu=cpu_model(),
         cpu_flags=tuple(sorted(cpu_flags())),
         versions={runner.engine.backend: runner.engine.version, "numpy": np.__version__},
@@ -128,24 +152,38 @@ def _compared(pfas: Iterable[float]) -> list[float]:
     return [pfa for pfa in pfas if pfa <= ALIKE_UP_TO] or [min(pfas)]
 
 
-def _score(bundle: Bundle, runner: Runner) -> Outputs:
-    """Return the outputs of all gate images, in order."""
-    parts = [runner(pixels) for pixels in _batches(bundle)]
-    if not parts:
+def _score(bundle: Bundle, runner: Runner) -> list[Outputs]:
+    """Return the outputs of all gate images, in order, once for each batch size and stream of the runner.
+
+    Calls one after the other take the streams in turn.
+    """
+    sizes = [size for size in runner.sizes or (BATCH,) for _ in range(runner.streams)]
+    parts: list[list[Outputs]] = [[] for _ in sizes]
+    for pixels in _batches(bundle, max(sizes)):
+        for part, size in zip(parts, sizes, strict=True):
+            part.append(_in_batches(runner, pixels, size))
+    if not parts[0]:
         raise BundleError(
             f"the bundle {bundle.path} has no gate image, so no engine can be checked: train it again"
         )
-    names = Outputs.__dataclass_fields__
-    return Outputs(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+    return [concatenate(part) for part in parts]
 
 
-def _batches(bundle: Bundle) -> "Iterator[NDArray[np.uint8]]":
+def _in_batches(runner: Runner, pixels: "NDArray[np.uint8]", size: int) -> Outputs:
+    """Score images in batches of exactly `size`; the first ones again fill the last batch."""
+    filled = np.resize(pixels, (-(-len(pixels) // size) * size, *pixels.shape[1:]))
+    outputs = concatenate([runner(filled[i : i + size]) for i in range(0, len(filled), size)])
+    return Outputs(**{name: getattr(outputs, name)[: len(pixels)] for name in OUTPUTS})
+
+
+def _batches(bundle: Bundle, images: int) -> "Iterator[NDArray[np.uint8]]":
+    """Decode the gate images, so many at a time."""
     gate, size = bundle.gate(), bundle.manifest.architecture.input_size
     decode = Decoder(size, DecodeLimits(max_pixels=size * size))
     began = time.thread_time()
-    for start in range(0, len(gate.names), BATCH):
+    for start in range(0, len(gate.names), images):
         yield np.stack(
-            [_pixels(bundle, gate, decode, i) for i in range(len(gate.names))[start : start + BATCH]]
+            [_pixels(bundle, gate, decode, i) for i in range(len(gate.names))[start : start + images]]
         )
         if time.thread_time() - began > MOST_SECONDS:
             raise BundleError(
@@ -193,8 +231,12 @@ def _flips(
     return shares
 
 
-def _relative(got: "NDArray[np.float32]", wanted: "NDArray[np.float64]") -> float:
-    return float((np.abs(got - wanted) / np.maximum(np.abs(wanted), 1e-12)).max())
+def _relative(actual: Outputs, expected: Gate) -> float:
+    """Return the largest relative difference of a loss."""
+    pairs = [(getattr(actual, loss), getattr(expected, loss)) for loss in LOSSES]
+    return max(
+        float((np.abs(got - wanted) / np.maximum(np.abs(wanted), 1e-12)).max()) for got, wanted in pairs
+    )
 
 
 def _check(bundle: Bundle, engine: Engine, parity: Parity) -> None:
@@ -211,6 +253,18 @@ def _check(bundle: Bundle, engine: Engine, parity: Parity) -> None:
     for what, value, most in measured:
         if not value <= most:
             raise BeyondTolerance(f"{where}: {what} is {value:.2g}, above the limit of {most:.2g}")
+
+
+def verdict(bundle: Bundle, engine: Engine) -> str:
+    """Say by what an engine passed the gate, and how near to its limit; nothing if it was not measured."""
+    if engine.parity is None:
+        return ""
+    tolerance = bundle.manifest.tolerance_of(engine.precision)
+    if isinstance(tolerance, Agreement):
+        flipped, most = 1 - min(engine.parity.agreement.values()), 1 - tolerance.decisions
+    else:
+        flipped, most = max(engine.parity.flips.values()), tolerance.flips
+    return f"{100 * flipped:.2g} % of decisions differ from FP32 ({100 * most:.2g} % allowed)"
 
 
 def _measured(tolerance: Tolerance | Agreement, parity: Parity) -> list[tuple[str, float, float]]:

@@ -21,7 +21,7 @@ from xml.etree import ElementTree as ET
 import numpy as np
 
 from ..engine.bundle.manifest import CLASS_MAP, READ_MAPS
-from ..engine.errors import MissingExtra, Stopped
+from ..engine.errors import MissingExtra, Stopped, how_to_install
 from ..engine.runtime.runtime_openvino import load_openvino, open_core
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def load_nncf() -> ModuleType:
         import nncf
     except ImportError as error:
         raise MissingExtra(
-            "quantizing a network needs NNCF, which is not installed: pip install 'gbad-batch[train]'"
+            f"quantizing a network needs NNCF, which is not installed: {how_to_install('train')}"
         ) from error
     finally:
         if sys.modules.get("openvino_telemetry", absent) is None:

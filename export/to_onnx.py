@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..engine.bundle.manifest import CLASS_MAP, READ_MAPS
 from ..engine.errors import Stopped
+from ..engine.model.bigan import BiGAN
 from ..engine.model.gbad import GBAD
 from ..engine.runtime.runtime_openvino import DEVICE, compile_properties, open_core
 from ..engine.system.machine import usable_cores
@@ -32,10 +33,9 @@ WORTH_HALVING = 64  # elements: below that a cast costs more than it saves
 def export_graphs(model: GBAD) -> tuple[bytes, bytes]:
     """Return network.onnx (uint8 `pixels` [N, S, S, 3] -> `x` [N, 1024], `logits` [N, 5]) and bigan.onnx.
 
-    bigan.onnx maps `x` to `reconstruction_loss` [N] and `feature_matching_loss` [N]. A class map is no output
-    of network.onnx, so a scan does not copy it; its tensor has the name CLASS_MAP, and whoever explains an
-    image can make it one. The model is put into evaluation mode. Raises Stopped if a graph does not agree
-    with torch.
+    bigan.onnx is that of `export_bigan`. A class map is no output of network.onnx, so a scan does not copy
+    it; its tensor has the name CLASS_MAP, and whoever explains an image can make it one. The model is put
+    into evaluation mode. Raises Stopped if a graph does not agree with torch.
     """
     model.eval()
     size, features = model.architecture.input_size, model.architecture.features
@@ -44,11 +44,21 @@ def export_graphs(model: GBAD) -> tuple[bytes, bytes]:
         x, _ = model.features(pixels)
         inner = (CLASS_MAP, *READ_MAPS) if model.architecture.has_map else ()
         network = export(_Network(model), pixels, "pixels", ("x", "logits", *inner), inner=inner)
-        bigan = export(model.bigan, x, "x", ("reconstruction_loss", "feature_matching_loss"))
         assert x.shape[1] == features
-        _check(bigan, model.bigan, x, "bigan.onnx")
         _check(network, _Network(model), pixels[:1], "network.onnx")
-    return network, bigan
+    return network, export_bigan(model.bigan, x)
+
+
+@torch.no_grad()
+def export_bigan(bigan: BiGAN, x: Tensor) -> bytes:
+    """Return bigan.onnx: `x` [N, features] -> `reconstruction_loss` [N] and `feature_matching_loss` [N].
+
+    The graph is traced and checked on two or more feature vectors x. Raises Stopped if it does not agree with
+    torch.
+    """
+    graph = export(bigan.eval(), x, "x", ("reconstruction_loss", "feature_matching_loss"))
+    _check(graph, bigan, x, "bigan.onnx")
+    return graph
 
 
 class _Network(nn.Module):

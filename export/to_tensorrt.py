@@ -1,15 +1,15 @@
 """From the weights of a bundle to TensorRT plans, one of the trunk and one of the BiGAN.
 
 TensorRT's own builder reads ONNX graphs that are in half precision themselves, since networks of TensorRT 11
-are strongly typed and no flag changes a type. torch-tensorrt would build the same plans, but without the name
-that ties a plan to its bundle, and works with a single minor version of TensorRT. The trunk has two forms,
-timed on the GPU that it is built for: one ends with the feature maps, and torch computes pooling and heads;
-the other includes these, in float32.
+are strongly typed and no flag changes a type. Where torch-tensorrt is installed, it builds the same plans
+from torch's operators. The trunk has two forms: one ends with the feature maps, and torch computes pooling
+and heads; the other includes these, in float32. All are timed on the GPU that they are built for.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -37,6 +37,8 @@ from ..engine.runtime.runtime_tensorrt import (
     open_plan,
 )
 from ..engine.runtime.torch_form import pack
+from ..engine.text import one_line
+from . import to_torch_tensorrt
 from .gate import Built
 from .to_onnx import export, sample_pixels
 
@@ -50,24 +52,59 @@ TIMED_MS = 200  # how long a form is timed
 def build(bundle: Bundle, engine: Engine, gpu: str, cache: EngineCache | None) -> Iterator[Built]:
     """Build the plans of an engine; yields blobs that `TensorRTRunner` opens, the fastest first.
 
-    The faster form of the trunk is used. In half precision a second candidate computes the BiGAN, a
-    thousandth of the work, in float32; it is built only on demand. `gpu` names the model of the GPU. Raises
-    Refused.
+    In half precision each form of the trunk has a second candidate, which computes the BiGAN, a thousandth of
+    the work, in float32; it is built only on demand. `gpu` names the model of the GPU. Raises Refused.
     """
-    plans = PlanBuilder(bundle, engine, Timings(cache, cache_key({"timings": engine.version, "gpu": gpu})))
-    bigan = plans.bigan(engine.precision)
-    trunks = {"maps": plans.trunk("maps")}
-    try:
-        trunks["heads"] = plans.trunk("heads")
-    except Refused as error:
-        log.warning("pooling stays outside the engine: %s", error)
-    times = {form: plans.milliseconds(trunk, bigan) for form, trunk in trunks.items()}
-    form = min(times, key=lambda name: times[name])
-    log.info("the trunk uses the form %r; milliseconds for a batch of %d: %s", form, SIZES[-1], times)
-    for precision in dict.fromkeys((engine.precision, "fp32")):
-        bigan = bigan if precision == engine.precision else plans.bigan(precision)
-        how = {"trunk": form, "milliseconds": times, "bigan": precision}
-        yield Built(pack(bundle, trunk=trunks[form], bigan=bigan), how)
+    timings = Timings(cache, cache_key({"timings": engine.version, "gpu": gpu}))
+    builders = [PlanBuilder(bundle, engine, timings)]
+    if to_torch_tensorrt.is_usable():
+        builders.append(PlanBuilder(bundle, engine, timings, by_torch_tensorrt=True))
+    forms = _timed(builders)
+    times = {form.name: form.milliseconds for form in forms}
+    log.info(
+        "the trunk uses the form %r; milliseconds for a batch of %d: %s", forms[0].name, SIZES[-1], times
+    )
+    for form in forms:
+        for precision in dict.fromkeys((engine.precision, "fp32")):
+            bigan = form.bigan if precision == engine.precision else form.plans.bigan(precision)
+            how = {"trunk": form.name, "milliseconds": times, "bigan": precision}
+            yield Built(pack(bundle, trunk=form.trunk, bigan=bigan), how)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """Plans of a trunk in one form by one builder, and the time that both plans take."""
+
+    name: str
+    plans: "PlanBuilder"
+    trunk: bytes
+    bigan: bytes
+    milliseconds: float
+
+
+def _timed(builders: Sequence["PlanBuilder"]) -> list[_Form]:
+    """Build and time each form by each builder, the fastest first; one that fails is left out.
+
+    Raises Refused if all do.
+    """
+    found, bigans, reasons = list[_Form](), dict[bool, bytes](), list[str]()
+    for plans, form in product(builders, FORMS):
+        name = f"{form} by torch-tensorrt" if plans.by_torch_tensorrt else form
+        try:
+            trunk = plans.trunk(form)
+            if plans.by_torch_tensorrt not in bigans:
+                bigans[plans.by_torch_tensorrt] = plans.bigan(plans.engine.precision)
+            bigan = bigans[plans.by_torch_tensorrt]
+            found.append(_Form(name, plans, trunk, bigan, plans.milliseconds(trunk, bigan)))
+        except (Refused, RuntimeError) as error:
+            reasons.append(f"the form {name!r}: {one_line(error)[:200]}")
+            log.warning("TensorRT's trunk cannot be used in %s", reasons[-1])
+    if not found:
+        where = builders[0].engine.device
+        raise Refused(
+            f"TensorRT cannot run the model on {where} ({'; '.join(reasons)}): use --engine inductor"
+        )
+    return sorted(found, key=lambda each: each.milliseconds)
 
 
 def trunk_graph(bundle: Bundle, precision: str, form: str) -> bytes:
@@ -76,12 +113,17 @@ def trunk_graph(bundle: Bundle, precision: str, form: str) -> bytes:
     It maps uint8 pixels [N, S, S, 3] to c2..c5 [N, H, W, C] in that precision or, in the form `heads`, to x
     and logits in float32.
     """
+    module, pixels = trunk_module(bundle, precision, form)
+    with torch.no_grad():
+        return export(module, pixels, "pixels", FORMS[form], folded=True)
+
+
+def trunk_module(bundle: Bundle, precision: str, form: str) -> tuple[nn.Module, Tensor]:
+    """Return what the graph of the trunk is exported from, and pixels to export it with."""
     model = _model(bundle)
     mixed = MixedPrecisionGBAD(model, precision)
     module = _Maps(mixed) if form == "maps" else _Heads(mixed)
-    with torch.no_grad():
-        pixels = sample_pixels(model.architecture.input_size)
-        return export(module, pixels, "pixels", FORMS[form], folded=True)
+    return module, sample_pixels(model.architecture.input_size)
 
 
 def bigan_graph(bundle: Bundle, precision: str) -> bytes:
@@ -89,10 +131,15 @@ def bigan_graph(bundle: Bundle, precision: str) -> bytes:
 
     It maps x [N, features] to s, its reconstruction and the f_d of both, all of them float32.
     """
-    model = _model(bundle)
-    x = torch.zeros(2, model.architecture.features)
+    module, x = bigan_module(bundle, precision)
     with torch.no_grad():
-        return export(_Pairs(model.bigan, precision), x, "x", PAIRS, folded=True)
+        return export(module, x, "x", PAIRS, folded=True)
+
+
+def bigan_module(bundle: Bundle, precision: str) -> tuple[nn.Module, Tensor]:
+    """Return what the graph of the BiGAN is exported from, and x to export it with."""
+    model = _model(bundle)
+    return _Pairs(model.bigan, precision), torch.zeros(2, model.architecture.features)
 
 
 def _model(bundle: Bundle) -> GBAD:
@@ -187,9 +234,14 @@ class PlanBuilder:
     bundle: Bundle
     engine: Engine
     timings: Timings
+    by_torch_tensorrt: bool = False  # rather than by TensorRT's own parser
 
     def trunk(self, form: str) -> bytes:
         """Build the trunk in one form."""
+        if self.by_torch_tensorrt:
+            return self._converted(
+                *trunk_module(self.bundle, self.engine.precision, form), TRUNK, FORMS[form]
+            )
         size = self.engine.input_size
         return self._plan(
             trunk_graph(self.bundle, self.engine.precision, form), TRUNK, "pixels", (size, size, 3)
@@ -197,6 +249,8 @@ class PlanBuilder:
 
     def bigan(self, precision: str) -> bytes:
         """Build the BiGAN in a precision of its own."""
+        if self.by_torch_tensorrt:
+            return self._converted(*bigan_module(self.bundle, precision), BIGAN, PAIRS)
         return self._plan(bigan_graph(self.bundle, precision), BIGAN, "x", (self.engine.features,))
 
     def milliseconds(self, trunk: bytes, bigan: bytes) -> float:
@@ -204,12 +258,22 @@ class PlanBuilder:
         engine, size = self.engine, self.engine.input_size
         with torch.cuda.device(engine.device), exact_float32(), torch.inference_mode():
             opened = open_plan(trunk, TRUNK, engine), open_plan(bigan, BIGAN, engine)
-            forward = Forward(_model(self.bundle).to(engine.device), *opened)
+            forward = Forward(_model(self.bundle).to(engine.device), *opened, SIZES[-1])
             pixels = torch.randint(256, (SIZES[-1], size, size, 3), dtype=torch.uint8, device=engine.device)
             median: Any = triton.testing.do_bench_cudagraph(
                 lambda: forward(pixels), TIMED_MS, return_mode="median"
             )
         return round(median, 3)
+
+    def _converted(self, module: nn.Module, sample: Tensor, part: str, outputs: tuple[str, ...]) -> bytes:
+        """Build the plan of a module by torch-tensorrt, for batches of 1 to the largest size."""
+        names = network_name(part, self.engine.bundle_hash), outputs
+        with torch.cuda.device(self.engine.device):
+            plan, timings = to_torch_tensorrt.build_plan(
+                module, sample, names, self.timings.load(), most=SIZES[-1], workspace=WORKSPACE
+            )
+        self.timings.store(timings)
+        return plan
 
     def _plan(self, graph: bytes, part: str, entry: str, shape: tuple[int, ...]) -> bytes:
         """Build the plan of a graph, for batches of 1 to the largest size."""

@@ -7,6 +7,8 @@ Zenati et al., Efficient GAN-Based Anomaly Detection, 2018, which scores by both
 import torch
 from torch import Tensor
 
+from .compiler import triton_compiles
+
 
 @torch.library.custom_op("gbad_batch::two_losses", mutates_args=(), device_types="cpu")
 def two_losses(
@@ -34,9 +36,11 @@ def plain_two_losses(
 def _on_gpu(
     s: Tensor, reconstruction: Tensor, f_s: Tensor, f_reconstruction: Tensor
 ) -> tuple[Tensor, Tensor]:
+    losses = empty_losses(s, reconstruction, f_s, f_reconstruction)
+    if not triton_compiles():
+        return plain_two_losses(s, reconstruction, f_s, f_reconstruction)
     from .bigan_losses_triton import launch  # a torch that can use a GPU brings Triton
 
-    losses = empty_losses(s, reconstruction, f_s, f_reconstruction)
     with torch.cuda.device(s.device):  # Triton launches on the current device
         pairs = (row.contiguous() for row in (s, reconstruction, f_s, f_reconstruction))
         launch(*pairs, *losses)

@@ -152,3 +152,18 @@ def open_boundless(settings: ScanSettings) -> Stages:
 
     stages.score = boundless
     return stages
+
+
+def open_noting(settings: ScanSettings) -> Stages:
+    """Open stages that note the name of every image that is decoded in the cache folder's file `decoded`."""
+    stages = open_stages(settings)
+    decode = stages.decode
+
+    def noting(batch: Batch, in_flight: InFlight) -> None:
+        names = [c.path for c, data in zip(batch.candidates, batch.contents, strict=True) if data is not None]
+        with (Path(settings.cache_dir or ".") / "decoded").open("ab") as file:
+            file.write(b"".join(name + b"\n" for name in names))
+        decode(batch, in_flight)
+
+    stages.decode = noting
+    return stages

@@ -15,6 +15,14 @@ def unknown_names(module: str) -> list[str]:
     return list(_missing(ast.parse(stub.read_text()).body, importlib.import_module(module)))
 
 
+def parameters(source: str, function: str) -> list[str]:
+    """Names of the parameters of a function, as its source or its stub declares it."""
+    for each in ast.walk(ast.parse(source)):
+        if isinstance(each, ast.FunctionDef) and each.name == function:
+            return [one.arg for one in (*each.args.posonlyargs, *each.args.args, *each.args.kwonlyargs)]
+    raise LookupError(function)
+
+
 def _missing(body: Sequence[ast.stmt], found: object) -> Iterator[str]:
     for each in body:
         if isinstance(each, ast.ClassDef | ast.FunctionDef):

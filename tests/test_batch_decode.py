@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,10 +29,10 @@ from gbad_batch.engine.decode.batch import BatchDecoder
 from gbad_batch.engine.decode.coded_image import CodedImage
 from gbad_batch.engine.errors import DeviceLost
 from gbad_batch.engine.row import Row
-from gbad_batch.engine.runtime import open_engine
+from gbad_batch.engine.runtime import EngineFailed, Outputs, Runner, open_engine
 from gbad_batch.engine.settings import SourceSettings
 from gbad_batch.engine.sources import ListingCounts, find
-from gbad_batch.engine.stages import Batch, InFlight, Stages
+from gbad_batch.engine.stages import Batch, InFlight, Stages, scorer
 from gbad_batch.engine.stages.readers import Readers, ReaderSettings
 from gbad_batch.engine.stages.scorer import Scorer
 from gbad_batch.export import engine_for
@@ -86,15 +87,13 @@ def without_tables(blob: bytes) -> bytes:
     return blob[:at] + b"\xff" * 16 + blob[at + 16 :]
 
 
-def decoded(
-    decode: BatchDecoder, blobs: Sequence[bytes], **options: Any
-) -> tuple[list[Row], list[Row], Pixels]:
+def decoded(decode: BatchDecoder, blobs: Sequence[bytes]) -> tuple[list[Row], list[Row], Pixels]:
     """Decode files as a scan does; returns all rows, those with pixels, and the pixels, on the host."""
     rows = [Row(str(i), sha256=hashlib.sha256(blob).digest()) for i, blob in enumerate(blobs)]
     images = [decode(row, blob) for row, blob in zip(rows, blobs, strict=True)]
     waiting = [(row, image) for row, image in zip(rows, images, strict=True) if image is not None]
-    kept, pixels = decode.decode_batch(
-        [row for row, _ in waiting], [image for _, image in waiting], **options
+    kept, pixels = decode.decode(
+        decode.assemble([row for row, _ in waiting], [image for _, image in waiting])
     )
     return rows, kept, pixels.cpu().numpy() if hasattr(pixels, "cpu") else pixels
 
@@ -283,6 +282,27 @@ def test_where_many_batches_fail_dali_is_not_asked_first(
     assert len(caplog.records) == most + 2
 
 
+def test_where_nvimagecodec_decodes_nothing_dali_is_asked_again(
+    decode: BatchDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may fail as a whole, which says nothing of DALI."""
+    on_device, asked = decode._decode, list[int]()
+    dali: Any = on_device._decode
+
+    def counted(blobs: Sequence[Any], ids: Sequence[int]) -> Any:
+        asked.append(len(blobs))
+        return dali(blobs, ids)
+
+    monkeypatch.setattr(on_device, "_per_image", lambda coded, _: [None] * len(coded))
+    monkeypatch.setattr(on_device, "_decode", counted)
+    for _ in range(int(device.MOST_FAILED * device.RECENT) + 1):
+        decoded(decode, [without_tables(jpegs(1)[0])])
+    asked.clear()
+    for _ in range(device.RECENT):
+        decoded(decode, jpegs(1))
+    assert asked
+
+
 def test_what_looks_left_out_is_decoded_once_more(decode: BatchDecoder, alone: Decoder) -> None:
     """The JPEG hardware may skip an image without a word: then one colour is there, or another bag."""
     blob = saved(bag(2, (300, 200)))
@@ -312,6 +332,97 @@ def test_the_graph_decodes_whole_images_alone(gpu: int | None) -> None:
     assert set(found) == {b"decoders__Image"}
 
 
+@pytest.mark.parametrize("encoded", [True, False])
+def test_dali_has_every_operator_of_the_gpus_graph(encoded: bool) -> None:
+    """As it was built for a GPU, whether one is here or not."""
+    from nvidia.dali import backend
+
+    from gbad_batch.engine.decode.dali_graph import GraphSettings, define
+
+    registered = {
+        "cpu": set(backend.RegisteredCPUOps()),  # pyright: ignore
+        "gpu": set(backend.RegisteredGPUOps()),  # pyright: ignore
+        "mixed": set(backend.RegisteredMixedOps()),  # pyright: ignore
+    }
+    options: dict[str, Any] = {"batch_size": MOST, "num_threads": 1, "device_id": 0}
+    graph: Any = define(GraphSettings(SIZE, MOST, 1, 0, 0.5), encoded, **options)
+    graph._build_graph()
+    used = set[tuple[str, str]]()
+    for each in graph._ops:
+        (name,), (where,) = (
+            re.findall(form, str(each.spec)) for form in (r"^OpSpec for (\w+)", r" device: (\w+)")
+        )
+        used.add((where, name))
+    assert [(where, name) for where, name in used if name not in registered[where]] == []
+    assert {("gpu", "Resize"), ("gpu", "reductions__Sum")} <= used
+    assert (("mixed", "decoders__Image") in used) == encoded
+    assert "Resize" not in {name for where, name in used if where != "gpu"}
+
+
+def test_what_is_fed_is_not_copied(gpu: int | None) -> None:
+    """The bytes of another image, written after feeding and before the run, are what is decoded."""
+    from gbad_batch.engine.decode.dali_graph import GraphSettings, define
+
+    options = {"batch_size": 1, "num_threads": 1, "device_id": gpu, "prefetch_queue_depth": 1}
+    pipeline = define(GraphSettings(SIZE, 1, 1, gpu, 0.5), True, **options)
+    pipeline.build()
+    first, second = (np.frombuffer(blob, np.uint8) for blob in jpegs(2))
+    fed = np.resize(first, max(len(first), len(second)))
+    pipeline.feed_input("images", [fed])
+    pipeline.feed_input("ids", [np.zeros(1, np.int64)])
+    fed[: len(second)] = second
+    found: Any = pipeline.run()
+    pipeline.feed_input("images", [second])
+    pipeline.feed_input("ids", [np.zeros(1, np.int64)])
+    wanted: Any = pipeline.run()
+    for one, other in zip(found[2:], wanted[2:], strict=True):  # fingerprints
+        assert np.array_equal(one.as_array(), other.as_array())
+
+
+class Unnoted:
+    """Notes nothing of what is in flight."""
+
+    def begin(self, key: bytes) -> None: ...
+
+    def begin_all(self, keys: Sequence[bytes]) -> None: ...
+
+    def end(self) -> None: ...
+
+
+def test_the_next_chunk_is_assembled_while_one_is_decoded(tmp_path: Path) -> None:
+    """Two threads of a worker: the second is ready to decode before the first has finished."""
+    from gbad_batch.engine.stages.gpu import BatchDecode
+
+    plain = BatchDecoder(Decoder(SIZE, DecodeLimits()), None, MOST, threads=1, hardware_share=0.5)
+    assembled, seen = threading.Semaphore(0), list[bool]()
+
+    class Watched:
+        def assemble(self, rows: Sequence[Row], images: Sequence[Any]) -> Any:
+            made = plain.assemble(rows, images)
+            assembled.release()
+            return made
+
+        def decode(self, made: Any) -> tuple[list[Row], Any]:
+            if not seen:
+                seen.append(all(assembled.acquire(timeout=60) for _ in range(2)))
+            return plain.decode(made)
+
+    stage = BatchDecode(Watched(), threading.Lock())  # type: ignore[arg-type]
+    for number, blob in enumerate(jpegs(4)):
+        (tmp_path / f"{number}.jpg").write_bytes(blob)
+    candidates = list(find(SourceSettings((tmp_path,)), ListingCounts(), lambda _: True))
+    chunks = [Batch(candidates[:2]), Batch(candidates[2:])]
+    for each in chunks:
+        each.contents = [plain(row, Path(row.uri).read_bytes()) for row in each.rows]
+    threads = [threading.Thread(target=stage, args=(each, Unnoted())) for each in chunks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [True]
+    assert [[row.status for row in each.images] for each in chunks] == [["ok", "ok"]] * 2
+
+
 def test_a_graph_goes_on_after_a_bad_image_and_takes_no_empty_batch(gpu: int | None) -> None:
     from gbad_batch.engine.decode.dali_graph import DaliGraph, GraphSettings
 
@@ -338,11 +449,11 @@ def open_graph_stages(settings: ScanSettings) -> Stages:
     from gbad_batch.engine.stages.gpu import open_reading_and_decoding
 
     with ExitStack() as stack:
-        scorer = stack.enter_context(Scorer(settings))
+        score = stack.enter_context(Scorer(settings))
         limits = DecodeLimits(settings.max_pixels, settings.max_file_size)
-        read, decode = open_reading_and_decoding(settings, scorer, limits, None, stack)
-        setup = replace(scorer.setup(), devices=("cpu",))  # a worker that notes whole batches
-        return Stages(setup, read, decode, scorer, stack.pop_all().close)
+        read, decode = open_reading_and_decoding(settings, score, limits, None, stack)
+        setup = replace(score.setup(), devices=("cpu",))  # a worker that notes whole batches
+        return Stages(setup, read, decode, score, stack.pop_all().close)
 
 
 def open_losing_stages(settings: ScanSettings) -> Stages:
@@ -409,6 +520,54 @@ def test_a_lost_gpu_leaves_its_images_to_be_decoded_apart(
     assert summary.ok == sum(row.status == "ok" for row in wanted)
 
 
+class _FailsOnce:
+    """An engine that fails on its first batch."""
+
+    def __init__(self, runner: Runner):
+        self._runner = runner
+        self._failed = False
+
+    def __call__(self, pixels: Pixels) -> Outputs:
+        if self._failed:
+            return self._runner(pixels)
+        self._failed = True
+        raise EngineFailed("the engine failed", (0,))
+
+    def close(self) -> None:
+        self._runner.close()
+
+
+def test_decoding_waits_while_a_second_engine_is_opened(
+    archive: Path, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DALI may synchronize the whole GPU, which breaks the capture of the engine's CUDA graphs."""
+    notes: Any = SimpleNamespace(begin_all=lambda _: None, end=lambda: None)
+    candidates = list(find(SourceSettings((archive,)), ListingCounts(), lambda _: True))[:2]
+    for number, candidate in enumerate(candidates):
+        candidate.key = bytes([number]) * 16
+    settings = ScanSettings(sources=(str(archive),), model=tiny_bundle.path, batch_size=MOST, threads=2)
+    with open_graph_stages(settings) as stages:
+        batch, waited = Batch(candidates), list[bool]()
+        stages.read(batch)
+        decoding = threading.Thread(target=stages.decode, args=(batch, notes))
+
+        def opened(*arguments: Any) -> Runner:
+            if not waited:
+                decoding.start()
+            decoding.join(1.0)
+            waited.append(decoding.is_alive())
+            return open_engine(*arguments)
+
+        monkeypatch.setattr(scorer, "open_engine", opened)
+        monkeypatch.setattr(stages.score, "runner", _FailsOnce(stages.score.runner))  # pyright: ignore
+        rows = [Row("0")]
+        stages.score(rows, np.full((1, 64, 64, 3), 200, np.uint8))
+        decoding.join()
+    assert waited == [True, True]  # a second engine scores a gray image, then this one
+    assert rows[0].anomaly_score is not None
+    assert batch.pixels is not None
+
+
 def test_a_reader_that_dies_is_replaced_and_its_image_is_decoded_apart(tmp_path: Path) -> None:
     """The reader of a GPU's worker decodes on the CPU what the GPU does not, and may die of it."""
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), np.uint8)).save(
@@ -467,7 +626,7 @@ def test_the_hardware_writes_into_nothing_that_is_still_read(gpu: int) -> None:
     for step in range(100):
         rows = [Row(str(i)) for i in range(64)]
         images = [decode(row, blob) for row, blob in zip(rows, sets[step % 2], strict=True)]
-        kept, pixels = decode.decode_batch(rows, [image for image in images if image is not None])
+        kept, pixels = decode.decode(decode.assemble(rows, [image for image in images if image is not None]))
         assert len(kept) == 64
         reader.synchronize()  # as a lane does before it gives up what it has read
         held = pixels

@@ -46,6 +46,35 @@ def test_finished_rows_are_found_again(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "figures.json").read_text())["rows_lost"] == 0
 
 
+def test_results_are_asked_again_and_copied(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    words = ("--rows", "2000", "--rounds", "1", "--parts", "rescore", "signed", "--features", "500")
+    words += ("--pictures", "8")
+    ran = _benchmarks("rescreen", *words, "--signed-rows", "3000", "--json", str(figures))
+    written = json.loads(figures.read_text())
+    assert ran.returncode == (1 if written["failed"] else 0), ran.stderr
+    few = {"decide_pfa_rows_per_s", "decide_decision_rows_per_s", "rescore_images_per_s"}  # rows
+    assert set(written["failed"]) <= few
+    assert written["flipped_bit_named"] == 1
+    assert written["rescore_flips"] == 0
+    assert {
+        "bare_copy_rows_per_s",
+        "decide_pfa_of_bare",
+        "diff_s",
+        "diff_peak_mb",
+        "bags_s",
+        "bags_peak_mb",
+    } <= written.keys()
+
+
+def test_an_update_is_timed_and_gives_the_rows_of_a_whole_scan(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    ran = _benchmarks("update", "--images", "30", "--json", str(figures))
+    written = json.loads(figures.read_text())
+    assert written["failed"] == ["update_share"], ran.stderr  # starting takes longer than 30 images
+    assert written["results_differing"] == 0
+
+
 def test_a_benchmark_has_its_own_options() -> None:
     assert "--repeat" in _benchmarks("startup", "--help").stdout
 

@@ -18,6 +18,7 @@ from PIL import Image, ImageEnhance
 
 from gbad_batch.engine.datasets import FORMS, Box, Labels, find_images, join, read_labels
 from gbad_batch.engine.datasets.check import runs
+from gbad_batch.engine.datasets.convert import convert
 from gbad_batch.engine.datasets.duplicates import (
     COARSE_BITS,
     FINE_BITS,
@@ -161,6 +162,26 @@ def test_an_ambiguous_format_is_refused_with_those_that_it_could_be(tmp_path: Pa
         read_labels(tmp_path / "absent")
 
 
+def test_a_table_may_leave_open_what_it_does_not_know(tmp_path: Path) -> None:
+    text = "name,gun,knife,wrench,pliers\na,1,0,,0\nb,0, ,0,-1\n"
+    labels = read_labels(write(tmp_path / "a.csv", text))
+    assert held(labels) == {"a": "gun", "b": ""}
+    assert labels.known.tolist() == [[True, True, False, True, False], [True, False, True, True, False]]
+    assert labels.unknown == {"knife": 1, "wrench": 1, "scissors": 2}
+    assert labels.take([1]).unknown == {"knife": 1, "scissors": 1}
+    rows = {"path": ["a", "b"], "gun": [True, None], "knife": [None, False]}
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet")
+    assert read_labels(tmp_path / "a.parquet").unknown == {
+        "gun": 1,
+        "knife": 1,
+        "wrench": 2,
+        "pliers": 2,
+        "scissors": 2,
+    }
+    with pytest.raises(Refused, match=r"holds knife and wrench and scissors, and .*: fill the blanks first"):
+        convert(tmp_path / "a.csv", tmp_path / "b.json")
+
+
 # --- classes of other names ---
 
 
@@ -204,17 +225,18 @@ BOMB = """<?xml version="1.0"?>
 <!DOCTYPE lolz [<!ENTITY lol "lol"><!ENTITY lol2 "&lol;&lol;&lol;&lol;&lol;&lol;&lol;&lol;&lol;&lol;">]>
 <annotation><filename>&lol2;</filename></annotation>"""
 MALFORMED: list[tuple[str, str | bytes, str]] = [
-    ("a.csv", "", "line 1: a table of labels needs the columns path (or name), gun, knife"),
+    ("a.csv", "", "line 1: a table of labels needs the column path (or name) and one of gun"),
     ("a.csv", f"{HEADER}\n", "names no image"),
-    ("a.csv", "name,Knife,Wrench,Pliers,Scissors\na,1", "line 1: a table of labels needs the columns gun"),
-    ("a.csv", "file,gun,knife,wrench,pliers,scissors\na,1,1,1,1,1", "needs the columns path (or name),"),
+    ("a.csv", "name,Dagger\na,1", "line 1: a table of labels needs the column one of gun, knife, wrench"),
+    ("a.csv", "file,gun,knife,wrench,pliers,scissors\na,1,1,1,1,1", "the column path (or name): add it"),
     ("a.csv", f"{TABLE},gun\na,1,1,1,1,1,1", "line 1: the column gun occurs twice"),
     ("a.csv", f"{HEADER}\na,1,-1,-1,-1,-1\nb,1,1,1,1,1,-1", "line 3: a name and five labels are expected"),
     ("a.csv", f"{HEADER}\na,1,-1,-1,-1", "line 2: a name and five labels are expected, not 5"),
     ("a.csv", f"{TABLE}\na,1,0", "line 2: 6 values are expected, not 3"),
     ("a.csv", f"{HEADER}\na,1,-1,x,-1,-1", "line 2: the label 'x' of wrench is none of 1, -1, 0"),
     ("a.csv", f"{HEADER}\na,1,-1,-1,-1,2", "line 2: the label '2' of scissors is none of"),
-    ("a.csv", f"{TABLE}\na,,0,0,0,0", "line 2: the label '' of gun is none of 1, -1, 0, true, false"),
+    ("a.csv", f"{TABLE}\na,?,0,0,0,0", "line 2: the label '?' of gun is none of 1, -1, 0, true, false"),
+    ("a.csv", f"{HEADER}\na,,-1,-1,-1,-1", "line 2: the label '' of gun is none of 1, -1, 0"),
     ("a.csv", f"{TABLE},split\na,0,0,0,0,0,dev", "line 2: the split 'dev' is unknown; write train"),
     ("a.csv", f"{HEADER}\n ,1,-1,-1,-1,1", "line 2: the image has no name"),
     ("a.csv", f"{HEADER}\na,1,1,1,1,1\nb,1,1,1,1,1\na,1,1,1,1,1", "line 4: 'a' is listed twice"),
@@ -290,7 +312,9 @@ def test_no_bytes_raise_anything_else(
 def named(*names: str) -> Labels:
     n = len(names)
     places = tuple(f"labels.csv, line {k + 2}" for k in range(n))
-    return Labels(names, np.zeros((n, 5), bool), places, ("",) * n, ("",) * n, ((),) * n)
+    return Labels(
+        names, np.zeros((n, 5), bool), places, ("",) * n, ("",) * n, ((),) * n, np.ones((n, 5), bool)
+    )
 
 
 @pytest.mark.parametrize(

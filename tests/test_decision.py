@@ -1,13 +1,19 @@
 """Decisions keep order, and the score of an image is its own."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from fake_cuml import FakeCuml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from gbad_batch.engine.errors import BundleError
+from gbad_batch.engine.model import decision_torch
 from gbad_batch.engine.model.decision import INPUTS, Decision, on_device
+from gbad_batch.engine.model.decision_cuml import CumlDecision, as_sklearn, cuml_unusable
 from gbad_batch.engine.model.decision_torch import TorchDecision
 
 D = {name: len(inputs) for name, inputs in INPUTS.items()}
@@ -106,6 +112,16 @@ DEVICES = [
 ]
 
 
+def assert_each_by_itself(found: Any, name: str, everything: Any, scores: NDArray[np.float64]) -> None:
+    """Hold a score to its own bits, whatever stands beside it; no images and any loss are scored, too."""
+    part = found.score(*(each[300:301] for each in everything))
+    assert np.array_equal(part, scores[300:301])
+    assert found.score([], [], np.zeros((0, 5))).shape == (0,)
+    if name != "classes":
+        zero, large, infinite = found.score([0.0, 1e30, np.inf], [0.0, 1e30, np.inf], np.zeros((3, 5)))
+        assert zero < large < infinite == np.inf
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", INPUTS)
 def test_torch_scores_as_numpy_does(name: str, device: str):
@@ -116,17 +132,64 @@ def test_torch_scores_as_numpy_does(name: str, device: str):
     scores = found.score(*everything)
     assert scores.dtype == np.float64
     np.testing.assert_allclose(scores, wanted, rtol=1e-12, atol=1e-11)
-    part = found.score(*(each[300:301] for each in everything))
-    assert np.array_equal(part, scores[300:301])
-    assert found.score([], [], np.zeros((0, 5))).shape == (0,)
-    if name != "classes":
-        zero, large, infinite = found.score([0.0, 1e30, np.inf], [0.0, 1e30, np.inf], np.zeros((3, 5)))
-        assert zero < large < infinite == np.inf
+    assert_each_by_itself(found, name, everything, scores)
 
 
 def test_a_gpu_takes_over_only_what_costs():
     assert isinstance(on_device(linear("gbad"), "cuda:0"), Decision)
     assert isinstance(on_device(rbf("gbad"), "cpu"), Decision)
+
+
+@pytest.fixture
+def cuml(monkeypatch: pytest.MonkeyPatch) -> FakeCuml:
+    world = FakeCuml()
+    world.install(monkeypatch)
+    return world
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_cuml_scores_as_numpy_does_in_batches_of_one_shape(name: str, cuml: FakeCuml):
+    decision = rbf(name)
+    everything = outputs(700)
+    found = on_device(decision, "cuda:3")
+    before = len(cuml.shapes)
+    scores = found.score(*everything)
+    assert cuml.shapes[before:] == [(256, D[name])] * 3
+    assert set(cuml.gpus) == {3}
+    assert scores.dtype == np.float64
+    np.testing.assert_allclose(scores, decision.score(*everything), rtol=1e-10, atol=1e-9)
+    assert_each_by_itself(found, name, everything, scores)
+
+
+def test_what_cuml_takes_over_scores_in_scikit_learn_as_in_numpy():
+    """By libsvm itself: signs, order and gamma of the machine that cuML reads are right."""
+    decision = rbf("combined")
+    inside = np.random.default_rng(4).uniform(-2, 2, (50, 3))
+    wanted = decision.score_inputs(inside * decision.std + decision.mean)
+    np.testing.assert_allclose(as_sklearn(decision).decision_function(inside), wanted, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("off", [1e-3, np.nan])
+def test_cuml_that_differs_from_numpy_is_not_used(
+    cuml: FakeCuml, off: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    cuml.off = off
+    monkeypatch.setattr(decision_torch, "TorchDecision", lambda decision, _: TorchDecision(decision, "cpu"))
+    found = on_device(rbf("gbad"), "cuda:0")
+    assert isinstance(found, TorchDecision)
+    assert "not cuML: its scores differ from NumPy's by" in caplog.text
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or cuml_unusable() is not None, reason="needs cuML on a GPU"
+)
+@pytest.mark.parametrize("name", INPUTS)
+def test_cuml_itself_scores_as_numpy_does(name: str):
+    decision = rbf(name)
+    everything = outputs(700)
+    scores = CumlDecision(decision, "cuda:0").score(*everything)
+    np.testing.assert_allclose(scores, decision.score(*everything), rtol=1e-8, atol=1e-8)
 
 
 def test_extreme_losses_still_have_an_order():

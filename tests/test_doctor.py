@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -31,11 +32,22 @@ def test_it_names_every_package_of_the_gpu_and_how_to_get_it(tiny_bundle: Bundle
     for extra, names in packages.items():
         for name in names:
             said = found[extra, name]
-            assert said[0].isdigit() or f"gbad-batch[{extra}]" in said, name
+            assert said[0].isdigit() or f"'.[{extra}]'" in said, name
     assert (
         found["tensorrt", "torch-tensorrt"][0].isdigit()
         or "not needed" in found["tensorrt", "torch-tensorrt"]
     )
+
+
+def test_it_says_whether_triton_can_compile(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    words = "--model", tiny_bundle.path
+    monkeypatch.setenv("CC", "false")
+    found = findings(*words)["gpu", "C compiler and Python.h"]
+    assert found.startswith("false builds no module for Python: ")
+    assert "install gcc, libc6-dev and python3-dev" in found
+    monkeypatch.delenv("CC")
+    assert findings(*words)["gpu", "C compiler and Python.h"] == "found"
 
 
 @pytest.mark.skipif(bool(nvidia_gpus()), reason="a GPU is here")
@@ -60,7 +72,8 @@ def test_it_counts_what_the_cache_holds_and_empties_it(tiny_bundle: Bundle, tmp_
     with closing(EngineCache.open(folder) or pytest.fail("the cache cannot be used")) as cache:
         cache.store(timing, b"x" * 1000, {}, TIMING)
         (folder / f".{timing}.{TIMING}.123").touch()  # a process was killed here
-        (folder / "benchmarks").mkdir()
+        (folder / "benchmarks" / "bags").mkdir(parents=True)
+        (folder / "benchmarks" / "bags" / "1.jpg").write_bytes(bytes(2_500_000))
         (folder / "notes.txt").touch()
         stored = [asdict(one) for one in cache.contents()]
         assert len(stored) == 3
@@ -68,12 +81,12 @@ def test_it_counts_what_the_cache_holds_and_empties_it(tiny_bundle: Bundle, tmp_
     words = "--model", tiny_bundle.path, "--cache-dir", folder
     found = findings(*words)
     assert found["cache", "folder"] == str(folder)
-    assert found["cache", "contents"].startswith("3 entries, ")
+    assert re.fullmatch(r"3 entries, [\d.]+ MB, and 2\.5 MB of benchmarks", found["cache", "contents"])
     assert found["cache", "age"] == "written 0.0 to 0.0 days ago"
     assert findings(*words, "--empty-cache") == {
         ("cache", "emptied"): f"{folder}: {found['cache', 'contents']}"
     }
-    assert sorted(path.name for path in folder.iterdir()) == ["benchmarks", "notes.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["notes.txt"]
     with closing(open_engine(engine)) as runner:
         assert np.isfinite(runner(tiny.pictures(2, seed=1)).x).all()
     assert findings(*words, "--empty-cache") == {("cache", "emptied"): f"{folder}: nothing"}

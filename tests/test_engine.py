@@ -26,7 +26,8 @@ from gbad_batch.engine.runtime import OUTPUTS, Engine, EngineFailed, NotFinite, 
 from gbad_batch.engine.runtime.cache import EngineCache, cache_key
 from gbad_batch.engine.runtime.runtime_tensorrt import SIZES
 from gbad_batch.engine.settings import BATCH_SIZES
-from gbad_batch.export import choice, engine_for, nvidia_gpus, resolve
+from gbad_batch.engine.system.gpus import pci_gpus
+from gbad_batch.export import choice, engine_for, resolve
 from gbad_batch.export.gate import Built, first_to_pass
 
 
@@ -587,7 +588,7 @@ def test_the_key_holds_all_that_an_engine_depends_on(filled: Path) -> None:
         ("cuda", "openvino", "auto", Refused, "runs on the CPU"),
         ("tpu", "auto", "auto", Refused, "is not auto, cpu, cuda"),
         ("cpu", "tensorrt", "auto", Refused, "runs on an NVIDIA GPU"),
-        ("auto", "tensorrt", "auto", MissingExtra, r"pip install 'gbad-batch\[tensorrt\]'"),
+        ("auto", "tensorrt", "auto", MissingExtra, r"pip install '\.\[tensorrt\]'"),
         ("cpu", "inductor", "fp16", Refused, "for GPU backends"),
         ("auto", "abacus", "auto", Refused, "is not an engine: give auto, openvino"),
         ("auto", "auto", "int8", Refused, "has no INT8 network"),
@@ -609,7 +610,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(
 def test_a_gpu_is_not_used_without_dali(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images would be decoded on the CPU, at a fraction of the speed, and to other bits."""
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)  # as Python marks what cannot be imported
-    with pytest.raises(Refused, match=r"DALI, .* is not installed \(pip install 'gbad-batch\[gpu\]'\)"):
+    with pytest.raises(Refused, match=r"DALI, .* is not installed \(in your clone .* '\.\[gpu\]'\)"):
         resolve(tiny_bundle, "cuda", "auto", "auto")
     assert resolve(tiny_bundle, "cpu", "auto", "auto").device == "cpu"
 
@@ -647,5 +648,5 @@ def test_nvidia_hardware_is_seen_without_its_driver(tmp_path: Path) -> None:
         (tmp_path / address).mkdir()
         (tmp_path / address / "vendor").write_text(f"{vendor}\n")
         (tmp_path / address / "class").write_text(f"{kind}\n")
-    assert nvidia_gpus(tmp_path) == ["0000:01:00.0"]
-    assert nvidia_gpus(tmp_path / "absent") == []
+    assert pci_gpus(tmp_path) == ["0000:01:00.0"]
+    assert pci_gpus(tmp_path / "absent") == []

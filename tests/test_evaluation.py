@@ -41,6 +41,7 @@ from gbad_batch.engine.evaluation.measures import (
     Ranking,
     Share,
 )
+from gbad_batch.engine.evaluation.pictures import draw
 from gbad_batch.engine.model.calibration import threshold_at, wilson_interval
 from gbad_batch.engine.row import THREATS
 
@@ -440,6 +441,14 @@ def test_the_folder_holds_what_the_command_says(
         colors = Image.open(path).convert("RGB").getcolors(1 << 20)
         assert colors is not None
         assert len(colors) > 50, path  # not an empty frame
+
+
+def test_the_plane_of_losses_names_only_what_is_drawn(tmp_path: Path):
+    benign, scores = np.zeros((9, 5), bool), np.linspace(0.1, 0.9, 9)
+    predictions = Predictions(benign, np.full((9, 5), 0.1), {"gbad": scores}, "gbad", 0.95, np.full(5, 0.5))
+    draw(tmp_path, predictions, (scores, scores), None)
+    colors = Image.open(tmp_path / "losses.png").convert("RGB").getcolors(1 << 20)
+    assert (0xD5, 0x5E, 0x00) not in {color for _, color in colors or []}  # that of threats
 
 
 def test_the_table_is_markdown_of_equal_columns(results: Path, listed: Path, tiny_bundle: Bundle):

@@ -20,6 +20,7 @@ from gbad_batch.engine.sources import (
     SourceSettings,
     archive_entries,
     find,
+    storage,
 )
 
 MODES = pytest.mark.parametrize("mode", ["w", "w:gz"])
@@ -164,7 +165,7 @@ def test_links_cost_one_more_pass_however_many_there_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = 0
-    real = archive_entries.pread
+    real = storage.pread
 
     def counting(fd: int, size: int, offset: int) -> bytes:
         nonlocal read
@@ -172,7 +173,7 @@ def test_links_cost_one_more_pass_however_many_there_are(
         read += len(data)
         return data
 
-    monkeypatch.setattr(archive_entries, "pread", counting)
+    monkeypatch.setattr(storage, "pread", counting)
     members = [(f"{i:03}.jpg", os.urandom(2_000)) for i in range(200)]
     links = [(f"l{i:03}.jpg", f"{i * 7 % 200:03}.jpg") for i in range(200)]
     path = write(tmp_path / "t.tgz", "w:gz", *members, *links)

@@ -262,7 +262,8 @@ def test_a_slower_night_and_a_lost_image_fail(
     page = past.with_suffix(".md").read_text()
     assert "images_missing, ratio_fp32" in page
     assert f"({past.with_suffix('.png').name})" in page
-    assert Image.open(past.with_suffix(".png")).size[0] > 400
+    with Image.open(past.with_suffix(".png")) as plot:
+        assert plot.size[0] > 400
 
 
 def test_the_reference_is_the_median_of_the_last_runs_on_this_cpu() -> None:

@@ -9,7 +9,7 @@ from benchmarks.speed.host import Costs, Machine, expected
 
 from gbad_batch.engine.bundle import Bundle
 
-CHEAP = Costs(serial_us=25, worker_us=50, gpu_loop_us=40, reader_us=200, native_us=4925)
+CHEAP = Costs(serial_us=25, worker_us=50, gpu_loop_us=40, dali_us=20, reader_us=200, native_us=4925)
 
 
 def test_the_host_is_measured_without_a_gpu(tiny_bundle: Bundle, tmp_path: Path) -> None:
@@ -17,7 +17,15 @@ def test_the_host_is_measured_without_a_gpu(tiny_bundle: Bundle, tmp_path: Path)
     words += ["--model", str(tiny_bundle.path), "--json", str(tmp_path / "host.json")]
     assert main(words) in (0, 1)
     written = json.loads((tmp_path / "host.json").read_text())
-    for name in ("img_s_stub_1", "img_s_stub_2", "stub_2_of_1", "serial_us", "cap_img_s", "gpu_loop_us"):
+    for name in (
+        "img_s_stub_1",
+        "img_s_stub_2",
+        "stub_2_of_1",
+        "serial_us",
+        "cap_img_s",
+        "gpu_loop_us",
+        "dali_us",
+    ):
         assert written[name] > 0
     assert {"worker_us", "reader_us", "native_us"} <= written.keys()
     assert len(written["expected_img_s"]) == 4

@@ -18,6 +18,7 @@ from gbad_batch.engine.model.fpn import window_means
 from gbad_batch.kernels.bigan_losses import two_losses
 from gbad_batch.kernels.border_pool import border_means
 from gbad_batch.kernels.border_pool_triton import OPTIONS, shape_of, sum_tiles
+from gbad_batch.kernels.compiler import lacking
 
 ROOT = Path(__file__).parents[1]
 
@@ -90,6 +91,64 @@ def test_no_speed_is_given_without_a_gpu(figures: dict[str, Any]) -> None:
     measured = {name for name in figures if name.endswith(("_gbs", "_of_copy", "losses_us"))}
     assert bool(measured) == torch.cuda.is_available()
     assert ("not run on a GPU: no speed was measured" in figures["notes"]) != torch.cuda.is_available()
+
+
+WITHOUT_TRITON = """
+import logging
+import torch
+from gbad_batch.kernels import bigan_losses, border_pool
+from gbad_batch.kernels.bigan_losses import plain_two_losses
+from gbad_batch.kernels.border_pool import plain_border_means
+logging.basicConfig(format="%(message)s")
+torch.manual_seed(0)
+features = torch.randn(2, 8, 4, 4).half().to(memory_format=torch.channels_last)
+rows = torch.randn(4, 3, 16).unbind()
+for _ in range(2):  # what a GPU runs, on tensors of the host, which nothing in it asks for
+    assert torch.equal(border_pool._on_gpu(features), plain_border_means(features))
+    assert all(map(torch.equal, bigan_losses._on_gpu(*rows), plain_two_losses(*rows)))
+"""
+
+
+WITHOUT_HEADERS = """
+for word; do
+    case $word in -I*) ;; *) set -- "$@" "$word" ;; esac
+    shift
+done
+exec gcc "$@"
+"""
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [
+        (None, "no C compiler is installed"),
+        (WITHOUT_HEADERS, "Python.h"),
+        ("exit 1", "builds no module for Python: no reason is given"),
+    ],
+    ids=["no compiler", "no headers", "broken"],
+)
+def test_where_triton_cannot_compile_plain_torch_computes_and_says_so_once(
+    environment: dict[str, str], tmp_path: Path, compiler: str | None, reason: str
+) -> None:
+    changed = {key: value for key, value in environment.items() if key != "CC"}
+    if compiler is None:
+        changed["PATH"] = str(tmp_path)
+    else:
+        script = tmp_path / "cc"
+        script.write_text(f"#!/bin/sh\n{compiler}\n")
+        script.chmod(0o755)
+        changed["CC"] = str(script)
+    command = [sys.executable, "-c", WITHOUT_TRITON]
+    ran = subprocess.run(command, env=changed, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    (said,) = ran.stderr.splitlines()
+    assert said.startswith("Triton cannot compile its kernels (")
+    assert reason in said
+    assert "install gcc, libc6-dev and python3-dev" in said
+
+
+def test_with_a_compiler_and_pythons_headers_triton_is_used() -> None:
+    assert lacking() is None
 
 
 def _rows(count: int) -> list[Tensor]:

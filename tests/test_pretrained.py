@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from gbad_batch.engine.model.architecture import Architecture
 from gbad_batch.engine.model.network import Network
 from gbad_batch.engine.training.phases.bfloat16 import bfloat16
-from gbad_batch.engine.training.phases.phase1 import Classifier
-from gbad_batch.engine.training.phases.pretrained import BACKBONE_RATE, freeze_first_maps
+from gbad_batch.engine.training.phases.phase1 import Classifier, Told
+from gbad_batch.engine.training.phases.pretrained import BACKBONE_RATE, freeze_general
 from gbad_batch.engine.training.settings import Phase1Settings
 
 ARCHITECTURE = Architecture(backbone="regnetx_004", input_size=64)
+TOLD = Told(torch.eye(4, 5) > 0, torch.ones((4, 5), dtype=torch.bool))
 
 
 def test_a_pretrained_backbone_keeps_what_c2_is_computed_from():
@@ -20,7 +21,7 @@ def test_a_pretrained_backbone_keeps_what_c2_is_computed_from():
     before = {key: value.clone() for key, value in network.state_dict().items()}
     classifier = Classifier(network, Phase1Settings(weight_decay=0.1), pretrained=True)
     for _ in range(2):
-        classifier.learn(torch.randn(4, 3, 64, 64), torch.eye(4, 5) > 0, 1.0)
+        classifier.learn(torch.randn(4, 3, 64, 64), TOLD, 1.0)
     after = network.state_dict()
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     kept = {key for key in before if key.startswith(("backbone.stem", "backbone.s1"))}
@@ -31,7 +32,7 @@ def test_a_pretrained_backbone_keeps_what_c2_is_computed_from():
 
 def test_the_rest_of_a_pretrained_backbone_learns_slower():
     classifier = Classifier(Network(ARCHITECTURE), Phase1Settings(learning_rate=0.01), pretrained=True)
-    classifier.learn(torch.randn(4, 3, 64, 64), torch.eye(4, 5) > 0, 0.5)
+    classifier.learn(torch.randn(4, 3, 64, 64), TOLD, 0.5)
     rates = {}
     for group in classifier.optimizer.param_groups:
         rates |= dict.fromkeys(map(id, group["params"]), group["lr"])
@@ -41,12 +42,14 @@ def test_the_rest_of_a_pretrained_backbone_learns_slower():
     assert sum(parameter.requires_grad for parameter in network.parameters()) == len(rates)
 
 
-def test_the_first_maps_of_a_mobile_network_are_its_stem_and_first_blocks():
+def test_a_mobile_network_keeps_its_first_blocks_and_depthwise_filters():
     backbone = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(-4, -3, -2, -1))
-    freeze_first_maps(backbone.train())
+    freeze_general(backbone.train())
     frozen = {name for name, parameter in backbone.named_parameters() if not parameter.requires_grad}
     assert {name.split(".")[0] for name in frozen} == {"conv_stem", "bn1", "blocks"}
-    assert {name.split(".")[1] for name in frozen if name.startswith("blocks")} == {"0", "1"}
+    names = [name for name, _ in backbone.named_parameters() if name.startswith("blocks")]
+    later = {name for name in names if name.split(".")[1] not in "01"}
+    assert later & frozen == {name for name in later if "conv_dw" in name}
     assert not backbone.bn1.training  # pyright: ignore
     assert backbone.blocks[2][0].bn1.training  # pyright: ignore
 

@@ -19,6 +19,7 @@ from gbad_batch.engine.results.schema import COLUMNS
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^python3 -m venv .*$", README, re.MULTILINE)
+OWN = ["README.md", *(f"docs/{name}.md" for name in ("usage", "python", "results", "models", "machines"))]
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
@@ -68,20 +69,35 @@ def test_the_demo_scans_its_archive_and_can_be_repeated(tmp_path: Path) -> None:
     for _ in range(2):
         ran = subprocess.run(words, capture_output=True, text=True)
         assert ran.returncode == 0, ran.stderr
-        assert ran.stdout.endswith(f"Results: {tmp_path / 'results.parquet'}\n")
+        results, page = tmp_path / "results.parquet", tmp_path / "report.html"
+        assert ran.stdout.endswith(f"Results: {results}\nReport: {page}\n")
+        assert page.stat().st_size
         assert "Most anomalous:" in ran.stdout
     assert pq.read_table(tmp_path / "results.parquet").num_rows == 4
 
 
 def test_every_column_is_explained() -> None:
-    named = set(re.findall(r"`(\w+)`", README))
+    named = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "results.md").read_text(encoding="utf-8")))
     assert set(COLUMNS) - named == set()
 
 
-@pytest.mark.parametrize("option", sorted(set(re.findall(r"`(--[a-z-]+)", README)) - {"--extra-index-url"}))
-def test_options_that_the_readme_names_exist(option: str) -> None:
+def options_named() -> set[str]:
+    """Options that stand in code spans of pages that are about our commands only."""
+    pages = "".join((ROOT / page).read_text(encoding="utf-8") for page in OWN)
+    return set(re.findall(r"`(--[a-z-]+)", pages)) - {"--extra-index-url"}
+
+
+@pytest.mark.parametrize("option", sorted(options_named()))
+def test_options_that_the_pages_name_exist(option: str) -> None:
     known = {name for command in main.commands.values() for p in command.params for name in p.opts}
     assert option in known
+
+
+def test_the_package_is_installed_from_a_clone() -> None:
+    assert "The package is on no index" in README
+    lines = re.findall(r"pip install .*", "\n".join((ROOT / page).read_text("utf-8") for page in PAGES))
+    assert len(lines) > 5
+    assert [line for line in lines if re.search(r"pip install(?: -\S+| constraints\.txt)* gbad", line)] == []
 
 
 def parsed(command: click.Command, words: list[str]) -> None:
@@ -146,34 +162,48 @@ def shell(command: str, cwd: Path) -> None:
     assert ran.returncode == 0, f"{line}\n{ran.stderr}"
 
 
+SHELL = "".join(text for page in OWN for text in blocks(page, "sh"))
 CHEAP = [
     line
-    for line in "".join(blocks("README.md", "sh")).splitlines()
-    if re.search(r"gbad-batch (scan|doctor|data)\b", line) and "my-bundle" not in line
+    for line in dict.fromkeys(line.partition("#")[0].strip() for line in SHELL.splitlines())
+    if re.search(r"gbad-batch (scan|doctor|data)\b", line) and not re.search("my-bundle|--model site", line)
 ]
 
 
-@pytest.mark.parametrize("command", CHEAP, ids=[line.partition("#")[0].strip() for line in CHEAP])
-def test_the_cheap_commands_of_the_readme_run(command: str, archive: Path) -> None:
+@pytest.mark.parametrize("command", CHEAP, ids=CHEAP)
+def test_the_cheap_commands_of_the_pages_run(command: str, archive: Path) -> None:
     (archive / "results.parquet").unlink(missing_ok=True)
     shell(command, archive)
     if written := re.search(r"--out (\S+)", command):
         assert pq.read_table(archive / written[1]).num_rows == 4
 
 
-def test_the_python_block_of_the_readme_runs(
+def test_the_python_blocks_of_the_readme_run(
     archive: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (block,) = blocks("README.md", "python")
     (archive / "results.parquet").unlink(missing_ok=True)
     monkeypatch.chdir(archive)
-    exec(compile(block.replace("/archive", f"{archive}/bags/images"), "README.md", "exec"), {})
+    images = archive / "bags" / "images"
+    page = "docs/python.md"
+    assert set(blocks("README.md", "python")) == set(blocks(page, "python"))
+    for block in blocks(page, "python"):
+        code = block.replace("/archive/bag.jpg", str(next(images.iterdir()))).replace("/archive", str(images))
+        exec(compile(code, page, "exec"), {})
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 4
-    assert all(" ok " in line for line in printed)
+    assert len(printed) == 4 + 1
+    assert all("ok " in line for line in printed)
 
 
 def test_links_inside_the_repository_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text(encoding="utf-8")):
             assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+
+
+def test_the_readme_is_short_and_leads_on() -> None:
+    assert len(README.splitlines()) <= 200
+    assert re.search(r"!\[[^]]+\]\(docs/report\.png\)", README)
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
+    named = set(re.findall(r"\(docs/(\S+?\.md)\)", README))
+    built = {"index.md", "reference-commands.md", "reference-python.md"}  # of the site
+    assert pages - named - built == {"nightly.md", "soak.md"}  # which the figures lead to

@@ -3,12 +3,11 @@
 import json
 import os
 import signal
+import time
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from benchmarks.recipe import drawing
-from benchmarks.recipe.drawing import draw_set, gather_set
 
 from gbad_batch.engine.datasets.arrays import read_row
 from gbad_batch.engine.datasets.labels import Gathered
@@ -16,7 +15,9 @@ from gbad_batch.engine.decode import DecodeLimits, Decoder
 from gbad_batch.engine.row import Row
 from gbad_batch.engine.synth import SynthSettings, write_archive
 from gbad_batch.engine.system.progress import silent
+from gbad_batch.engine.training import drawing
 from gbad_batch.engine.training.data import load_labelled
+from gbad_batch.engine.training.drawing import draw_set, gather_set
 from gbad_batch.engine.training.stopwatch import Stopwatch
 
 SIZE = 64
@@ -79,3 +80,14 @@ def test_steps_are_timed_over_all_processes(tmp_path: Path):
     again = Stopwatch(tmp_path / "seconds.json", silent)
     again("draw", 1, 2, {})
     assert again.seconds["draw"] > stored["draw"]
+
+
+def test_no_second_counts_for_two_steps(tmp_path: Path):
+    began = time.monotonic()
+    clock = Stopwatch(tmp_path / "seconds.json", silent)
+    training = Stopwatch(tmp_path / "run" / "seconds.json", clock)  # as the recipe's training is timed
+    clock("draw", 1, 1, {})
+    training("phase I", 1, 1, {})
+    clock("judge", 1, 1, {})
+    assert clock.seconds.keys() == {"draw", "phase I", "judge"}
+    assert sum(clock.seconds.values()) <= time.monotonic() - began

@@ -44,7 +44,7 @@ def archive(tmp_path: Path) -> Path:
 
 
 def rows_of(out: Path) -> Rows:
-    table = pq.read_table(out)
+    table = pq.read_table(out).drop_columns("scanned_at")
     return sorted(table.to_pylist(), key=lambda row: (row["uri"], row["offset"] or 0))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from benchmarks.robustness.soak import PARTS
-from benchmarks.robustness.soaking.batches import batch
+from benchmarks.robustness.soaking.batches import batch, judge_again
 from benchmarks.robustness.soaking.commands import Running
 from benchmarks.robustness.soaking.images import ImageMutants
 from benchmarks.robustness.soaking.place import Place, compare
@@ -71,6 +71,15 @@ def test_a_pixel_that_nobody_wrote_is_seen(tmp_path: Path) -> None:
 def test_a_mutant_is_the_same_each_time(tmp_path: Path) -> None:
     first, second = (ImageMutants(5, tmp_path) for _ in range(2))
     assert all(first.mutant(number) == second.mutant(number) for number in range(50))
+
+
+def test_a_finding_that_is_mended_is_taken_back(tmp_path: Path) -> None:
+    kept = Tally()
+    kept.find("misread", "of code that is no more", seed=29_000_011, number=686, format="tiff")
+    kept.find("hangs", "what a mutant alone does not show", seed=1, number=1)
+    judge_again(kept, Place.bare(tmp_path))
+    assert [finding["kind"] for finding in kept.findings] == ["hangs"]
+    assert kept.counts == {"misread": 0, "hangs": 1, "judged again": 1}
 
 
 def test_counts_go_on_with_the_same_seed(tmp_path: Path) -> None:
@@ -135,6 +144,6 @@ def test_a_small_soak_finds_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_states_that_were_changed_open_or_are_refused(tmp_path: Path) -> None:
-    tally = batch("states", Place(tmp_path, tmp_path, tmp_path), seed=7, size=100)
+    tally = batch("states", Place(tmp_path, tmp_path, tmp_path), seed=7, numbers=range(100))
     assert tally.findings == []
     assert tally.counts["state_mutants"] == 100

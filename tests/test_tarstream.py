@@ -230,8 +230,11 @@ def test_an_extended_header_without_bound_is_not_read(kind: bytes) -> None:
 
 @pytest.mark.parametrize("size", [b"\xff" * 12, b"\x80" + b"\xff" * 11, b"not octal"])
 def test_a_size_that_cannot_be_is_named(size: bytes) -> None:
+    entries = members(plain(header(b"a.jpg", b"0", size) + bytes(1024)))
+    member = next(entries)
+    assert (member.name, member.kind, member.size) == (b"a.jpg", "unsized", 0)
     with pytest.raises(ArchiveFault, match="no usable size"):
-        read(plain(header(b"a.jpg", b"0", size) + bytes(1024)))
+        next(entries)
 
 
 @pytest.mark.parametrize("size", [b"\xff" * 12, b"\x80" + b"\xff" * 11, b"\xff" + bytes(11), b"777"])
@@ -252,6 +255,21 @@ def test_members_of_unknown_type_are_regular(kind: bytes, compressed: bool) -> N
         (b"a.jpg", "file", b"one"),
         (b"b.jpg", "file", b"two"),
     ]
+
+
+def test_a_long_name_outlives_a_global_header_before_its_member() -> None:
+    named = header(b"././@LongLink", b"L", b"7") + b"a.jpg\0\0".ljust(512, b"\0")
+    common = header(b"p", b"g", b"14") + b"12 mtime=30\n".ljust(512, b"\0")
+    data = named + common + header(b"/", b"0", b"3") + b"one".ljust(512, b"\0") + bytes(1024)
+    ((member, content),) = read(plain(data))
+    assert (member.name, member.kind, member.mtime, content) == (b"a.jpg", "file", 30_000_000, b"one")
+    assert read(plain(common + bytes(1024))) == []
+
+
+def test_of_two_extended_headers_the_last_one_counts() -> None:
+    data = pax(b"21 GNU.sparse.name=b\n") + pax(b"14 path=a.jpg\n") + header(b"c", b"0", b"3")
+    ((member, content),) = read(plain(data + b"one".ljust(512, b"\0") + bytes(1024)))
+    assert (member.name, member.kind, content) == (b"a.jpg", "file", b"one")
 
 
 def test_volume_labels_and_the_rest_of_a_file_are_known() -> None:
@@ -319,14 +337,14 @@ def test_members_behind_a_first_header_that_is_damaged_are_found(monkeypatch: py
 
 
 def test_members_behind_an_impossible_size_or_name_are_found() -> None:
-    for bad in (
-        header(b"a.jpg", b"0", b"not octal"),
-        header(b"a.jpg", b"0", b"\xff" * 12),
-        header(b"p", b"x", b"-1"),
-        header(b"p", b"L", b"40000") + b"n" * 16_384 + header(b"a", b"0", b"0"),
+    for bad, itself in (
+        (header(b"a.jpg", b"0", b"not octal"), [(b"a.jpg", b"")]),
+        (header(b"a.jpg", b"0", b"\xff" * 12), [(b"a.jpg", b"")]),
+        (header(b"p", b"x", b"-1"), []),
+        (header(b"p", b"L", b"40000") + b"n" * 16_384 + header(b"a", b"0", b"0"), []),
     ):
         got, _ = found_beside_damage(bad + made({"b.jpg": b"two"}))
-        assert got == [(b"b.jpg", b"two")]
+        assert got == [*itself, (b"b.jpg", b"two")]
 
 
 @pytest.mark.parametrize(

@@ -348,6 +348,23 @@ def test_faxes(decode: Decoder, form: str, options: int) -> None:
         assert row.warnings is None
 
 
+def test_runs_of_no_length_are_told_by_as_libtiff_does(decode: Decoder) -> None:
+    """The second line passes over a black run of no length in the first, which an encoder has written."""
+    first = "001011100001101111"  # across: 2 white, 0 black; then to the end
+    second = "0001001000111111"  # pass; across: 1 white, 2 black; then to the end
+    end = "000000000001" * 2
+    bits = (first + second + end).ljust(64, "0")
+    data = int(bits, 2).to_bytes(len(bits) // 8)
+    values = {256: 8, 257: 2, 258: 1, 259: 4, 262: 0, 273: 8, 277: 1, 278: 2, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in values.items())
+    blob = struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data
+    blob += struct.pack("<H", len(values)) + entries + bytes(4)
+    pixels, _ = read(decode, blob)
+    assert (pixels[0] == 255).all()
+    assert np.flatnonzero(pixels[1, :, 0] == 0).tolist() == [3, 4]
+    assert (pixels[..., 0] == np.where(np.asarray(Image.open(io.BytesIO(blob))), 255, 0)).all()
+
+
 @pytest.mark.parametrize("form", FAXES)
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_a_damaged_fax_is_never_scored(decode: Decoder, form: str, share: float) -> None:

@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 import timm
 import torch
+from click.testing import CliRunner
 from PIL import Image, ImageDraw
 from safetensors.numpy import load, save
 from safetensors.torch import save_file
 
 from gbad_batch.engine.bundle import Bundle
+from gbad_batch.engine.commands.cli import main
 from gbad_batch.engine.datasets.arrays import read_row, rows_below
 from gbad_batch.engine.decode import DecodeLimits, Decoder
 from gbad_batch.engine.errors import Refused, Stopped
@@ -37,7 +39,7 @@ from gbad_batch.engine.training import features, reported
 from gbad_batch.engine.training.augment import ImageSettings, draw, training_images
 from gbad_batch.engine.training.data import Labelled, Splits, split
 from gbad_batch.engine.training.phases import phase1, phase2
-from gbad_batch.engine.training.phases.phase1 import classification_loss, fold_norms, put_norms
+from gbad_batch.engine.training.phases.phase1 import Told, classification_loss, fold_norms, put_norms
 from gbad_batch.engine.training.phases.phase2 import (
     adversarial_loss,
     check_collapse,
@@ -108,10 +110,24 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> TrainSettings:
 
 
 @pytest.fixture(scope="module")
-def bundle(settings: TrainSettings) -> Bundle:
-    out = train(settings)
+def told() -> list[tuple[str, dict[str, float]]]:
+    """Collect what the training of `bundle` tells while it runs: phases with their figures."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def bundle(settings: TrainSettings, told: list[tuple[str, dict[str, float]]]) -> Bundle:
+    out = train(settings, lambda phase, _done, _total, figures: told.append((phase, dict(figures))))
     assert out is not None
     return Bundle.read(out)
+
+
+@pytest.mark.usefixtures("bundle")
+def test_no_figure_is_told_before_it_is_measured(told: list[tuple[str, dict[str, float]]]):
+    learning = [figures for _, figures in told if "loss" in figures and "pixels" in figures]
+    assert "mAP" not in learning[0]  # before the first validation
+    assert all(0 <= figures["mAP"] <= 1 for figures in learning if "mAP" in figures)
+    assert any("mAP" in figures for figures in learning)
 
 
 def test_training_gives_a_bundle_with_all_that_a_scan_needs(bundle: Bundle):
@@ -172,9 +188,27 @@ def test_kernels_in_channels_last_keep_their_order():
 
 
 def test_the_same_seed_gives_the_same_weights(settings: TrainSettings, bundle: Bundle, tmp_path: Path):
-    again = train(replace(settings, out=tmp_path / "again", run=tmp_path / "run"))
+    shown: list[Mapping[str, float]] = []
+
+    def watch(phase: str, _done: int, _total: int, figures: Mapping[str, float]) -> None:
+        if phase == "phase I":
+            shown.append(figures)
+
+    again = train(replace(settings, out=tmp_path / "again", run=tmp_path / "run"), watch)
+    assert "mAP" not in shown[0]  # nothing has been validated yet
+    assert min(figures.get("mAP", 0.0) for figures in shown) >= 0
     assert again is not None
     assert Bundle.read(again).files["weights.safetensors"] == bundle.files["weights.safetensors"]
+
+
+def test_a_training_that_is_terminated_says_how_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def train_a_while(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("gbad_batch.engine.training.run.train", train_a_while)
+    ran = CliRunner().invoke(main, ["train", str(tmp_path), "--out", str(tmp_path / "bundle")])
+    assert ran.exit_code == 143
+    assert ran.output == "gbad-batch: training stopped on request; run the same command again to resume\n"
 
 
 def train_and_die(settings: TrainSettings, killed_in: tuple[str, int]) -> None:
@@ -261,7 +295,7 @@ def test_a_class_map_learns_from_labels_and_boxes_beside_fc5(settings: TrainSett
     (epoch,) = found.manifest.provenance["epochs"]
     assert epoch["localization_loss"] > 0
     poolings = found.manifest.provenance["poolings"]
-    assert found.manifest.architecture.head == max(poolings, key=lambda head: poolings[head])
+    assert poolings[found.manifest.architecture.head] == max(poolings.values())
     fresh = GBAD(own.architecture).network.state_dict()
     learned = found.tensors()
     for layer in ("class_map.classes.bias", "fc5.bias"):  # both heads have learned
@@ -420,10 +454,7 @@ def test_a_training_starts_from_the_network_of_a_bundle(
     found = Bundle.read(out)
     kernel = "network.fpn.output.0.weight"
     assert np.array_equal(found.tensors()[kernel], bundle.tensors()[kernel])
-    assert (
-        f"from backbone and pyramid of the bundle gbad ({bundle.hash[:12]})"
-        in found.files["README.md"].decode()
-    )
+    assert f"from the network of the bundle gbad ({bundle.hash[:12]})" in found.files["README.md"].decode()
     other = replace(
         own, out=tmp_path / "no", run=tmp_path / "other", architecture=replace(ARCHITECTURE, latent=8)
     )
@@ -496,7 +527,7 @@ def test_the_splits_that_labels_name_hold():
 
 @pytest.mark.parametrize(("positives", "kind"), [(0, "positive"), (1, "positive"), (100, "benign")])
 def test_a_set_that_cannot_be_split_is_refused(positives: int, kind: str):
-    with pytest.raises(Refused, match=f"too few are {kind}"):
+    with pytest.raises(Refused, match=rf"images are {kind}, and the .* split has none: have at least \d+,"):
         split(labelled(np.arange(100) < positives), np.arange(100), SHARES, seed=0)
 
 
@@ -512,8 +543,22 @@ def test_the_loss_of_phase_one_is_the_reports():
     logits, labels = random.normal(size=(6, 5)), random.random((6, 5)) < 0.3
     p = sigmoid(logits)
     wanted = -(np.where(labels, np.log(p), np.log(1 - p))).mean(axis=0).mean()
-    got = classification_loss(torch.from_numpy(logits), torch.from_numpy(labels))
+    told = Told(torch.from_numpy(labels), torch.ones((6, 5), dtype=torch.bool))
+    got = classification_loss(torch.from_numpy(logits), *told)
     assert got.item() == pytest.approx(wanted, rel=1e-12)
+
+
+def test_labels_that_are_unknown_have_no_part_in_the_loss():
+    random = np.random.default_rng(0)
+    labels, known = (torch.from_numpy(random.random((6, 5)) < share) for share in (0.3, 0.6))
+    logits = torch.from_numpy(random.normal(size=(6, 5))).requires_grad_()
+    loss = classification_loss(logits, labels, known)
+    p = logits.sigmoid()
+    wanted = -torch.where(labels, p.log(), (1 - p).log())[known].mean()
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-12)
+    loss.backward()
+    assert torch.equal(logits.grad != 0, known)
+    assert classification_loss(logits, labels, torch.zeros_like(known)).item() == 0
 
 
 def test_the_losses_of_phase_two_are_the_recipes():

@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -15,16 +17,28 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tiny_bundle as tiny
+from benchmarks.stand_ins import open_gpu_stages
 from PIL import Image
 
 from gbad_batch.engine import Scan, ScanSettings, Summary
+from gbad_batch.engine import scan as scanning
 from gbad_batch.engine.bundle import Bundle
 from gbad_batch.engine.commands import tune as tuning
+from gbad_batch.engine.decode import DecodeLimits, Decoder
+from gbad_batch.engine.decode.batch import waits_for_batch
 from gbad_batch.engine.errors import Refused, Stopped
+from gbad_batch.engine.row import Row
 from gbad_batch.engine.runtime import Engine
 from gbad_batch.engine.runtime.cache import PLAN, EngineCache, cache_key
+from gbad_batch.engine.settings import BATCH_SIZES
+from gbad_batch.engine.sources import Candidate
+from gbad_batch.engine.stages import plan as planning
 from gbad_batch.engine.stages.plan import WorkPlan, default_plan, keep, plan_for, tuned
 from gbad_batch.engine.system.machine import usable_cores
+from gbad_batch.engine.workers.chunk import ChunkSize, FinishedChunk
+from gbad_batch.engine.workers.feed import Feed
+from gbad_batch.engine.workers.pool import Pool
+from gbad_batch.engine.workers.progress import Progress
 from gbad_batch.export import engine_for
 
 COMMAND = str(Path(sys.executable).with_name("gbad-batch"))
@@ -72,7 +86,7 @@ def store(engine: Engine, cache: Path, batch_size: int, workers: int, threads: i
 
 
 def rows_of(out: Path) -> list[dict[str, Any]]:
-    return pq.read_table(out).to_pylist()
+    return pq.read_table(out).drop_columns("scanned_at").to_pylist()
 
 
 # --- what a scan does ---------------------------------------------------------------------------------
@@ -90,7 +104,7 @@ def test_every_core_has_a_thread_by_default(scan: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("backend", "device", "sizes"),
-    [("openvino", "cpu", (8, 3, 6)), ("inductor", "cpu", (8, 1, 20)), ("tensorrt", "cuda:0", (256, 4, 3))],
+    [("openvino", "cpu", (8, 3, 6)), ("inductor", "cpu", (8, 1, 20)), ("tensorrt", "cuda:0", (256, 4, 5))],
 )
 def test_the_default_follows_backend_and_device(
     backend: str, device: str, sizes: tuple[int, int, int]
@@ -161,8 +175,9 @@ def test_an_unfinished_scan_goes_on_with_another_choice(
 def test_the_summary_tells_cpu_seconds_by_stage(scan: Any, tmp_path: Path) -> None:
     summary = scan(tmp_path / "r.parquet")
     stages = {"list", "read", "decode", "score", "columns", "write"}
-    assert summary.stage_seconds.keys() == summary.stage_cpu_seconds.keys() == stages
-    assert 0 < sum(summary.stage_cpu_seconds.values()) < summary.cpu_seconds
+    assert summary.stage_seconds.keys() == stages
+    assert summary.stage_cpu_seconds.keys() == stages | {"deal"}
+    assert 0 < sum(summary.stage_cpu_seconds.values()) == pytest.approx(summary.cpu_seconds)
 
 
 # --- what is kept -------------------------------------------------------------------------------------
@@ -175,8 +190,8 @@ def test_the_file_is_private_and_its_key_holds_what_the_choice_depends_on(
     assert file.stat().st_mode & 0o777 == 0o600
     facts = json.loads(file.read_bytes())["facts"]
     assert file.stem == cache_key(facts)
-    assert facts.keys() == {"engine", "cores", "versions"}
-    assert (facts["engine"], facts["cores"]) == (engine.key, CORES)
+    assert facts.keys() == {"engine", "cores", "gpus", "versions"}
+    assert (facts["engine"], facts["cores"], facts["gpus"]) == (engine.key, CORES, 0)
     assert {"gbad-batch", "simplejpeg"} <= facts["versions"].keys()
     assert tuned(replace(engine, key="another"), cache) is None
 
@@ -245,9 +260,11 @@ def test_an_unsafe_cache_is_told_once(
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"SECONDS": 0.0, "FIRST": 8, "DUELS": 1, "SYNTHETIC": 2}.items():
+    for name, value in {"SECONDS": 0.0, "DUELS": 1, "SYNTHETIC": 2}.items():
         monkeypatch.setattr(tuning, name, value)
-    monkeypatch.setitem(tuning.BATCHES, "cpu", (2, 8))
+    for kind, batches in (("cpu", (2, 8)), ("cuda", (256, 512))):
+        monkeypatch.setitem(tuning.FIRST, kind, 8)
+        monkeypatch.setitem(tuning.BATCHES, kind, batches)
 
 
 @pytest.mark.usefixtures("quick")
@@ -284,9 +301,89 @@ def test_what_was_found_before_is_measured_anew(
 def test_when_the_time_is_up_the_default_stays(
     archive: Path, cache: Path, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuning, "DEADLINE_S", 0.0)
+    monkeypatch.setitem(tuning.DEADLINE_S, "cpu", 0.0)
     found = tuning.tune(ScanSettings(sources=(str(archive),), model=tiny_bundle.path, cache_dir=cache))
     assert found.trials == [found.default] == [found.chosen]
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[WorkPlan]:
+    """Give the plans that scans ran by."""
+    plans = list[WorkPlan]()
+
+    class Noted(Pool):
+        def process(self, *words: Any, **named: Any) -> Iterator[FinishedChunk]:
+            plans.append(self.setup.plan)
+            return super().process(*words, **named)
+
+    monkeypatch.setattr(scanning, "Pool", Noted)
+    return plans
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_trial_is_a_scan_by_the_plan_that_is_kept(
+    archive: Path, cache: Path, tiny_bundle: Bundle, opened: list[WorkPlan]
+) -> None:
+    """Also in what is not stored, the cores of a worker: a scan later has the same."""
+    found = tuning.tune(ScanSettings(sources=(str(archive),), model=tiny_bundle.path, cache_dir=cache))
+    plans = [each.plan for each in found.trials]
+    assert opened == [plans[0], *plans]  # the first scan only counts
+    for plan in plans:
+        assert plan.cores == CORES // plan.workers
+    engine = engine_for(tiny_bundle, cache_dir=cache)
+    later = plan_for(ScanSettings(cache_dir=cache), engine, gpus=0)
+    assert replace(later, origin="") == replace(found.chosen.plan, origin="")
+
+
+@pytest.mark.usefixtures("quick")
+def test_on_a_gpu_trials_have_the_readers_of_a_scan_and_larger_batches(
+    cache: Path,
+    engine: Engine,
+    tiny_bundle: Bundle,
+    opened: list[WorkPlan],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """With real readers and a stand-in for GPU and engine, on a machine of 8 cores and 2 GPUs."""
+    there = replace(engine, backend="tensorrt", device="cuda:0", key="a GPU's")
+    monkeypatch.setattr(tuning, "engine_for", lambda *_: there)
+    monkeypatch.setattr(tuning, "devices_of", lambda *_: ("cuda:0",))
+    monkeypatch.setattr(tuning, "open_stages", open_gpu_stages)
+    for module in (tuning, planning):
+        monkeypatch.setattr(module, "usable_cores", lambda: 8)
+    (tmp_path / "photographs").mkdir()
+    for i in range(3):
+        Image.new("RGB", (90, 80), (i, 90, 200)).save(tmp_path / "photographs" / f"{i}.jpg")
+    settings = ScanSettings(sources=(str(tmp_path / "photographs"),), model=tiny_bundle.path, cache_dir=cache)
+    found = tuning.tune(settings)
+    default = WorkPlan(256, 1, planning.AT_WORK + 2, 8)
+    assert found.default.plan == opened[0] == default
+    assert {(plan.batch_size, plan.threads, plan.cores) for plan in opened} == {
+        (256, default.threads, 8),
+        (512, default.threads, 8),
+    }
+    later = plan_for(ScanSettings(cache_dir=cache), there, gpus=1)
+    assert replace(later, origin="") == replace(found.chosen.plan, origin="")
+    assert plan_for(ScanSettings(cache_dir=cache), there, gpus=2).origin == "default"
+
+
+def test_on_a_gpu_larger_batches_than_the_default_are_tried() -> None:
+    assert max(tuning.BATCHES["cuda"]) > BATCH_SIZES["cuda"]
+    images, size = 512, ChunkSize(512, on_gpu=True)
+    listed = [Candidate(Row("x", bytes=140_000), b"x") for _ in range(images)]  # a photograph's size
+    with Feed(iter(listed), Progress()) as feed:
+        while not (taken := feed.take(size.images, size.bytes, at_once=False)):
+            time.sleep(0.001)
+    assert len(taken) == images
+
+
+def test_its_synthetic_pictures_are_decoded_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "SYNTHETIC", 1)
+    (picture,), _ = tuning._pictures(ScanSettings(), tmp_path / "pictures")
+    row = Row("picture")
+    image = Decoder(256, DecodeLimits()).gate(row, picture.read_bytes())
+    assert image is not None
+    assert waits_for_batch(row, image)
 
 
 def test_pictures_that_cannot_be_decoded_are_refused(
@@ -304,8 +401,8 @@ RUN = """
 import sys
 from gbad_batch.engine.commands import tune
 from gbad_batch.engine.commands.cli import main
-tune.SECONDS, tune.FIRST, tune.DUELS, tune.SYNTHETIC = 0.0, 8, 1, 2
-tune.BATCHES["cpu"] = (2, 8)
+tune.SECONDS, tune.DUELS, tune.SYNTHETIC = 0.0, 1, 2
+tune.FIRST["cpu"], tune.BATCHES["cpu"] = 8, (2, 8)
 main()
 """
 

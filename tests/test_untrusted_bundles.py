@@ -349,15 +349,15 @@ def test_a_gate_image_is_not_decoded_before_its_size_is_known(tmp_path: Path) ->
     bundle = with_gate(tmp_path / "b", simplejpeg.encode_jpeg(np.zeros((5_000, 5_000, 3), np.uint8)))
     tracemalloc.start()
     with pytest.raises(BundleError, match=r"gate-0000\.jpg .* cannot be used: .*5000 x 5000"):
-        next(gate_module._batches(bundle))
+        next(gate_module._batches(bundle, 16))
     assert tracemalloc.get_traced_memory()[1] < 10 * MIB
     tracemalloc.stop()
     small = with_gate(tmp_path / "s", simplejpeg.encode_jpeg(np.zeros((8, 8, 3), np.uint8)))
     with pytest.raises(BundleError, match="has 8 x 8 pixels and must have 64 x 64"):
-        next(gate_module._batches(small))
+        next(gate_module._batches(small, 16))
 
 
 def test_gate_images_have_a_time_limit(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate_module, "MOST_SECONDS", -1)
     with pytest.raises(BundleError, match="take more than"):
-        list(gate_module._batches(tiny_bundle))
+        list(gate_module._batches(tiny_bundle, 16))

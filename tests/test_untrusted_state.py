@@ -83,7 +83,7 @@ def finished(out: Path, given: list[Row], **options: Any) -> list[dict[str, Any]
     with opened(out, **options) as session:
         feed(session, given)
         session.finish()
-    return pq.read_table(out).to_pylist()
+    return pq.read_table(out).drop_columns("scanned_at").to_pylist()
 
 
 # --- kinds and owners ---

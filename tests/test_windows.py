@@ -109,6 +109,7 @@ DEFAULTS = {
     "phases": (),
     "weights": None,
     "start": None,
+    "synthetic": None,
     "project": 0,
     "project_from": None,
     "backbone": "regnetx_004",

@@ -13,6 +13,8 @@ from onnx.reference import ReferenceEvaluator
 from safetensors.numpy import save
 
 from gbad_batch.engine.bundle import pack_gate
+from gbad_batch.engine.bundle.manifest import CLASS_MAP
+from gbad_batch.engine.model.architecture import MAP_MAX
 from gbad_batch.engine.model.decision import Decision
 from gbad_batch.engine.row import THREATS
 
@@ -68,6 +70,24 @@ def network() -> bytes:
     inputs = {"pixels": (TensorProto.UINT8, ["N", SIZE, SIZE, 3])}
     outputs = {"x": (TensorProto.FLOAT, ["N", FEATURES]), "logits": (TensorProto.FLOAT, ["N", len(THREATS)])}
     return _model("network", nodes, inputs, outputs, constants, names)
+
+
+@cache
+def mapped_network() -> bytes:
+    """Graph of pixels -> x, logits whose logits are the maximum of a class map [N, 5, S/4, S/4]."""
+    model = onnx.load_from_string(network())
+    for node in [node for node in model.graph.node if node.output[0] in ("fc5", "logits")]:
+        model.graph.node.remove(node)
+    model.graph.node.extend(
+        [
+            helper.make_node("Conv", ["r2", "places"], [CLASS_MAP]),
+            helper.make_node("ReduceMax", [CLASS_MAP, "sides"], ["logits"], keepdims=0),
+        ]
+    )
+    places = np.random.default_rng(13).normal(0, 0.5, (len(THREATS), CHANNELS, 1, 1)).astype(np.float32)
+    constants = {"places": places, "sides": np.array([2, 3], np.int64)}
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
+    return model.SerializeToString(deterministic=True)
 
 
 @cache
@@ -228,6 +248,17 @@ def files() -> dict[str, bytes]:
 
 
 @cache
+def mapped_files() -> dict[str, bytes]:
+    """Every file but bundle.json of a bundle with a class map; x and losses are those of the other."""
+    images = [simplejpeg.encode_jpeg(image, quality=95) for image in pictures(GATE_IMAGES)]
+    pixels = np.stack([simplejpeg.decode_jpeg(image) for image in images])
+    found = reference(pixels)
+    logits = ReferenceEvaluator(mapped_network()).run(["logits"], {"pixels": pixels})[0]  # type: ignore[index]
+    gate = pack_gate(images, found["reconstruction_loss"], found["feature_matching_loss"], logits)
+    return files() | {"network.onnx": mapped_network(), "gate.tar": gate}
+
+
+@cache
 def _scores() -> dict[str, NDArray[np.float64]]:
     found = reference(pictures(GATE_IMAGES, seed=7))
     losses = found["reconstruction_loss"], found["feature_matching_loss"], found["logits"]
@@ -262,6 +293,13 @@ def manifest() -> dict[str, Any]:
         "benign_score_std": {name: float(scores.std()) for name, scores in _scores().items()},
         "provenance": {"made": "by tests/tiny_bundle.py"},
     }
+
+
+def mapped_manifest() -> dict[str, Any]:
+    """Give the content of bundle.json for a class map, without format and files."""
+    content = manifest()
+    content["architecture"] |= {"head": MAP_MAX, "map_channels": CHANNELS}
+    return content | {"name": "mapped"}
 
 
 def _point(scores: NDArray[np.float64], pfa: float) -> dict[str, Any]:

@@ -31,7 +31,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ARCHITECTURE, not
 def model(architecture: Architecture = ARCHITECTURE) -> GBAD:
     """Make a model of random weights and statistics of its own, as training leaves them."""
     torch.manual_seed(3)
-    form = (MEAN, STD) if architecture is ARCHITECTURE else ()
+    form = (MEAN, STD) if architecture.backbone == ARCHITECTURE.backbone else ()
     model = GBAD(architecture, *form).eval().requires_grad_(False)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -41,14 +41,18 @@ def model(architecture: Architecture = ARCHITECTURE) -> GBAD:
             module.running_var.uniform_(0.5, 2)
     x, _ = model.features(torch.from_numpy(tiny.pictures(16, seed=3)))
     model.bigan.mean.copy_(x.mean(0))
-    model.bigan.std.copy_(x.std(0).clamp_min(0.1 * float(x.std(0).median())))
+    model.bigan.std.copy_(x.std(0).clamp_min(max(0.1 * float(x.std(0).median()), 1e-3)))
     round_to_half(model)
     return model
 
 
 def files(architecture: Architecture = ARCHITECTURE) -> dict[str, bytes]:
     """Every file of the bundle but bundle.json."""
-    made = model(architecture)
+    return files_of(model(architecture))
+
+
+def files_of(made: GBAD) -> dict[str, bytes]:
+    """Every file of the bundle of a model."""
     images = [simplejpeg.encode_jpeg(image, quality=95) for image in tiny.pictures(tiny.GATE_IMAGES)]
     found = made(torch.from_numpy(np.stack([simplejpeg.decode_jpeg(image) for image in images])))
     arrays = made.arrays()

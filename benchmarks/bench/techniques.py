@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gbad_batch.engine.bundle import Bundle
-from gbad_batch.engine.errors import Refused
+from gbad_batch.engine.errors import Refused, how_to_install
 from gbad_batch.engine.model.fpn import PooledPyramid
 from gbad_batch.engine.model.gbad import GBAD
 from gbad_batch.engine.runtime import OUTPUTS, Outputs, open_engine
@@ -66,7 +66,7 @@ def in_onnxruntime(bundle: Bundle, cache: Path) -> Networks:
     try:
         ort: Any = import_module("onnxruntime")
     except ImportError:
-        raise NotRun("onnxruntime is not installed: pip install 'gbad-batch[dev]'") from None
+        raise NotRun(f"onnxruntime is not installed: {how_to_install('dev')}") from None
     options = ort.SessionOptions()
     options.intra_op_num_threads = usable_cores()
     network, bigan = (

@@ -85,9 +85,8 @@ def _outcome(model: GBAD, pixels: Tensor) -> Outcome:
     benign = Losses(reconstruction, matching, logits, np.zeros(logits.shape, bool))
     decisions = {"gbad": _linear("gbad", benign), "classes": class_maximum()}
     decisions["combined"] = _linear("combined", benign)
-    return Outcome(
-        model, decisions, "gbad", benign, {"made": "untrained, by python -m benchmarks.bench.untrained"}
-    )
+    made = {"made": "untrained, by python -m benchmarks.bench.untrained"}
+    return Outcome(model, decisions, "gbad", benign, provenance=made)
 
 
 def _linear(name: str, benign: Losses) -> Decision:

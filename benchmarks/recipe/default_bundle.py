@@ -20,10 +20,12 @@ from gbad_batch.engine.datasets import Labels, read_labels
 from gbad_batch.engine.datasets.coco import write_coco
 from gbad_batch.engine.datasets.labels import Gathered
 from gbad_batch.engine.evaluation import EvaluateSettings, Evaluation, evaluate
-from gbad_batch.engine.model.architecture import Architecture
+from gbad_batch.engine.model.architecture import MAP_MAX, Architecture
 from gbad_batch.engine.row import THREATS, threat_names
 from gbad_batch.engine.synth import SynthSettings, generator_hash, write_archive
 from gbad_batch.engine.system.machine import cpu_model, keep_freed_memory, usable_cores
+from gbad_batch.engine.training.drawing import draw_set, gather_set
+from gbad_batch.engine.training.mixing import CLASS_SHARES
 from gbad_batch.engine.training.run import train
 from gbad_batch.engine.training.settings import (
     IMAGENET,
@@ -37,22 +39,21 @@ from gbad_batch.engine.training.stopwatch import Stopwatch
 
 from ..quality.projected import IMAGES, projected_figures, write_projected
 from ..report import ROOT, Report
-from .drawing import draw_set, gather_set
 from .guards import guard_auroc
 
 SEEN = ("white", "grey")  # looks; the third, vivid, is only in T3
 DRAWN = {  # straight to pixels, for training
     # scarce classes are raised only here; calibration and test sets keep SIXray's shares
-    "phase1": SynthSettings(20_000, 101, 0.5, looks=SEEN, class_shares=(0.30, 0.28, 0.28, 0.34, 0.24)),
-    "phase2": SynthSettings(10_000, 102, 0.0, looks=SEEN),
-    "validation": SynthSettings(1_500, 104, 0.3, looks=SEEN),
-    "calibration": SynthSettings(10_000, 103, 0.0, looks=SEEN),
+    "phase1": SynthSettings(12_000, 101, 0.5, looks=SEEN, class_shares=CLASS_SHARES),
+    "phase2": SynthSettings(4_000, 102, 0.0, looks=SEEN),
+    "validation": SynthSettings(1_000, 104, 0.3, looks=SEEN),
+    "calibration": SynthSettings(5_000, 103, 0.0, looks=SEEN),
 }
 TESTED = {  # archives, which are scanned
-    "t1": SynthSettings(10_000, 201, 0.1, looks=SEEN),
-    "t2": SynthSettings(10_000, 202, 0.1, looks=SEEN, objects="test"),
-    "t3": SynthSettings(2_000, 203, 0.3, looks=("vivid",)),
-    "t4": SynthSettings(2_000, 204, 0.3, looks=SEEN, difficulty="hard"),
+    "t1": SynthSettings(8_000, 201, 0.1, looks=SEEN),
+    "t2": SynthSettings(4_000, 202, 0.1, looks=SEEN, objects="test"),
+    "t3": SynthSettings(1_000, 203, 0.3, looks=("vivid",)),
+    "t4": SynthSettings(1_000, 204, 0.3, looks=SEEN, difficulty="hard"),
 }
 SPLITS = {"phase1": "train", "phase2": "train", "validation": "validation", "calibration": "calibration"}
 CARD = "t1"  # the test split, for the card, and for comparisons of detectors on the run's features
@@ -62,11 +63,12 @@ TESTS = {
     "t3": "a look never seen",
     "t4": "threats half covered, or thinner than 8 pixels",
 }
-ARCHITECTURE = Architecture(backbone="tf_efficientnet_lite0", input_size=384)
+ARCHITECTURE = Architecture(backbone="tf_efficientnet_lite0", input_size=384, head=MAP_MAX)
 SIZE = ARCHITECTURE.input_size
-# windows first, at the scale of the whole image: a threat is a hundredth or two of its bag
+# windows alone, at the scale of the whole image: a threat is a hundredth or two of its bag, the class map
+# looks no further, and a window costs a quarter of an image
 PHASE1 = Phase1Settings(
-    stages=(Stage(SIZE // 2, 3, 0.5), Stage(SIZE, 2)),
+    stages=(Stage(SIZE // 2, 3, 0.5),),
     learning_rate=1e-3,
     weight_decay=0.02,
     localization=1.0,
@@ -76,7 +78,7 @@ PHASE1 = Phase1Settings(
 PHASE2 = Phase2Settings()
 T5 = (500, 205)  # bags and seed
 DECISIONS = ("gbad", "classes", "combined")
-SECONDS = "seconds.json"  # of the working folder: what each step but those of training took
+SECONDS = "seconds.json"  # of the working folder: what each step took
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -105,7 +107,7 @@ def run(arguments: argparse.Namespace) -> Report:
             draw_set(work / name, settings, SIZE, clock)
         _make_archive(work, CARD, tested[CARD], clock)
         keep_freed_memory()
-        train(_settings(work, bundle, drawn, tested), _told)
+        train(_settings(work, bundle, drawn, tested, clock), clock)
     found = {name: _judge(work, bundle, name, tested[name], clock) for name in TESTS}
     report = Report(f"The default bundle on sets that it never saw, generator {generator_hash()[:12]}")
     _add_bars(report, found)
@@ -117,7 +119,7 @@ def run(arguments: argparse.Namespace) -> Report:
         counts = found[name].counts
         report.notes.append(f"{name}: {what}; {counts['images']} images, {counts['positive']} with a threat")
     report.notes.append("guard: a logistic regression on colours, image size and foreground share alone")
-    report.notes.append(f"minutes, {cpu_model()}: {_minutes(clock.seconds | _training_seconds(work))}")
+    report.notes.append(f"minutes, {cpu_model()}: {_minutes(clock.seconds)}")
     return report
 
 
@@ -146,12 +148,17 @@ def _make_archive(work: Path, name: str, settings: SynthSettings, clock: Stopwat
 
 
 def _settings(
-    work: Path, bundle: Path, drawn: Mapping[str, SynthSettings], tested: Mapping[str, SynthSettings]
+    work: Path,
+    bundle: Path,
+    drawn: Mapping[str, SynthSettings],
+    tested: Mapping[str, SynthSettings],
+    clock: Stopwatch,
 ) -> TrainSettings:
     table = work / "training.json"
     table.write_bytes(write_coco(_training_labels(work, drawn)))
     counts = ", ".join(f"{name} {each.count}" for name, each in (*drawn.items(), (CARD, tested[CARD])))
-    drawing = json.loads((work / SECONDS).read_text())
+    # not those of a training that was killed and goes on
+    drawing = sum(seconds for step, seconds in clock.seconds.items() if step.startswith("draw "))
     return TrainSettings(
         labels=table,
         image_folder=work,
@@ -162,7 +169,7 @@ def _settings(
         data=(
             f"synthetic X-ray images of `gbad-batch synth` (generator {generator_hash()[:12]}, sets "
             f"{counts}; recipe {recipe_hash()[:12]} of `python -m benchmarks default_bundle`; drawn in "
-            f"{sum(drawing.values()) / 60:.0f} minutes)"
+            f"{drawing / 60:.0f} minutes)"
         ),
         backbone_weights=IMAGENET,
         architecture=ARCHITECTURE,
@@ -181,12 +188,6 @@ def _training_labels(work: Path, drawn: Mapping[str, SynthSettings]) -> Labels:
         path, threats = f"{CARD}/images/{image}", threat_names(test.labels[k])
         gathered.add(path, threats, test.origins[k], split="test", boxes=test.boxes[k])
     return gathered.labels(work)
-
-
-def _training_seconds(work: Path) -> dict[str, float]:
-    """Return what each step of the training took; of a bundle that was only judged nothing is known."""
-    file = work / "run" / SECONDS
-    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def _minutes(seconds: Mapping[str, float]) -> str:

@@ -69,6 +69,6 @@ def made_up_row(i: int) -> Row:
         f"/archive/day{i // 1000:04d}/bag{i:07d}.jpg", "image", 100_000 + i % 999, 1_700_000_000_000_000 + i,
         sha256=i.to_bytes(32, "big"), format="jpeg", width=700, height=500, bit_depth=8, color="rgb",
         status="ok", p_gun=0.1, p_knife=0.2, p_wrench=0.3, p_pliers=0.4, p_scissors=0.5,
-        reconstruction_loss=i / ROWS, feature_matching_loss=0.5, anomaly_score=i / ROWS,
+        largest_logit=0.0, reconstruction_loss=i / ROWS, feature_matching_loss=0.5, anomaly_score=i / ROWS,
         anomalous=False,
     )  # fmt: skip

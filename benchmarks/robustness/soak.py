@@ -23,7 +23,7 @@ from gbad_batch.engine.system.machine import cpu_model
 
 from ..archives import default_work_dir
 from ..report import ROOT, Report, commit, machine, versions
-from .soaking.batches import batch
+from .soaking.batches import batch, judge_again
 from .soaking.faults import faults
 from .soaking.kills import kills
 from .soaking.machine import MACHINE
@@ -89,6 +89,7 @@ def run(arguments: argparse.Namespace) -> Report:
     record = Record.open(arguments.kept, arguments.seed)
     root = (arguments.work or default_work_dir()) / f"soak-{arguments.seed}"
     place = Place.prepare(root)
+    judge_again(record.tally, place)
     soak = Soak(place, record, names, time.monotonic() + arguments.hours * 3600, arguments.rounds)
     with ThreadPoolExecutor(arguments.jobs) as pool:  # rounds wait as much as they compute
         try:

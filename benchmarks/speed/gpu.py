@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gbad_batch.engine.errors import Refused
+from gbad_batch.engine.errors import Refused, how_to_install
 from gbad_batch.export import nvidia_gpus
-from gbad_batch.export.choice import INSTALL, gpu_name, is_installed, unusable
+from gbad_batch.export.choice import gpu_name, is_installed, unusable
 
 from ..archives import bags, linked
 from ..report import ROOT, Report
@@ -26,6 +26,7 @@ LEAST_S = 10.0  # a part is not begun with less
 PICTURES = 128  # that are told apart; the archive is of links to them
 # in the order of what is missed most, where time runs out; with the packages that each needs
 PARTS = {
+    "chain": ("timm",),
     "parity": ("timm",),
     "stages": ("timm",),
     "scan": ("timm",),
@@ -54,7 +55,9 @@ def run(arguments: argparse.Namespace) -> Report:
     until = time.monotonic() + arguments.seconds
     report = Report(f"One GPU: {gpu_name('cuda:0')}")
     if not is_installed("tensorrt"):
-        report.notes.append(f"TensorRT is not installed, so Inductor is the engine: {INSTALL['tensorrt']}")
+        report.notes.append(
+            f"TensorRT is not installed, so Inductor is the engine: {how_to_install('tensorrt')}"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         pictures = bags(Path(scratch) / "bags", PICTURES)
         archive = linked(Path(scratch) / "archive", pictures, arguments.images)
@@ -70,7 +73,9 @@ def _need_a_gpu() -> None:
     reason = unusable("cuda:0")
     if reason:
         there = f"{len(nvidia_gpus())} are here" if nvidia_gpus() else "none is here"
-        raise Refused(f"no NVIDIA GPU can be measured: {there}, and {reason}")
+        raise Refused(
+            f"no NVIDIA GPU can be measured: {there}, and {reason}; gbad-batch doctor --gpu shows more"
+        )
 
 
 @dataclass(frozen=True)

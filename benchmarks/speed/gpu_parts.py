@@ -5,6 +5,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from gbad_batch.engine import Scan, ScanSettings
 from gbad_batch.engine.bundle import Bundle, default_bundle_path
+from gbad_batch.engine.commands.gpu_chain import FAILS, run_chain
 from gbad_batch.engine.decode import DecodeLimits, Decoder
 from gbad_batch.engine.model.gbad import GBAD
 from gbad_batch.engine.row import Row
@@ -51,6 +53,16 @@ class Subject:
     def size(self) -> int:
         """Pixels a side of the networks' input."""
         return self.bundle.manifest.architecture.input_size
+
+
+def chain(subject: Subject, report: Report) -> None:
+    """Run the steps of `gbad-batch doctor --gpu`; the last words of what does not work stand in the notes."""
+    failed = 0
+    for step in run_chain(subject.device, subject.bundle.path, "auto", "auto", None):
+        failed += step.outcome == FAILS
+        report.notes.append(f"{step.name} {step.outcome}: {step.found}")
+        report.notes += step.said[-20:] if step.outcome == FAILS else []
+    report.add("chain_steps_failed", failed, at_most=0)
 
 
 def parity(subject: Subject, report: Report) -> None:
@@ -250,17 +262,29 @@ def tests(_: Subject, report: Report) -> None:
 
 
 def _engine_speed(subject: Subject, engine: Engine) -> float:
-    """Images a second of an open engine, from pixels in the host's memory, two batches under way."""
+    """Images a second of an open engine as a scan calls it: a batch for each stream, pixels on the device.
+
+    There a scan's decoder leaves them. From the host's memory a copy would be measured, slower than a GPU's
+    engine.
+    """
     decode = Decoder(subject.size, DecodeLimits())
     decoded = (decode(Row(path.name), path.read_bytes()) for path in subject.pictures)
     some = np.stack([pixels for pixels in decoded if pixels is not None])
-    pixels: NDArray[np.uint8] = np.resize(some, (4 * BATCH, *some.shape[1:]))
-    with closing(open_engine(engine)) as runner:
-        runner(pixels)
-        began, count = time.perf_counter(), 0
-        while time.perf_counter() - began < subject.seconds:
-            runner(pixels)
-            count += len(pixels)
+    batch: NDArray[np.uint8] = np.resize(some, (BATCH, *some.shape[1:]))
+    pixels = batch if engine.device == "cpu" else torch.from_numpy(batch).to(engine.device)
+    with closing(open_engine(engine)) as runner, ThreadPoolExecutor(runner.streams) as pool:
+        streams = range(runner.streams)
+
+        def computed(seconds: float) -> int:
+            until, count = time.perf_counter() + seconds, 0
+            while not count or time.perf_counter() < until:
+                runner(pixels)
+                count += len(pixels)
+            return count
+
+        list(pool.map(computed, [0.0 for _ in streams]))
+        began = time.perf_counter()
+        count = sum(pool.map(computed, [subject.seconds for _ in streams]))
         return count / (time.perf_counter() - began)
 
 
@@ -314,7 +338,8 @@ def _microseconds(work: Callable[[], Any], least_s: float = 1.0) -> float:
 
 
 PARTS = {
-    each.__name__: each for each in (parity, stages, scan, loader, dali, kernels, decision, tests, inductor)
+    each.__name__: each
+    for each in (chain, parity, stages, scan, loader, dali, kernels, decision, tests, inductor)
 }
 
 

@@ -12,9 +12,12 @@ so what a process imports at its first scan is left out:
   files. It holds the header gate, queues, clocks, the decision, Arrow's columns.
 - `gpu_loop_us`: the process of a GPU's worker, whose reader processes feed it JPEGs of about 100 kB through
   shared memory; stand-ins for DALI and the engine, so it needs no GPU. `reader_us` is one reader's CPU.
+- `dali_us`: the one thread that feeds DALI, runs it and looks at its answers, without DALI's own threads;
+  CPU operators decode the same JPEGs. `assemble_us`: what other threads make ready for it meanwhile.
 """
 
 import argparse
+import hashlib
 import resource
 import sys
 import tempfile
@@ -28,6 +31,9 @@ import numpy as np
 import simplejpeg
 
 from gbad_batch.engine.bundle import Bundle, default_bundle_path
+from gbad_batch.engine.decode import DecodeLimits, Decoder
+from gbad_batch.engine.decode.batch import BatchDecoder
+from gbad_batch.engine.row import Row
 from gbad_batch.engine.scan import Scan
 from gbad_batch.engine.settings import BATCH_SIZES, ScanSettings
 from gbad_batch.engine.sources import ListingCounts, find
@@ -53,7 +59,7 @@ IMAGES = 96_000
 PHOTOGRAPHS = 6_000
 PICTURES = 16  # that differ
 THUMBNAIL, PHOTOGRAPH = (48, 64), (500, 700)  # pixels: height, width
-BARS_US = {"serial_us": 25, "worker_us": 60, "gpu_loop_us": 40}
+BARS_US = {"serial_us": 25, "worker_us": 60, "gpu_loop_us": 40, "dali_us": 1e6 / 15_000}
 LEAST_IMG_S = 12_000
 NVJPEG_IMG_S = (10_000, 15_000)  # of one H200's JPEG hardware and CUDA cores, low and high: from reports
 
@@ -82,6 +88,8 @@ class Costs:
     serial_us: float = 0.0
     worker_us: float = 0.0
     gpu_loop_us: float = 0.0
+    dali_us: float = 0.0
+    assemble_us: float = 0.0
     reader_us: float = 0.0
     native_us: float = 0.0  # bare calls and engine of the model, of one core
 
@@ -108,6 +116,7 @@ def run(arguments: argparse.Namespace) -> Report:
     for name, most in BARS_US.items():
         report.add(name, getattr(costs, name), "us", at_most=most)
     report.add("cap_img_s", 1e6 / costs.serial_us, "img/s")
+    report.add("assemble_us", costs.assemble_us, "us")
     report.add("reader_us", costs.reader_us, "us")
     report.add("native_us", costs.native_us, "us")
     report.tables.append(expected_table(costs))
@@ -129,6 +138,7 @@ class Host:
         self._archive = linked(root / "small", self._thumbnails, arguments.images)
         photographs = write_jpegs(root / "photographs", PHOTOGRAPH)
         self._photographs = linked(root / "large", photographs, arguments.photographs)
+        self._photographs_read = [path.read_bytes() for path in photographs]
 
     def measured(self) -> tuple[dict[int, float], Costs]:
         """Give images a second by workers, and costs: the best of all rounds."""
@@ -144,7 +154,10 @@ class Host:
             )
             bare.append(_cpu_us(lambda: [calls.file(path) for path in self._thumbnails], PICTURES))
             loops.append(_worker_us(self._scan(open_gpu_stages, self._photographs, threads=usable_cores())))
+        assembling, feeding = self._dali_us()
         costs = Costs(
+            dali_us=feeding,
+            assemble_us=assembling,
             serial_us=max(min(map(_coordinator_us, each)) for each in stub.values()),
             worker_us=min(workers) - min(bare),
             gpu_loop_us=min(loops),
@@ -167,6 +180,24 @@ class Host:
         if summary.failed:
             raise RuntimeError(f"images failed: {summary.failed}")
         return summary
+
+    def _dali_us(self) -> tuple[float, float]:
+        """Give what assembling and decoding a batch take of the threads that call them, at best."""
+        count, limits = BATCH_SIZES["cuda"], DecodeLimits()
+        decode = BatchDecoder(Decoder(SIDE, limits), None, count, usable_cores(), 0.0)
+        blobs = [self._photographs_read[i % PICTURES] for i in range(count)]
+        rows = [Row(str(i), sha256=hashlib.sha256(blob).digest()) for i, blob in enumerate(blobs)]
+        images = [decode(row, bytes(bytearray(blob))) for row, blob in zip(rows, blobs, strict=True)]
+        assembling, feeding = list[float](), list[float]()
+        for _ in range(self._arguments.rounds):
+            began = time.thread_time()
+            assembled = decode.assemble(rows, [image for image in images if image is not None])
+            assembling.append(time.thread_time() - began)
+            kept, _ = decode.decode(assembled)
+            feeding.append(time.thread_time() - began - assembling[-1])
+            if len(kept) != count:
+                raise RuntimeError(f"{count - len(kept)} photographs are not decoded")
+        return min(assembling) / count * 1e6, min(feeding) / count * 1e6
 
     def _reader_us(self) -> float:
         """Give a reader's CPU: what a second pass over some images adds."""
@@ -220,6 +251,7 @@ def expected(costs: Costs, machine: Machine) -> tuple[tuple[float, float], str]:
     ceilings = {
         "coordinator": coordinator,
         "GPU loop": machine.gpus * 1e6 / costs.gpu_loop_us,
+        "thread of DALI": machine.gpus * 1e6 / costs.dali_us,
         "readers": machine.gpus * count * 1e6 / costs.reader_us,
     }
     low, high = (min(*ceilings.values(), machine.gpus * nvjpeg) for nvjpeg in NVJPEG_IMG_S)

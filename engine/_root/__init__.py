@@ -16,6 +16,7 @@ if __name__ != "gbad_batch":  # as gbad_batch.engine._root it would be a second 
 if TYPE_CHECKING:
     from gbad_batch.engine import (
         GbadError,
+        Model,
         Refused,
         Row,
         Scan,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GbadError",
+    "Model",
     "Refused",
     "Row",
     "Scan",

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import BundleError, Refused
+from ..model.typicality import Typicality
 from ..row import THREATS
 from ..system.durable import rename, write_whole
 from ..tar.headers import members
@@ -73,6 +74,17 @@ class OperatingPoint:
     interval: tuple[float, float] | None  # 95 % confidence, of pfa; None if it was not measured
     supported: bool  # calibration had enough benign images for this pfa
 
+    def notes(self, precision: str) -> list[str]:
+        """Return remarks on its use with an engine of this precision."""
+        notes = []
+        if not self.supported:
+            notes.append(f"calibration held too few benign images to support PFA {self.pfa:.3g}")
+        if self.precision != precision:
+            notes.append(
+                f"the operating point is that of {self.precision}: this precision has none of its own"
+            )
+        return notes
+
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
@@ -100,6 +112,19 @@ class Bundle:
     def tensors(self) -> Mapping[str, NDArray[Any]]:
         """Return the weights, statistics and decision arrays by name, read-only."""
         return self._tensors
+
+    def typicality(self) -> Typicality | None:
+        """Return how typical features are told; None if the bundle does not know."""
+        return Typicality.from_tensors(self._tensors, self.manifest.architecture.features)
+
+    def trunk(self, precision: str) -> str:
+        """Name what gives x and logits in this precision: a SHA-256, hex.
+
+        Bundles with the same one, such as a bundle and what `adapt` makes of it, share stored features.
+        """
+        names = OPTIONAL_FILES if precision == "int8" else ("network.onnx",)
+        told = ":".join(self.manifest.files[name].sha256 for name in names)
+        return hashlib.sha256(told.encode()).hexdigest()
 
     def gate(self) -> Gate:
         """Return the images of the parity gate and their FP32 values."""
@@ -230,6 +255,7 @@ def _check_tensors(tensors: Mapping[str, NDArray[Any]], manifest: Manifest) -> N
     for decision in manifest.decisions:
         if not any(name.startswith(f"decision.{decision}.") for name in tensors):
             raise BundleError(f"weights.safetensors lacks the arrays of the decision {decision!r}")
+    Typicality.from_tensors(tensors, features)
 
 
 # --- the parity gate ---
@@ -341,7 +367,7 @@ def operating_point(
     points = bundle.manifest.operating_points[source][decision]
     quantiles = bundle.manifest.benign_quantiles[source][decision]
     if threshold is not None:
-        pfa = _share_above(quantiles, threshold)
+        pfa = share_above(quantiles, threshold)
     else:
         pfa = DEFAULT_PFA if pfa is None else pfa
         threshold = _threshold_for(points, quantiles, pfa)
@@ -365,7 +391,7 @@ def _threshold_for(points: Sequence[StoredPoint], quantiles: Quantiles, pfa: flo
     return float(np.interp(1 - pfa, quantiles.probability, quantiles.score))
 
 
-def _share_above(quantiles: Quantiles, threshold: float) -> float:
+def share_above(quantiles: Quantiles, threshold: float) -> float:
     """Return the share of benign images at or above a score, from the quantiles."""
     return 1 - float(np.interp(threshold, quantiles.score, quantiles.probability, left=0.0, right=1.0))
 

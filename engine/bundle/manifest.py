@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -17,7 +17,10 @@ PRECISIONS = ("fp32", "fp16", "int8")
 DECISIONS = ("gbad", "classes", "combined")
 REQUIRED_FILES = ("weights.safetensors", "network.onnx", "bigan.onnx", "gate.tar", "README.md")
 OPTIONAL_FILES = ("network_int8.xml", "network_int8.bin")  # of the INT8 network: both or neither
-OPTIONAL_KEYS = ("tolerance_int8",)
+OPTIONAL_KEYS = ("tolerance_fp16", "tolerance_int8")
+# largest relative difference of a loss in half precision, where a bundle states no tolerance of it: losses
+# of the demo model move by 2 % at most, its scores by hundredths of a standard deviation
+HALF_LOSS_REL = 0.05
 LARGEST_FILES: dict[str, int] = {  # bytes
     **dict.fromkeys((*REQUIRED_FILES, *OPTIONAL_FILES), 1 << 30),
     "README.md": 1 << 20,
@@ -103,6 +106,7 @@ class Manifest:
     operating_points: Mapping[str, Mapping[str, tuple[StoredPoint, ...]]]  # [precision][decision], by pfa
     benign_quantiles: Mapping[str, Mapping[str, Quantiles]]  # [precision][decision]
     tolerance: Tolerance
+    tolerance_fp16: Tolerance | None  # None if none was set
     tolerance_int8: Tolerance | Agreement | None  # None without an INT8 network, or if none was set
     benign_score_std: Mapping[str, float]  # [decision]
     provenance: Mapping[str, Any]  # free form: how, when and on what it was trained
@@ -114,7 +118,13 @@ class Manifest:
         return tuple(self.operating_points["fp32"])
 
     def tolerance_of(self, precision: str) -> Tolerance | Agreement:
-        """Return the tolerance of an engine of this precision."""
+        """Return the tolerance of an engine of this precision.
+
+        Bundles that state none of FP16 bound its scores and decisions as FP32's, and its losses loosely.
+        """
+        if precision == "fp16":
+            loosely = replace(self.tolerance, loss_rel=max(self.tolerance.loss_rel, HALF_LOSS_REL))
+            return self.tolerance_fp16 or loosely
         return (self.tolerance_int8 if precision == "int8" else None) or self.tolerance
 
     def document(self) -> dict[str, Any]:
@@ -158,6 +168,7 @@ def _manifest(root: "_Value") -> Manifest:
         operating_points=points,
         benign_quantiles=quantiles,
         tolerance=_tolerance(at["tolerance"]),
+        tolerance_fp16=_tolerance(at["tolerance_fp16"], 1e6) if "tolerance_fp16" in at else None,
         tolerance_int8=_tolerance_int8(at["tolerance_int8"]) if "tolerance_int8" in at else None,
         benign_score_std=spreads,
         provenance=at["provenance"].object(),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..errors import BundleError
 
 TYPES = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
-NAMES = re.compile(r"(network|bigan|standardize|decision)(\.[A-Za-z0-9_]{1,80}){1,16}")
+NAMES = re.compile(r"(network|bigan|standardize|decision|typicality)(\.[A-Za-z0-9_]{1,80}){1,16}")
 LARGEST_HEADER = 4 << 20  # bytes
 MOST_TENSORS = 20_000
 MOST_DIMENSIONS = 6

@@ -9,13 +9,17 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ...export.choice import INSTALL, gpu_name, nvidia_gpus, unusable
+from ...export.choice import gpu_name, is_installed, nvidia_gpus, unfit_tensorrt, unusable
+from ...export.gate import verdict
+from ...kernels.compiler import PACKAGES as COMPILER_PACKAGES
+from ...kernels.compiler import lacking
 from ..bundle import DEMO_SENTENCE, Bundle, default_bundle_path
-from ..errors import GbadError
+from ..errors import GbadError, how_to_install
 from ..runtime import Engine
 from ..runtime.cache import EngineCache, Stored
 from ..settings import ScanSettings
 from ..stages.plan import plan_for
+from ..stages.scorer import devices_of
 from ..system.machine import cpu_flags, cpu_model, usable_cores
 
 PACKAGES = {
@@ -128,7 +132,22 @@ def _packages() -> list[Finding]:
                 findings.append(Finding(purpose, name, version(name)))
             except PackageNotFoundError:
                 findings.append(Finding(purpose, name, _how(purpose, name), ok=not needed))
-    return findings
+    return [*findings, *_compiler(), *_tensorrt()]
+
+
+def _compiler() -> list[Finding]:
+    """Tell whether Triton can compile, which it does at its first launch, also beside TensorRT."""
+    if not is_installed("triton"):
+        return []
+    reason = lacking()
+    found = f"{reason}; plain torch would compute instead: {COMPILER_PACKAGES}" if reason else "found"
+    return [Finding("gpu", "C compiler and Python.h", found)]
+
+
+def _tensorrt() -> list[Finding]:
+    """Tell of a TensorRT that is installed and cannot be used."""
+    reason = unfit_tensorrt() if is_installed("tensorrt") else None
+    return [Finding("tensorrt", "version", f"{reason}: {how_to_install('tensorrt')}")] if reason else []
 
 
 def _how(purpose: str, name: str) -> str:
@@ -137,7 +156,7 @@ def _how(purpose: str, name: str) -> str:
         return UNNEEDED[name]
     if purpose == "scan on the CPU":
         return "missing: reinstall gbad-batch"
-    return "missing: " + INSTALL.get(purpose, f"pip install 'gbad-batch[{purpose}]'")
+    return f"missing: {how_to_install(purpose)}"
 
 
 def _cache(path: Path | None) -> list[Finding]:
@@ -145,10 +164,10 @@ def _cache(path: Path | None) -> list[Finding]:
     if kept is None:
         return [Finding("cache", "folder", "not used: engines are built in memory, by every scan")]
     with closing(kept):
-        contents = kept.contents()
+        contents, benchmarks = kept.contents(), kept.of_benchmarks()
     return [
         Finding("cache", "folder", str(kept.path)),
-        Finding("cache", "contents", _sized(contents)),
+        Finding("cache", "contents", _sized(contents, benchmarks)),
         *([Finding("cache", "age", _age(contents))] if contents else []),
     ]
 
@@ -159,13 +178,17 @@ def emptied(path: Path | None) -> list[Finding]:
     if kept is None:
         return [Finding("cache", "emptied", "no: it is not used, see the warning", ok=False)]
     with closing(kept):
-        return [Finding("cache", "emptied", f"{kept.path}: {_sized(kept.empty())}")]
+        benchmarks = kept.of_benchmarks()
+        return [Finding("cache", "emptied", f"{kept.path}: {_sized(kept.empty(), benchmarks)}")]
 
 
-def _sized(contents: list[Stored]) -> str:
+def _sized(contents: list[Stored], benchmarks: int) -> str:
+    """Say how much engines and plans take, and files of the benchmarks."""
     total = sum(stored.bytes for stored in contents)
     noun = "entry" if len(contents) == 1 else "entries"
-    return f"{len(contents)} {noun}, {total / 1e6:.1f} MB" if contents else "nothing"
+    parts = [f"{len(contents)} {noun}, {total / 1e6:.1f} MB"] if contents else []
+    parts += [f"{benchmarks / 1e6:.1f} MB of benchmarks"] if benchmarks else []
+    return ", and ".join(parts) or "nothing"
 
 
 def _age(contents: list[Stored]) -> str:
@@ -183,12 +206,16 @@ def _engine(
         ready = engine_for(bundle, device=device, engine=engine, precision=precision, cache_dir=cache_dir)
     except GbadError as error:
         return [Finding("engine", "a scan here", str(error), ok=False)]
-    plan = plan_for(ScanSettings(cache_dir=cache_dir), ready)
+    plan = plan_for(ScanSettings(cache_dir=cache_dir), ready, len(devices_of(device, ready.device)))
     return [
         Finding("engine", "a scan here would use", ready.description),
         Finding("engine", "because", f"{_why_there(ready, device, engine)}; {_why_by(ready, engine)}"),
         *([Finding("engine", "in this precision", ready.reason)] if ready.reason else []),
-        *([Finding("engine", "checked", str(ready.parity))] if ready.parity else []),
+        *(
+            [Finding("engine", "checked", f"{ready.parity}; {verdict(bundle, ready)}")]
+            if ready.parity
+            else []
+        ),
         Finding("engine", "and would compute", str(plan)),
     ]
 
@@ -212,6 +239,6 @@ def _why_by(ready: Engine, engine: str) -> str:
     reasons = {
         "openvino": "OpenVINO is the backend of the CPU",
         "tensorrt": "TensorRT is installed",
-        "inductor": "TensorRT is not installed",
+        "inductor": (unfit_tensorrt() if is_installed("tensorrt") else None) or "TensorRT is not installed",
     }
     return reasons[ready.backend]

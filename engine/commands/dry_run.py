@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass, field, replace
 
+from ..results.features import X_SIZE
+from ..results.room import estimated_bytes, free_bytes
 from ..scan import Scan
 from ..settings import ScanSettings
-from ..sources import check, count
+from ..sources import check, count, left_out
 from ..system.machine import usable_cores
-from ..text import duration, escaped
+from ..text import counted, disk_size, duration, escaped
 
 SAMPLE = 32  # images a core whose scan is timed for the estimate
 
@@ -23,21 +25,26 @@ class Estimate:
     sample: int = 0  # images whose scan was timed
     images_per_second: float = 0.0
     seconds: float = 0.0
+    disk_bytes: int = 0  # that the results take until the scan has ended, with their parts and features
+    disk_free_bytes: int | None = None  # where --out is
 
     def text(self) -> str:
         """Format the estimate for a person."""
-        lines = [f"{self.images} images, {self.bytes / 1e9:.3f} GB"]
+        lines = [f"{counted(self.images, 'image')}, {self.bytes / 1e9:.3f} GB"]
         lines += [f"  {n:>10} {escaped(name) or '(no extension)'}" for name, n in self.by_extension.items()]
         if self.containers:
-            lines.append(f"  {self.containers:>10} folders or archives cannot be read to their end")
+            lines.append(f"  folders or archives that cannot be read to their end: {self.containers}")
         if self.other_files:
-            lines.append("other files, left out:")
-            lines += [f"  {n:>10} {escaped(name)}" for name, n in self.other_files.items()]
+            others = ", ".join(left_out(name, number) for name, number in self.other_files.items())
+            lines.append(f"  left out: {escaped(others)}")
         if self.images_per_second:
             lines.append(
                 f"about {duration(self.seconds)} at {self.images_per_second:.1f} img/s, "
-                f"as a sample of {self.sample} images ran here"
+                f"as a sample of {counted(self.sample, 'image')} ran here"
             )
+        if self.disk_free_bytes is not None:
+            free = disk_size(self.disk_free_bytes)
+            lines.append(f"about {disk_size(self.disk_bytes)} of disk for the results, {free} free")
         return "\n".join(lines)
 
 
@@ -53,6 +60,11 @@ def estimate(settings: ScanSettings) -> Estimate:
         by_extension=dict(census.extensions.most_common()),
         other_files=dict(census.listed.skipped.most_common()),
     )
+    rows = result.images + result.containers
+    x_size = X_SIZE if settings.features else None
+    result.disk_bytes = estimated_bytes(rows, is_folder=settings.out_is_folder, x_size=x_size)
+    if settings.out_path and settings.out_path.absolute().parent.is_dir():
+        result.disk_free_bytes = free_bytes(settings.out_path.absolute().parent)
     if images and settings.files_from != "-":  # a piped list is read once
         result.sample = min(images, SAMPLE * usable_cores())
         result.images_per_second = _speed(replace(settings, limit=result.sample))

@@ -4,17 +4,38 @@ import json
 import logging
 import signal
 import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import GbadError, Stopped
 from ..settings import ScanSettings
 from ..text import one_line
 from .console import progress_shown, summary_text, tell
+from .metrics import MetricsFile
+
+if TYPE_CHECKING:
+    from ..summary import Summary
 
 log = logging.getLogger(__name__)
 
 
-def guarded_scan(settings: ScanSettings, *, quiet: bool, as_json: bool) -> int:
-    """Scan and print the summary; returns the exit code."""
+def guarded_scan(settings: ScanSettings, *, quiet: bool, as_json: bool, metrics: Path | None = None) -> int:
+    """Scan and print the summary; returns the exit code. `metrics` is a file to keep figures of the scan in.
+
+    Raises Refused if that file cannot be written.
+    """
+    figures = MetricsFile(metrics, settings) if metrics else None
+    summary, code = _run(settings, figures, quiet=quiet)
+    if figures:
+        figures.end(code, summary)
+    if summary and (as_json or not quiet):
+        _print(json.dumps(summary.to_json(), indent=2) if as_json else summary_text(summary))
+    return code
+
+
+def _run(settings: ScanSettings, figures: MetricsFile | None, *, quiet: bool) -> "tuple[Summary | None, int]":
+    """Run a scan until it ends, whatever ends it; returns its summary, if it was finished, and exit code."""
     from ..scan import Scan
 
     scan = Scan(settings)
@@ -24,30 +45,32 @@ def guarded_scan(settings: ScanSettings, *, quiet: bool, as_json: bool) -> int:
         signals.append(number)
         scan.stop()
 
+    def fail(sentence: str, code: int) -> tuple[None, int]:
+        tell(sentence, logging.ERROR, exit_code=code)
+        return None, code
+
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
     try:
-        with progress_shown(quiet) as watch:
-            summary = scan.run(watch)
+        followed = figures.follow(lambda: scan.progress) if figures else nullcontext()
+        with progress_shown(quiet) as show, followed:
+            summary = scan.run(show)
     except GbadError as error:
-        tell(str(error))
-        return 128 + signals[0] if signals else error.exit_code
+        return fail(str(error), 128 + signals[0] if signals else error.exit_code)
     except (MemoryError, OSError, ImportError) as error:
-        tell(
+        return fail(
             f"this machine failed the scan: {_cause(error)}; finished rows are kept: run the same command "
-            "again"
+            "again",
+            Stopped.exit_code,
         )
-        return Stopped.exit_code
     except Exception as error:
         log.debug("the scan failed", exc_info=True)
-        tell(
+        return fail(
             f"the scan failed by a defect of this program ({type(error).__name__}: {one_line(error)}); "
-            "finished rows are kept: please report this sentence"
+            "finished rows are kept: please report this sentence",
+            Stopped.exit_code,
         )
-        return Stopped.exit_code
-    if as_json or not quiet:
-        _print(json.dumps(summary.to_json(), indent=2) if as_json else summary_text(summary))
-    return summary.exit_code
+    return summary, summary.exit_code
 
 
 def _cause(error: Exception) -> str:
@@ -66,4 +89,4 @@ def _print(text: str) -> None:
     except BrokenPipeError:
         return  # the reader closed it
     except OSError as error:
-        tell(f"WARNING: the scan is done, but its summary cannot be written: {error.strerror}")
+        tell(f"the scan is done, but its summary cannot be written: {error.strerror}", logging.WARNING)

@@ -1,38 +1,28 @@
-"""The commands for models of one's own: data, train, quantize, evaluate."""
+"""The commands for models of one's own: data, train, adapt, quantize, typicality, evaluate."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ..adaptation import ADAPTED_FROM
 from ..errors import Refused
 from ..model.architecture import Architecture
+from ..text import counted
 from ..training.settings import (
+    MIXED,
     Phase1Settings,
     Phase2Settings,
     QuantizeSettings,
     TrainSettings,
     format_stages,
 )
-from .options import DEMO, need_extra, options
-
-_WHAT_LABELS = options(
-    click.option(
-        "--form",
-        type=click.Choice(["auto", "sixray", "table", "voc", "boxes", "coco", "folders"]),
-        default=TrainSettings.form,
-        show_default=True,
-        help="Label format; auto detects it.",
-    ),
-    click.option(
-        "--class-map",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="TOML file with a table [classes] of lines such as Dagger = 'knife' or Baton = 'ignore'.",
-    ),
-)
+from .configuration import config_option
+from .options import DEMO, WHAT_LABELS, need_extra, options
 
 
 @click.group(epilog=DEMO)
@@ -53,7 +43,7 @@ def data() -> None:
     metavar="FILE",
     help="Labels of the images below DATASET.  [default: DATASET/labels.csv, else DATASET itself]",
 )
-@_WHAT_LABELS
+@WHAT_LABELS
 @click.option(
     "--test",
     "tests",
@@ -107,7 +97,7 @@ def data_check(as_json: bool, picture: Path | None, **given: Any) -> None:
 @data.command("convert", epilog=DEMO)
 @click.argument("source", type=click.Path(path_type=Path), metavar="IN")
 @click.argument("out", type=click.Path(path_type=Path), metavar="OUT")
-@_WHAT_LABELS
+@WHAT_LABELS
 @click.option(
     "--images",
     "image_folder",
@@ -132,19 +122,36 @@ def data_convert(source: Path, out: Path, **given: Any) -> None:
     done = convert(source, out, **given)
     boxes = f", {done.boxes} boxes" if done.boxes else ""
     dropped = f"; a CSV cannot hold {' and '.join(done.dropped)}" if done.dropped else ""
-    click.echo(f"{out}: {done.images} images, {done.positives} with a threat{boxes}{dropped}")
+    click.echo(f"{out}: {counted(done.images, 'image')}, {done.positives} with a threat{boxes}{dropped}")
 
+
+_COMPUTING = options(
+    click.option(
+        "--threads",
+        type=int,
+        default=TrainSettings.threads,
+        metavar="N",
+        help="CPU threads.  [default: all usable cores]",
+    ),
+    click.option(
+        "--seed",
+        type=click.IntRange(0),
+        default=TrainSettings.seed,
+        show_default=True,
+        help="Seed of all random numbers.",
+    ),
+)
 
 _HOW_TO_TRAIN = options(
     click.option(
-        "--backbone", default=Architecture.backbone, show_default=True, help="Backbone, by its name in timm."
+        "--backbone",
+        help=f"Backbone, by its name in timm.  [default: {Architecture.backbone}, or that of --start]",
     ),
     click.option(
         "--image-size",
         type=int,
-        default=Architecture.input_size,
-        show_default=True,
-        help="Input size of the network in scans, in pixels per side.",
+        help="Input size of the network in scans, in pixels per side.  [default: "
+        f"{Architecture.input_size}, or that of --start]",
     ),
     click.option(
         "--weights",
@@ -157,38 +164,39 @@ _HOW_TO_TRAIN = options(
         "--start",
         type=click.Path(path_type=Path),
         metavar="BUNDLE",
-        help="Start from the backbone and pyramid of a bundle of the same architecture.",
+        help="Start from the network of a bundle: a site's own labelled images take ten minutes then, and "
+        "defaults marked * are others, chosen for that.",
+    ),
+    click.option(
+        "--synthetic",
+        type=click.IntRange(0),
+        metavar="N",
+        help="Draw N synthetic images and mix them into phase I, half and half, so that no class is "
+        f"forgotten.  [default: 0, or {MIXED} with --start]",
     ),
     click.option(
         "--stages",
-        default=format_stages(Phase1Settings.stages),
-        show_default=True,
         metavar="SIZE:EPOCHS[:WINDOW],...",
         help="Image sizes of phase I, in growing order, and the epochs at each. A window below 1 shows only "
-        "that share of each side, around a threat; it needs labels with boxes.",
+        "that share of each side, around a threat; it needs labels with boxes.  "
+        f"[default: {format_stages(Phase1Settings.stages)} *]",
     ),
     click.option(
         "--batch-size",
         type=click.IntRange(2),
-        default=Phase1Settings.batch_size,
-        show_default=True,
-        help="Images per batch of phase I.",
+        help=f"Images per batch of phase I.  [default: {Phase1Settings.batch_size}]",
     ),
     click.option(
         "--learning-rate",
         type=float,
-        default=Phase1Settings.learning_rate,
-        show_default=True,
-        help="Peak learning rate of phase I.",
+        help=f"Peak learning rate of phase I.  [default: {Phase1Settings.learning_rate:g} *]",
     ),
     click.option(
         "--places",
         type=click.FloatRange(0),
-        default=Phase1Settings.localization,
-        show_default=True,
         metavar="WEIGHT",
         help="Weight of a second loss in phase I, on where threats lie (1 for the default bundle), which the "
-        "places of the class map learn. Needs labels with boxes, or --project.",
+        "places of the class map learn. Needs labels with boxes, --project or --synthetic.  [default: 0 *]",
     ),
     click.option(
         "--project",
@@ -223,20 +231,7 @@ _HOW_TO_TRAIN = options(
     click.option(
         "--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]", help="Device to train on."
     ),
-    click.option(
-        "--threads",
-        type=int,
-        default=TrainSettings.threads,
-        metavar="N",
-        help="CPU threads.  [default: all usable cores]",
-    ),
-    click.option(
-        "--seed",
-        type=click.IntRange(0),
-        default=TrainSettings.seed,
-        show_default=True,
-        help="Seed of all random numbers.",
-    ),
+    _COMPUTING,
 )
 
 
@@ -251,7 +246,7 @@ _HOW_TO_TRAIN = options(
     metavar="FILE",
     help="Labels of the images below DATASET.  [default: DATASET/labels.csv, else DATASET itself]",
 )
-@_WHAT_LABELS
+@WHAT_LABELS
 @click.option(
     "--run",
     type=click.Path(path_type=Path),
@@ -273,6 +268,7 @@ _HOW_TO_TRAIN = options(
     is_flag=True,
     help="Run phase I as the report describes it (15 epochs at 256 pixels, no FPN): figures only, no bundle.",
 )
+@config_option("train")
 def train(dataset: Path, run: Path | None, report_exact: bool, **given: Any) -> None:
     """Train a bundle on the images below DATASET, in the method's three phases.
 
@@ -289,6 +285,7 @@ def train(dataset: Path, run: Path | None, report_exact: bool, **given: Any) -> 
     gbad-batch train bags --backbone tf_efficientnet_lite0 --weights imagenet --out my-bundle
     gbad-batch train SIXray/images --labels train.csv --weights resnext50.safetensors --out sixray
     gbad-batch train PIDray --labels PIDray/train.json --project 2000 --out projected
+    gbad-batch train site/images --labels site.csv --start my-bundle --out site    ten minutes
     gbad-batch train bags --out my-bundle --phase 3 --phase3 heldout       repeats the last phase
     gbad-batch scan /archive --model my-bundle --out results.parquet
     """
@@ -301,8 +298,10 @@ def train(dataset: Path, run: Path | None, report_exact: bool, **given: Any) -> 
 
     out = given["out"]
     settings = train_settings(dataset, run=run or _run_folder(out), **given)
+    if settings.device != "cpu":
+        need_extra("gpu", "nvidia.dali")
     keep_freed_memory()  # here, for a library's caller may want another malloc
-    with training_shown() as progress:
+    with training_shown() as progress, _resumable():
         if report_exact:
             lines = train_as_reported(settings, progress)
             click.echo(f"{settings.run}: figures of {len(lines)} epochs in metrics.jsonl, pictures in plots/")
@@ -314,12 +313,75 @@ def train(dataset: Path, run: Path | None, report_exact: bool, **given: Any) -> 
         click.echo(f"{bundle}: scan with --model {bundle}; its README.md says what it was trained on")
 
 
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Have a training that is interrupted say how it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.args = ("training stopped on request; run the same command again to resume",)
+        raise
+
+
 def _run_folder(out: Path) -> Path:
     """Name the run folder of a bundle: beside it; raises Refused for a bundle that has no name."""
     whole = out if out.name else out.resolve()
     if not whole.name:
         raise Refused(f"--out {out} cannot be a bundle: name a folder to create")
     return whole.with_name(f"{whole.name}.run")
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path), metavar="BUNDLE")
+@click.option(
+    "--benign",
+    multiple=True,
+    required=True,
+    metavar="ARCHIVE",
+    help="Folder, tar or file of your own bags, nearly all of them harmless; may be repeated.",
+)
+@click.option(
+    "--out", "-o", type=click.Path(path_type=Path), required=True, metavar="BUNDLE2", help="Folder to create."
+)
+@click.option(
+    "--run",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Run folder for features and checkpoints.  [default: BUNDLE2.run]",
+)
+@click.option("--name", metavar="NAME", help="Name of the new bundle.  [default: the name of its folder]")
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    default=ADAPTED_FROM,
+    show_default=True,
+    help="Use only the first N files. Choose ones that show all your lanes and days.",
+)
+@_COMPUTING
+def adapt(bundle: Path, benign: tuple[str, ...], run: Path | None, name: str | None, **given: Any) -> None:
+    """Adapt BUNDLE to your own bags, which need no labels, and write it as BUNDLE2.
+
+    What is harmless looks different at each site, so that a model alarms more or less often there than
+    `--pfa` asks. This scans some of your bags (4,000 let the PFA of 5 % be well known, and some hundred
+    roughly), trains the BiGAN anew on one half of them and sets the operating points on the other. The
+    network stays: what it recognizes does not change. Minutes on two cores. A few per cent of threats among
+    the bags do no harm: those that are clearly recognized are left out, and any other one only makes alarms
+    rarer. If the command is killed, run it again to resume. Needs the train extra.
+
+    \b
+    gbad-batch adapt my-bundle --benign /archive/monday --benign /archive/friday --out site
+    gbad-batch scan /archive --model site --pfa 0.02 --out results.parquet
+    """
+    need_extra("train", "torch", "timm", "sklearn", "onnx", "onnxscript", "matplotlib")
+    from ..adaptation.run import AdaptSettings
+    from ..adaptation.run import adapt as adapt_bundle
+    from .console import training_shown
+
+    out = given["out"]
+    settings = AdaptSettings(bundle, benign, run=run or _run_folder(out), name=name or out.name, **given)
+    with training_shown() as progress:
+        adapt_bundle(settings, progress)
+    click.echo(f"{out}: scan with --model {out}; its README.md says what it was adapted to")
 
 
 @click.command()
@@ -381,6 +443,48 @@ def quantize(bundle: Path, images: Path, calibration: Path | None, out: Path, co
 
 
 @click.command()
+@click.argument("bundle", type=click.Path(path_type=Path), metavar="BUNDLE")
+@click.option(
+    "--images",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="Bags with and without threats that the network was not trained on, such as validation images; may "
+    "be repeated. Of ten at least one should hold a threat.",
+)
+@click.option(
+    "--out", "-o", type=click.Path(path_type=Path), required=True, metavar="BUNDLE2", help="Folder to create."
+)
+def typicality(bundle: Path, images: tuple[Path, ...], out: Path) -> None:
+    """Add to BUNDLE what its scans need to tell images that look like nothing it has seen.
+
+    `train` and `adapt` do this by themselves. Rows then have a `typicality`: a limit over the distance of an
+    image's features from those of the images here. One in 200 of these exceeds the limit, where typicality
+    is 1; 0.5 is twice as far. Some thousand images are best; a hundred are the least. Scores stay as they
+    are. Needs the train extra.
+
+    \b
+    gbad-batch typicality my-bundle --images bags/validation --out my-bundle2
+    gbad-batch scan /archive --model my-bundle2 --out results.parquet
+    """
+    need_extra("train", "nncf", "sklearn", "scipy")
+    from ..bundle import Bundle
+    from ..datasets import find_images
+    from ..datasets.arrays import rows_below
+    from ..training.packing.familiarity import add_typicality
+    from .console import training_shown
+
+    paths = [path for folder in images for path in (*find_images(folder), *rows_below(folder))]
+    with training_shown() as progress:
+        made = add_typicality(Bundle.read(bundle), paths, out, progress)
+    told = made.manifest.provenance["typicality"]
+    click.echo(
+        f"{out}: knows the typicality of images by {told['images']} others; its hash is {made.hash[:12]}"
+    )
+
+
+@click.command()
 @click.argument("results", type=click.Path(path_type=Path), metavar="RESULTS")
 @click.option(
     "--labels",
@@ -389,7 +493,7 @@ def quantize(bundle: Path, images: Path, calibration: Path | None, out: Path, co
     metavar="LABELS",
     help="Labels of the images: a file, or a folder of annotations.",
 )
-@_WHAT_LABELS
+@WHAT_LABELS
 @click.option(
     "--model",
     type=click.Path(path_type=Path),

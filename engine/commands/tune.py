@@ -1,7 +1,8 @@
 """Search for the fastest settings of one model on this machine, measured by scans and stored for later ones.
 
 One size is changed at a time, starting from the default plan. A trial is a scan of pictures on disk, start-up
-apart. The fastest plan must then beat the default, measured in turns.
+apart, by exactly the plan that later scans would take. The fastest plan must then beat the default, measured
+in turns.
 """
 
 import logging
@@ -11,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +25,19 @@ from ..runtime.cache import EngineCache
 from ..scan import Scan
 from ..settings import ScanSettings
 from ..sources import ListingCounts, check, find
+from ..stages import open_stages
 from ..stages.plan import WorkPlan, default_plan, keep
+from ..stages.scorer import devices_of
 from ..synth import SynthSettings, write_archive
 from ..system.machine import usable_cores
+from ..text import counted
 
 log = logging.getLogger(__name__)
 
-BATCHES = {"cpu": (4, 8, 16, 32), "cuda": (64, 128, 256, 512)}  # images
+BATCHES = {"cpu": (4, 8, 16, 32), "cuda": (64, 128, 256, 512, 1024)}  # images
 SECONDS = 2.5  # of a trial, about
-FIRST = 64  # images of the scan that tells how many make such a trial
-DEADLINE_S = 80.0  # no trial begins later
+FIRST = {"cpu": 64, "cuda": 4096}  # images of the scan that tells how many make such a trial: some batches
+DEADLINE_S = {"cpu": 80.0, "cuda": 240.0}  # no trial begins later; each one opens an engine and a decoder
 DUELS = 2  # of the fastest plan with the default
 GAIN = 1.02  # less than this is noise, and the default stays
 SYNTHETIC = 32  # pictures, where the user gives none
@@ -81,7 +86,7 @@ def tune(settings: ScanSettings) -> Tuning:
         with tempfile.TemporaryDirectory(prefix="gbad-batch-") as folder:
             pictures, source = _pictures(settings, Path(folder, "pictures"))
             bench = _Bench(settings, engine, pictures, Path(folder, "archive"))
-            plan = default_plan(engine, usable_cores())
+            plan = default_plan(engine, usable_cores(), gpus=len(devices_of(settings.device, engine.device)))
             default, chosen = _duel(bench, plan, _search(bench, engine, plan).plan)
         kept = keep(chosen.plan, engine, cache)
         model = f"{bundle.manifest.name} ({bundle.hash[:12]})"
@@ -100,7 +105,8 @@ class _Bench:
         self._settings = replace(settings, sources=(str(archive),), engine=engine.backend)
         self._pictures, self._archive = pictures, archive
         self._files = 0
-        self._deadline = time.monotonic() + DEADLINE_S
+        self._kind = engine.device.partition(":")[0]
+        self._deadline = time.monotonic() + DEADLINE_S[self._kind]
         archive.mkdir()
 
     @property
@@ -111,7 +117,7 @@ class _Bench:
     def run(self, plan: WorkPlan) -> Trial:
         """Time one plan."""
         if not self._files:
-            self._link(FIRST)
+            self._link(FIRST[self._kind])
             self._link(min(MOST_FILES, math.ceil(SECONDS * self._speed(plan))))
         trial = Trial(plan, self._speed(plan))
         log.info("%s: %.1f img/s", plan.sizes(), trial.images_per_second)
@@ -120,9 +126,7 @@ class _Bench:
 
     def _speed(self, plan: WorkPlan) -> float:
         """Return the images per second of a scan with this plan; raises Refused if none can be decoded."""
-        threads = plan.workers * plan.threads
-        sizes = {"batch_size": plan.batch_size, "workers": plan.workers, "threads": threads}
-        scan = Scan(replace(self._settings, **sizes))
+        scan = Scan(self._settings, partial(open_stages, plan=plan))
         scored = sum(row.status == "ok" for row in scan.rows())
         if not scored:
             raise Refused(f"no image in {self._source} can be decoded: name others with --images")
@@ -142,7 +146,8 @@ def _search(bench: _Bench, engine: Engine, default: WorkPlan) -> Trial:
         start = replace(best.plan, origin="tried")
         for value in values:
             if value != getattr(start, size) and not bench.is_late:
-                trial = bench.run(replace(start, **{size: value}))
+                tried = replace(start, **{size: value})
+                trial = bench.run(replace(tried, cores=max(1, usable_cores() // tried.workers)))
                 best = max(best, trial, key=lambda t: t.images_per_second)
     return best
 
@@ -184,7 +189,7 @@ def _pictures(settings: ScanSettings, folder: Path) -> tuple[list[Path], str]:
     paths = sorted(folder.iterdir())
     if not paths:
         raise Refused(f"no image in {_names(settings)} can be read: name others with --images")
-    return paths, f"{len(paths)} images of {_names(settings)}"
+    return paths, f"{counted(len(paths), 'image')} of {_names(settings)}"
 
 
 def _names(settings: ScanSettings) -> str:

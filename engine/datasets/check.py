@@ -43,6 +43,7 @@ class ListFindings:
     positive_rate: float
     benign_per_positive: float | None  # None without a positive
     labels: dict[str, int]  # images that hold each threat
+    unknown: dict[str, int]  # images of which it is unknown whether they do, for each class that has such
     labels_per_positive: float | None
     combinations: dict[str, int]  # 'gun + knife', the most frequent first
     splits: dict[str, int]  # images of each split that the list names
@@ -167,6 +168,7 @@ def _findings(one: _Listed, faults: Sequence[Row]) -> ListFindings:
         positive_rate=positives / len(labels.names),
         benign_per_positive=(len(labels.names) - positives) / positives if positives else None,
         labels=dict(zip(THREATS, labels.labels.sum(axis=0).tolist(), strict=True)),
+        unknown=labels.unknown,
         labels_per_positive=float(labels.labels.sum() / positives) if positives else None,
         combinations=_combinations(labels),
         splits=dict(Counter(split for split in labels.splits if split)),

@@ -46,6 +46,11 @@ def convert(
     if out.exists():
         raise Refused(f"{out} exists already; remove it or name another file")
     labels = read_labels(source, form, class_map)
+    if labels.unknown:
+        raise Refused(
+            f"{source} does not say of every image whether it holds {' and '.join(labels.unknown)}, and "
+            f"{out} cannot leave that open: fill the blanks first"
+        )
     paths = None
     if image_folder is not None:
         on_disk = find_images(image_folder)

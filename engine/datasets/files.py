@@ -29,10 +29,10 @@ def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
     """Return a label file's bytes; raises Refused if it cannot be read or is too large."""
     try:
         if path.stat().st_size > most_bytes:
-            raise Refused(f"{path} has more than {most_bytes:,} bytes, too many for a label file")
+            raise Refused(f"{path} has more than {most_bytes:,} bytes, too many to be read whole")
         return path.read_bytes()
     except OSError as error:
-        raise Refused(f"the label file {path} cannot be read: {error.strerror}") from error
+        raise Refused(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _line(content: bytes, at: int) -> int:

@@ -35,6 +35,13 @@ class Labels:
     groups: tuple[str, ...]  # bag or other group of each image, '' where none is known
     splits: tuple[str, ...]  # one of SPLITS, '' where none is known
     boxes: tuple[tuple[Box, ...], ...]  # of each image; one with labels may lack them
+    known: NDArray[np.bool_]  # [n, 5] whether the label is known; an unknown one is False in `labels`
+
+    @property
+    def unknown(self) -> dict[str, int]:
+        """Count the images whose label is unknown, for each class that has such."""
+        counts = (~self.known).sum(axis=0).tolist()
+        return {threat: count for threat, count in zip(THREATS, counts, strict=True) if count}
 
     @property
     def positive(self) -> NDArray[np.bool_]:
@@ -50,6 +57,7 @@ class Labels:
             tuple(self.groups[i] for i in index),
             tuple(self.splits[i] for i in index),
             tuple(self.boxes[i] for i in index),
+            self.known[list(index)],
         )
 
 
@@ -60,6 +68,7 @@ class _Entry(NamedTuple):
     group: str
     split: str
     boxes: tuple[Box, ...]
+    known: tuple[bool, ...]
 
 
 class Gathered:
@@ -68,7 +77,7 @@ class Gathered:
     def __init__(self) -> None:
         self._entries: list[_Entry] = []
 
-    def add(
+    def add(  # noqa: PLR0913
         self,
         name: str,
         threats: Collection[str],
@@ -76,15 +85,20 @@ class Gathered:
         group: str = "",
         split: str = "",
         boxes: Sequence[Box] = (),
+        unknown: Collection[str] = (),
     ) -> None:
-        """Add one image with its threats; raises Refused for an empty name or an unknown split."""
+        """Add one image with its threats, and the classes of which nothing is known.
+
+        Raises Refused for an empty name or an unknown split.
+        """
         name = name.strip()
         if not name:
             raise Refused(f"{origin}: the image has no name; give the name of its file")
         if split and split not in SPLITS:
             raise Refused(f"{origin}: the split {split!r} is unknown; write {', '.join(SPLITS)} or nothing")
         flags = tuple(threat in threats for threat in THREATS)
-        self._entries.append(_Entry(name, flags, origin, group, split, tuple(boxes)))
+        known = tuple(threat not in unknown for threat in THREATS)
+        self._entries.append(_Entry(name, flags, origin, group, split, tuple(boxes), known))
 
     def labels(self, path: Path) -> Labels:
         """Return the labels collected from `path`; raises Refused for none, or a name listed twice."""
@@ -99,6 +113,7 @@ class Gathered:
             tuple(entry.group for entry in entries),
             tuple(entry.split for entry in entries),
             tuple(entry.boxes for entry in entries),
+            np.array([entry.known for entry in entries], dtype=np.bool_),
         )
 
     def _check_once(self) -> None:

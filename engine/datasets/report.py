@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..errors import Stopped
 from ..row import THREATS
-from ..text import escaped
+from ..text import counted, escaped
 from .check import SHOWN, Duplicates, Findings, ListFindings
 
 BAR = 40  # characters of the longest
@@ -18,7 +18,7 @@ def check_text(findings: Findings) -> str:
     longest = max(number for one in findings.lists for number in one.labels.values())
     lines = [line for one in findings.lists for line in _list_lines(one, longest)]
     if findings.unlisted:
-        lines += [f"  {findings.unlisted} images on disk that no list names", ""]
+        lines += [f"  {counted(findings.unlisted, 'image')} on disk that no list names", ""]
     lines += ["duplicates:"]
     lines += _duplicate_lines("the same bytes", findings.exact)
     lines += _duplicate_lines("the same bytes, or alike", findings.near)
@@ -32,9 +32,11 @@ def check_text(findings: Findings) -> str:
 
 def _list_lines(one: ListFindings, longest: int) -> Iterator[str]:
     yield f"{one.name}: {escaped(one.source)}"
-    yield f"  {one.images} images, {_rate(one)}"
+    yield f"  {counted(one.images, 'image')}, {_rate(one)}"
     for threat, number in one.labels.items():
         yield f"  {threat:<9} {number:>8} {_bar(number, longest)}".rstrip()
+    for threat, number in one.unknown.items():
+        yield f"  {threat} is unknown of {number} images"
     yield f"  combinations: {_some([f'{name} {number}' for name, number in one.combinations.items()])}"
     if one.splits:
         yield f"  splits: {', '.join(f'{name} {number}' for name, number in one.splits.items())}"
@@ -88,6 +90,7 @@ def plot(findings: Findings, path: Path) -> None:
     Raises Stopped if the file cannot be written.
     """
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -103,6 +106,7 @@ def plot(findings: Findings, path: Path) -> None:
         right.barh([y + shift for y in range(len(combinations))], shares, width)
     left.set_xticks(range(len(THREATS)), THREATS)
     left.set(ylabel="images", title="Images that hold each threat")
+    left.yaxis.set_major_locator(MaxNLocator(integer=True))  # there is no half image
     left.margins(y=0.25)  # room for the legend
     left.legend(loc="upper left", fontsize=8)
     right.set_yticks(range(len(combinations)), combinations)

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from .labels import Gathered, Labels
 SIXRAY_HEADER = ["name", *(threat.capitalize() for threat in THREATS)]
 _NAMES = ("path", "name")  # of the column that names the image
 _SIXRAY = {"1": True, "-1": False, "0": False}  # 0 is what it does not know: absent, as far as known
-_TABLE = {**_SIXRAY, "true": True, "false": False}
+_TABLE = {**_SIXRAY, "true": True, "false": False, "": None}  # a blank says that it is unknown
 
 
 def read_sixray(path: Path) -> Labels:
@@ -27,58 +27,67 @@ def read_sixray(path: Path) -> Labels:
         origin = f"{path}, line {number}"
         if len(line) != len(SIXRAY_HEADER):
             raise Refused(f"{origin}: a name and five labels are expected, not {len(line)} values")
-        gathered.add(line[0], _threats(line[1:], _SIXRAY, origin), origin)
+        present, _ = _threats(dict(zip(THREATS, line[1:], strict=True)), _SIXRAY, origin)
+        gathered.add(line[0], present, origin)
     return gathered.labels(path)
 
 
 def read_table(path: Path) -> Labels:
     """Read a CSV or Parquet table with `path` or `name`, the five threats, optionally `split` and `group`.
 
-    Labels are 1 / true or 0 / -1 / false; other columns are ignored. Raises Refused with the line or row.
+    Labels are 1 / true or 0 / -1 / false; a blank, or a class without a column, is unknown. Other columns are
+    ignored. Raises Refused with the line or row.
     """
     is_parquet = path.suffix.lower() == ".parquet"
-    header, rows = _parquet_rows(path) if is_parquet else _csv_rows(path)
+    header, rows = _parquet_rows(path) if is_parquet else csv_rows(path)
     columns = [column.strip().lower() for column in header]
     name, threats, split, group = _positions(str(path) if is_parquet else f"{path}, line 1", columns)
     gathered = Gathered()
     for origin, row in rows:
         if len(row) != len(columns):
             raise Refused(f"{origin}: {len(columns)} values are expected, not {len(row)}")
+        present, unknown = _threats({threat: row[k] for threat, k in threats.items()}, _TABLE, origin)
         gathered.add(
             row[name],
-            _threats([row[k] for k in threats], _TABLE, origin),
+            present,
             origin,
+            unknown=unknown,
             group="" if group is None else row[group].strip(),
             split="" if split is None else row[split].strip(),
         )
     return gathered.labels(path)
 
 
-def _positions(origin: str, columns: list[str]) -> tuple[int, list[int], int | None, int | None]:
-    """Find the columns of the name, the threats, the split and the group."""
+def _positions(origin: str, columns: list[str]) -> tuple[int, dict[str, int], int | None, int | None]:
+    """Find the columns of the name, of threats, of the split and the group."""
     if twice := sorted(
         {c for c in columns if columns.count(c) > 1 and c in (*_NAMES, *THREATS, "split", "group")}
     ):
         raise Refused(f"{origin}: the column {twice[0]} occurs twice; keep one")
     name = next((column for column in _NAMES if column in columns), None)
-    lacking = [threat for threat in THREATS if threat not in columns]
-    if name is None or lacking:
-        missing = ", ".join([*(() if name else ("path (or name)",)), *lacking])
-        raise Refused(f"{origin}: a table of labels needs the columns {missing}, which are missing")
+    threats = {threat: columns.index(threat) for threat in THREATS if threat in columns}
+    if name is None or not threats:
+        missing = [
+            *(() if name else ("path (or name)",)),
+            *(() if threats else (f"one of {', '.join(THREATS)}",)),
+        ]
+        raise Refused(f"{origin}: a table of labels needs the column {' and '.join(missing)}: add it")
     split, group = (columns.index(c) if c in columns else None for c in ("split", "group"))
-    return columns.index(name), [columns.index(threat) for threat in THREATS], split, group
+    return columns.index(name), threats, split, group
 
 
-def _threats(values: list[str], meanings: dict[str, bool], origin: str) -> list[str]:
-    """Return the threats whose value is true."""
-    present = []
-    for threat, value in zip(THREATS, values, strict=True):
-        meaning = meanings.get(value.strip().lower())
-        if meaning is None:
-            raise Refused(f"{origin}: the label {value!r} of {threat} is none of {', '.join(meanings)}")
-        if meaning:
-            present.append(threat)
-    return present
+def _threats(
+    values: dict[str, str], meanings: Mapping[str, bool | None], origin: str
+) -> tuple[list[str], list[str]]:
+    """Return the threats whose value is true, and those of which nothing is known."""
+    told: dict[str, bool | None] = dict.fromkeys(THREATS)
+    for threat, value in values.items():
+        text = value.strip().lower()
+        if text not in meanings:
+            some = ", ".join(filter(None, meanings))
+            raise Refused(f"{origin}: the label {value!r} of {threat} is none of {some}")
+        told[threat] = meanings[text]
+    return [threat for threat in told if told[threat]], [threat for threat in told if told[threat] is None]
 
 
 def _csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -92,7 +101,8 @@ def _csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise Refused(f"{path}, line {lines.line_num}: this is not CSV: {error}") from error
 
 
-def _csv_rows(path: Path) -> tuple[list[str], Iterator[tuple[str, list[str]]]]:
+def csv_rows(path: Path) -> tuple[list[str], Iterator[tuple[str, list[str]]]]:
+    """Return the header of a CSV file, and its other lines, each with its origin; raises Refused."""
     lines = _csv_lines(path)
     _, header = next(lines, (0, []))
     return header, ((f"{path}, line {number}", line) for number, line in lines)

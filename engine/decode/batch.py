@@ -14,6 +14,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,10 +26,11 @@ from ..text import one_line
 from . import Decoder
 from .coded_image import CodedImage
 from .host_memory import HostMemory
+from .native import NoDecoder, nvjpeg_is_loaded
 from .odd_jpeg import INVENTED
 
 if TYPE_CHECKING:
-    from .dali_graph import DecodedBatch
+    from .dali_graph import CodedBatch, DecodedBatch
 
 LARGEST_PIXELS = 16_000_000  # of an image that waits for its batch: what a batch holds is bounded,
 LARGEST_BYTES = 4 << 20  # on the GPU and on the way to it
@@ -44,10 +46,20 @@ def waits_for_batch(row: Row, image: CodedImage) -> bool:
     return image.nvjpeg and small
 
 
+@dataclass(frozen=True)
+class Assembled:
+    """Images with their rows, ready to be decoded."""
+
+    rows: Sequence[Row]
+    waiting: "list[CodedBatch]"  # for the device, each decoded at once; ids are positions in `rows`
+    finished: dict[int, Pixels]  # decoded already, by position
+
+
 class BatchDecoder:
     """Decodes images for a GPU, or the same way by DALI's CPU operators, where `gpu` is None.
 
-    Calls for single images may come from many threads, `decode_batch` from one at a time. `most` images are
+    Single images are decoded, and batches assembled, on many threads, beside the one that decodes a batch:
+    `decode` is for one thread at a time. `most` images are
     decoded at once, `hardware_share` of them by the GPU's JPEG hardware. Raises Refused where DALI cannot be
     used.
     """
@@ -60,17 +72,23 @@ class BatchDecoder:
         self._fingerprints: OrderedDict[tuple[int, float], bytes | None] = OrderedDict()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode one")
         try:
-            from .dali_graph import GraphSettings
+            from .dali_graph import CodedBatch, GraphSettings
             from .device import DeviceDecoder
 
+            self._coded_batch = CodedBatch.of
             self._memory = _memory(gpu)
             graph = GraphSettings(self._size, most, threads, gpu, hardware_share)
             self._decode = DeviceDecoder(graph, self._memory)
-        except (ImportError, RuntimeError, MemoryError) as error:
+        except (ImportError, RuntimeError, MemoryError, NoDecoder) as error:
             where = "the CPU" if gpu is None else f"cuda:{gpu}"
             raise Refused(
                 f"DALI cannot decode on {where} ({one_line(error)[-300:]}); use --device cpu"
             ) from error
+        if gpu is not None and not nvjpeg_is_loaded():
+            raise Refused(
+                f"nvJPEG could not be loaded, so that the CPU would decode what cuda:{gpu} is to decode: "
+                "reinstall nvidia-nvjpeg and nvidia-dali-cuda130, or use --device cpu"
+            )
 
     def __call__(self, row: Row, blob: bytes) -> Pixels | CodedImage | None:
         """Decode one file as `Decoder` does, or return what waits for its batch; None is a bad image."""
@@ -79,31 +97,42 @@ class BatchDecoder:
             return None
         return image if waits_for_batch(row, image) else self._decode_one.pixels(row, image)
 
-    def decode_batch(
-        self, rows: Sequence[Row], images: Sequence[Pixels | CodedImage]
-    ) -> tuple[list[Row], Any]:
-        """Decode what waits and bring all to the device; `images` are what single calls gave for `rows`.
+    def assemble(self, rows: Sequence[Row], images: Sequence[Pixels | CodedImage]) -> Assembled:
+        """Make a batch of what single calls gave for `rows`."""
+        waiting = {i: image for i, image in enumerate(images) if isinstance(image, CodedImage)}
+        finished = {i: image for i, image in enumerate(images) if not isinstance(image, CodedImage)}
+        coded = [
+            self._coded_batch(ids, [waiting[i] for i in ids], [_shape(rows[i]) for i in ids])
+            for ids in self._chunks(rows, list(waiting))
+        ]
+        return Assembled(rows, coded, finished)
+
+    def decode(self, assembled: Assembled) -> tuple[list[Row], Any]:
+        """Decode what waits and bring all to the device; the images' bytes stay as they are meanwhile.
 
         Returns the rows that have pixels, in their order, and these, uint8 [n, S, S, 3]: a torch tensor on
         the GPU, a numpy array for CPU operators. They are finished; the caller gives them up only when nobody
         reads them any more. The status of the other rows says why they have none. Raises DeviceLost, Stopped,
         MemoryError.
         """
-        waiting = {i: image for i, image in enumerate(images) if isinstance(image, CodedImage)}
-        finished = {i: image for i, image in enumerate(images) if not isinstance(image, CodedImage)}
+        rows, finished = assembled.rows, dict(assembled.finished)
         parts: list[tuple[list[int], Any]] = []
         with self._memory.here():
-            for ids in self._chunks(rows, list(waiting)):
-                decoded = self._decode(ids, [waiting[i] for i in ids], [_shape(rows[i]) for i in ids])
+            for batch in assembled.waiting:
+                decoded = self._decode(batch)
                 part = self._reliable(rows, decoded) if decoded else ([], None)
                 parts.append(part)
-                left = sorted(set(ids).difference(part[0]))
-                retried = self._pool.map(lambda i: self._decode_one.pixels(rows[i], waiting[i]), left)
-                finished |= {i: pixels for i, pixels in zip(left, retried, strict=True) if pixels is not None}
+                finished |= self._one_by_one(rows, batch, set(batch.ids).difference(part[0]))
             if finished:
                 order = sorted(finished)
                 parts.append((order, self._memory.put(np.stack([finished[i] for i in order]))))
             return self._joined(rows, [part for part in parts if part[0]])
+
+    def _one_by_one(self, rows: Sequence[Row], batch: "CodedBatch", ids: set[int]) -> dict[int, Pixels]:
+        """Decode some images of a batch on the CPU; returns the pixels of those that are not bad."""
+        left = [(i, image) for i, image in zip(batch.ids, batch.coded, strict=True) if i in ids]
+        retried = self._pool.map(lambda one: self._decode_one.pixels(rows[one[0]], one[1]), left)
+        return {i: pixels for (i, _), pixels in zip(left, retried, strict=True) if pixels is not None}
 
     def _chunks(self, rows: Sequence[Row], waiting: Sequence[int]) -> Iterator[list[int]]:
         """Divide positions into as many at once as a graph takes and memory allows."""

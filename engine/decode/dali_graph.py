@@ -25,6 +25,9 @@ import numpy as np
 import numpy.typing as npt
 from nvidia.dali import fn, types
 from nvidia.dali.pipeline import pipeline_def
+from nvidia.dali.tensors import TensorCPU
+
+from .coded_image import CodedImage
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,24 @@ class GraphSettings:
     threads: int
     gpu: int | None  # None: CPU operators
     hardware_share: float  # of JPEGs, for the GPU's JPEG hardware
+
+
+@dataclass(frozen=True)
+class CodedBatch:
+    """JPEGs that are decoded at once, ready to be fed; made beside a graph that runs."""
+
+    ids: list[int]
+    coded: list[CodedImage]
+    shapes: list[tuple[int, int]]  # height and width, by the headers
+    tensors: list[Any]  # DALI's, uint8 [bytes], over the memory of `coded`
+
+    @classmethod
+    def of(
+        cls, ids: Sequence[int], coded: Sequence[CodedImage], shapes: Sequence[tuple[int, int]]
+    ) -> "CodedBatch":
+        """Put a tensor over each image's bytes, which is most of what feeding them takes."""
+        tensors = [TensorCPU(np.frombuffer(image.data, np.uint8)) for image in coded]
+        return cls(list(ids), list(coded), list(shapes), tensors)
 
 
 @dataclass(frozen=True)
@@ -63,6 +84,8 @@ class DaliGraph:
 
     def __call__(self, images: Sequence[Any], ids: Sequence[int]) -> DecodedBatch:
         """Run images, which are uint8 [bytes] as stored or [H, W, 3] where the graph runs, with their ids.
+
+        Bytes as stored are read in place, so nobody may write to them until this returns or raises.
 
         Takes 1 to `most` images; when it returns, the pixels are finished. Raises RuntimeError where DALI
         fails, at an image that it cannot decode too, and may be called again after that.
@@ -93,6 +116,18 @@ class DaliGraph:
         return pipeline
 
 
+def decoded(stored: Any, on_gpu: bool, **options: Any) -> Any:
+    """Decode stored images to RGB as the CPU's decoders do, on a GPU or by CPU operators."""
+    return fn.decoders.image(
+        stored,
+        device="mixed" if on_gpu else "cpu",
+        output_type=types.DALIImageType.RGB,
+        adjust_orientation=False,  # the scan's policy
+        jpeg_fancy_upsampling=True,  # as the CPU decoders do
+        **options,
+    )
+
+
 @pipeline_def
 def define(settings: GraphSettings, encoded: bool) -> tuple[Any, ...]:
     """Decode, where images come as stored, and resize; the same for CPU operators and a GPU's."""
@@ -100,16 +135,10 @@ def define(settings: GraphSettings, encoded: bool) -> tuple[Any, ...]:
     on_gpu = settings.gpu is not None
     ids = fn.external_source(name="ids", dtype=kind.INT64, ndim=1)
     if encoded:
-        stored = fn.external_source(name="images", dtype=kind.UINT8, ndim=1)
-        images = fn.decoders.image(
-            stored,
-            device="mixed" if on_gpu else "cpu",
-            output_type=types.DALIImageType.RGB,
-            adjust_orientation=False,  # the scan's policy
-            jpeg_fancy_upsampling=True,  # as the CPU decoders do
-            hw_decoder_load=settings.hardware_share,
-            affine=False,  # the cores are shared with those who read
-        )
+        # not copied: `run` returns, or raises, when all images were decoded, and DALI keeps what it was fed
+        stored = fn.external_source(name="images", dtype=kind.UINT8, ndim=1, no_copy=True)
+        # `affine`: the cores are shared with those who read
+        images = decoded(stored, on_gpu, hw_decoder_load=settings.hardware_share, affine=False)
     else:
         device = "gpu" if on_gpu else "cpu"
         images = fn.external_source(name="images", device=device, dtype=kind.UINT8, ndim=3, layout="HWC")

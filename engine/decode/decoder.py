@@ -34,7 +34,7 @@ from . import native_lines
 from .budget import PixelBudget, ScratchBuffer
 from .coded_image import CodedImage, DecodeLimits, Layout
 from .header import inspect
-from .native import cpu_decoder, nvimagecodec
+from .native import NoDecoder, cpu_decoder, nvimagecodec
 from .odd_jpeg import read_odd_jpeg
 from .resize import Pixels, Resizer
 
@@ -71,8 +71,8 @@ class Decoder:
         content is undefined.
 
         Fills format, width, height, bit_depth, color, status, error and warnings of the row.
-        Raises MemoryError, a fault of the machine, after some seconds of trying; every fault of the file
-        becomes the status of the row.
+        Raises MemoryError and NoDecoder, faults of the machine, after some seconds of trying; every fault of
+        the file becomes the status of the row.
         """
         image = self.gate(row, blob)
         return None if image is None else self.pixels(row, image, out)
@@ -203,8 +203,8 @@ class Decoder:
 
 
 def _fail(row: Row, error: Exception) -> None:
-    """Record an error of a decoder in the row; re-raises MemoryError."""
-    if isinstance(error, MemoryError):
+    """Record an error of a decoder in the row; re-raises what is the machine's fault."""
+    if isinstance(error, MemoryError | NoDecoder):
         raise error
     known = isinstance(error, ImageFault)
     row.fail(error if known else ImageFault("undecodable", f"the decoder says: {one_line(error)}"))

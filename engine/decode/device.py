@@ -2,15 +2,12 @@
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeVar
-
-import numpy as np
 
 from ..errors import DeviceLost
 from ..text import one_line
-from .coded_image import CodedImage
-from .dali_graph import DaliGraph, DecodedBatch, GraphSettings
+from .dali_graph import CodedBatch, DaliGraph, DecodedBatch, GraphSettings
 from .gpu_per_image import PerImageDecoder
 from .host_memory import HostMemory
 
@@ -28,7 +25,7 @@ class DeviceDecoder:
     A single bad image fails DALI's batch and is not always named. So a failed batch is decoded once more with
     an answer for each image, and once more than MOST_FAILED of the RECENT batches have failed, or held an
     image that would have failed them, nvImageCodec goes first, until they are fewer again. Belongs to one
-    thread at a time. Raises RuntimeError or MemoryError where a library cannot work here.
+    thread at a time. Raises RuntimeError, NoDecoder or MemoryError where a library cannot work here.
     """
 
     def __init__(self, settings: GraphSettings, memory: HostMemory):
@@ -38,26 +35,24 @@ class DeviceDecoder:
         self._per_image = PerImageDecoder(memory, settings.gpu, settings.threads, settings.hardware_share)
         self._failed: deque[bool] = deque([False] * RECENT, RECENT)
 
-    def __call__(
-        self, ids: Sequence[int], coded: Sequence[CodedImage], shapes: Sequence[tuple[int, int]]
-    ) -> DecodedBatch | None:
-        """Decode images of the shapes [height, width]; what comes out is those of `ids` that could be.
+    def __call__(self, batch: CodedBatch) -> DecodedBatch | None:
+        """Decode a batch; what comes out is those of its ids that could be, None if there are none.
 
-        None marks a bad image. Raises DeviceLost if this process loses the GPU.
+        Raises DeviceLost if this process loses the GPU.
         """
-        reason = None
+        reason, ids = None, batch.ids
         if sum(self._failed) <= MOST_FAILED * RECENT:
-            blobs = [np.frombuffer(image.data, np.uint8) for image in coded]
-            decoded, reason = self._tried(lambda: self._decode(blobs, ids))
+            decoded, reason = self._tried(lambda: self._decode(batch.tensors, ids))
             if decoded:
                 self._failed.append(False)
                 return decoded
-        answers, _ = self._tried(lambda: self._per_image(coded, shapes))
+        answers, _ = self._tried(lambda: self._per_image(batch.coded, batch.shapes))
         good = [(i, pixels) for i, pixels in zip(ids, answers or (), strict=False) if pixels is not None]
         if reason and len(good) == len(ids):
             log.warning("DALI failed on a batch of good images, and is restarted: %s", reason[-300:])
             self._decode.renew()
-        self._failed.append(reason is not None or len(good) < len(ids))
+        # where nvImageCodec goes first and decodes nothing at all, DALI's turn comes again
+        self._failed.append(reason is not None or 0 < len(good) < len(ids))
         if not good:
             return None
         decoded, _ = self._tried(lambda: self._resize([pixels for _, pixels in good], [i for i, _ in good]))

@@ -4,6 +4,7 @@ libtiff paints what it can of a damaged line, and says nothing of a Group 4 pict
 reader takes only lines that are as long as the picture is wide.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -82,12 +83,16 @@ def fax_lines(data: bytes, width: int, height: int, compression: int, options: i
             reader.skip_line_end()
             two_dimensions = bool(options & 1) and not reader.bit()
         above = reader.line_by(above) if two_dimensions else reader.line()
-        changes[line, above] = 1
+        changes[line, _visible(above)] = 1
     return np.bitwise_xor.accumulate(changes, axis=1)
 
 
 class _Reader:
-    """Reads lines from bits; a line is the places where its color changes, the first of them to black."""
+    """Reads lines from bits; a line is the places where its color changes, the first of them to black.
+
+    Runs of no length are kept: by T.6 the next line is not told by them, but encoders that write them, and
+    libtiff, count on them.
+    """
 
     def __init__(self, data: bytes, width: int):
         self._data = data + bytes(4)
@@ -141,7 +146,7 @@ class _Reader:
         color = place = 0
         while place < self._width:
             place += self._run(color, self._width - place)
-            _add(changes, place)
+            changes.append(place)
             color ^= 1
         return self._whole(changes, place)
 
@@ -161,12 +166,12 @@ class _Reader:
                 for each in (color, color ^ 1):
                     place = max(place, 0)
                     place += self._run(each, width - place)
-                    _add(changes, place)
+                    changes.append(place)
             else:
                 if ends[index] + mode < place:
                     raise DamagedFaxError("goes backwards")
                 place = ends[index] + mode
-                _add(changes, place)
+                changes.append(place)
                 color ^= 1
         return self._whole(changes, place)
 
@@ -185,9 +190,8 @@ class _Reader:
         return changes
 
 
-def _add(changes: list[int], place: int) -> None:
-    """Add a change of color; two at one place are none."""
-    if changes and changes[-1] == place:
-        changes.pop()
-    else:
-        changes.append(place)
+def _visible(changes: list[int]) -> list[int]:
+    """Drop two changes at one place, which leave the color as it was."""
+    if len(set(changes)) == len(changes):
+        return changes
+    return [place for place, times in Counter(changes).items() if times % 2]

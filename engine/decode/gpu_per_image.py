@@ -11,7 +11,7 @@ from .native import cpu_decoder, gpu_decoder, nvimagecodec
 class PerImageDecoder:
     """Decodes JPEGs whole, as RGB, into memory that stays; belongs to one thread at a time.
 
-    Raises RuntimeError or MemoryError where nvImageCodec makes no decoder.
+    Raises NoDecoder or MemoryError where nvImageCodec makes no decoder.
     """
 
     def __init__(self, memory: HostMemory, gpu: int | None, threads: int, hardware_share: float):

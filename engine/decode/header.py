@@ -62,6 +62,10 @@ def _foreign(row: Row, blob: bytes) -> ImageFault:
             return ImageFault("unsupported", f"{name} is not supported")
     if not blob.strip(b"\0"):
         return ImageFault("not_an_image", f"all {len(blob)} bytes are zero")
+    if blob.startswith(b"PK\x03\x04"):
+        return ImageFault(
+            "not_an_image", "the content is a zip archive, which is not read: unpack it, or repack it as .tar"
+        )
     start = ascii(blob[:12])[1:]
     return ImageFault("not_an_image", f"the content is not of a known image format; it begins with {start}")
 

@@ -24,8 +24,9 @@ import numpy.typing as npt
 from ..errors import Stopped
 from ..results.in_flight import PATIENCE
 from ..row import ImageFault, Row
-from ..text import signal_name
+from ..text import one_line, signal_name
 from . import DecodeLimits, Decoder, native_lines
+from .native import NoDecoder
 
 REQUEST = struct.Struct("<Qd")
 START_S = 120  # for the child to load its libraries, on a machine under load
@@ -226,9 +227,11 @@ def serve(input_size: int, limits: DecodeLimits) -> None:
         signal.alarm(math.ceil(PATIENCE * limit_s) + 5)
         try:
             pixels = decode(row, blob)
-        except MemoryError:
+        except (MemoryError, NoDecoder) as error:  # of this process, which may take less than the machine has
             pixels = None
-            row.fail(ImageFault("decoder_crash", f"the decoder needs more than {most >> 20} MB of memory"))
+            needs = f"the decoder needs more than {most >> 20} MB of memory"
+            reason = one_line(error) if isinstance(error, NoDecoder) else needs
+            row.fail(ImageFault("decoder_crash", reason))
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
         fields = json.dumps({name: getattr(row, name) for name in FIELDS}).encode()

@@ -15,6 +15,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_curve
 from ..bundle import Bundle
 from ..datasets import Labels
 from ..errors import Refused
+from ..results.finished import matching_bundle
 from ..row import THREATS
 from ..system.durable import write_whole
 from .bootstrap import Bootstrap, Figure, Figures
@@ -27,7 +28,6 @@ from .rows import (
     decision_scores,
     images_in_list,
     labelled,
-    matching_bundle,
     read_results,
     stored_points,
 )
@@ -77,7 +77,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     """
     _check_folder(settings.out)
     results = read_results(settings.results)
-    bundle = matching_bundle(settings.model, results) if settings.model else None
+    bundle = matching_bundle(settings.model, results.path, results.footer) if settings.model else None
     rows, labels = labelled(results, settings.labels, "test", settings.form, settings.class_map)
     predictions = Predictions(
         labels=labels.labels,

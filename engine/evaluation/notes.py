@@ -53,6 +53,8 @@ def _of_labels(labels: Labels) -> Iterator[str]:
     counts = labels.labels.sum(axis=0)
     if absent := [threat for threat, count in zip(THREATS, counts, strict=True) if not count]:
         yield f"No image holds {' or '.join(absent)}: no figures of that class, and means leave it out."
+    for threat, count in labels.unknown.items():
+        yield f"Of {count} images it is unknown whether they hold {threat}: they count as without."
     if not labels.positive.any():
         yield "No image holds a threat: only false alarms can be judged."
     elif labels.positive.all():

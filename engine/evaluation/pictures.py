@@ -14,6 +14,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 from ..bundle import Bundle, operating_point
 from ..model.decision import SMALLEST_LOSS, Decision
 from ..row import THREATS
+from ..text import counted
 from .figures import Predictions, ranked
 from .measures import Flags, Floats
 
@@ -102,7 +103,7 @@ def _scores(axes: Axes, predictions: Predictions) -> None:
         values = scores[kind & ~np.isnan(scores)]
         if len(values):
             weights = np.full(len(values), 1 / len(values))
-            label = f"{name} ({len(values)} images)"
+            label = f"{name} ({counted(len(values), 'image')})"
             axes.hist(
                 values,
                 bins.tolist(),
@@ -132,8 +133,13 @@ def _plane(
     order = np.random.default_rng(0).permutation(len(x))  # neither kind lies on top
     colors = np.where(predictions.positive, THREAT, BENIGN)[order]
     axes.scatter(x[order], y[order], s=9, c=colors, alpha=0.5, linewidths=0)
-    for name, color in (("benign", BENIGN), ("threat", THREAT)):
-        axes.scatter([], [], s=20, c=color, label=name)
+    scored = ~np.isnan(x)
+    for name, color, kind in (
+        ("benign", BENIGN, ~predictions.positive),
+        ("threat", THREAT, predictions.positive),
+    ):
+        if (kind & scored).any():
+            axes.scatter([], [], s=20, c=color, label=name)
     axes.set(xscale="log", yscale="log")
     if bundle is not None and "gbad" in bundle.manifest.decisions:
         threshold = _gbad_threshold(predictions, bundle)

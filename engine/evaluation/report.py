@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..row import THREATS
-from ..text import escaped
+from ..text import counted, escaped
 from .bootstrap import Figure, Figures
 from .figures import GATE_PFAS, ODDS, PFAS, percent
 
@@ -72,8 +72,8 @@ def as_markdown(evaluation: Evaluation) -> str:
 def _introduction(evaluation: Evaluation) -> str:
     about, counts = evaluation.about, evaluation.counts
     return (
-        f"{counts['images']} images ({counts['positive']} with a threat, {counts['benign']} benign) of "
-        f"{escaped(about['results'])} by the labels of {escaped(about['labels'])}; model "
+        f"{counted(counts['images'], 'image')} ({counts['positive']} with a threat, {counts['benign']} "
+        f"benign) of {escaped(about['results'])} by the labels of {escaped(about['labels'])}; model "
         f"{escaped(about['bundle'])} ({about['bundle_hash'][:12]}), {about['backend']} {about['precision']}, "
         f"decision {about['decision']}, alarm from {about['threshold']:.4g} on (PFA {about['pfa']:.3g}). "
         "Figures in %, with 95 % intervals."
@@ -161,7 +161,7 @@ def _gates(figures: Figures) -> Cells:
 
 def _compared(evaluation: Evaluation) -> Cells:
     assert evaluation.without_ignored is not None
-    head = ["figure", "with them", f"without {evaluation.counts['ignored']} images"]
+    head = ["figure", "with them", f"without {counted(evaluation.counts['ignored'], 'image')}"]
     both = evaluation.figures, evaluation.without_ignored
     return [
         head,

@@ -17,10 +17,9 @@ from ..datasets.joining import AMBIGUOUS, match
 from ..datasets.labels import Gathered
 from ..errors import Refused
 from ..model.decision import Decision
-from ..results.form import has_form
+from ..results.finished import finished_footer, not_results
 from ..results.parts import files_of, read_parquet
-from ..results.schema import read_footer, results_schema
-from ..results.staging import staging_of
+from ..results.schema import results_schema
 from ..row import THREATS
 from .measures import Flags, Floats
 
@@ -31,19 +30,6 @@ NUMBERS = (
     "feature_matching_loss",
     "anomaly_score",
 )
-FORM = {  # of the footer, as `has_form` takes it
-    **dict.fromkeys(("bundle", "bundle_hash", "backend", "precision"), str),
-    "demo": bool,
-    "operating_point": {
-        "decision": str,
-        "precision": str,
-        "pfa": float,
-        "threshold": float,
-        "class_thresholds": [float],
-        "interval": ([float], type(None)),
-        "supported": bool,
-    },
-}
 LARGEST = 1 - 2.0**-25  # a stored probability of 1 is half a step of float32 below it at most
 
 
@@ -80,30 +66,16 @@ class Results:
 
 def read_results(path: Path) -> Results:
     """Read a finished results file or folder; raises Refused if it is not one."""
-    footer = read_footer(path)
-    if footer is None or not has_form(footer, FORM):
-        raise Refused(_not_results(path))
-    if len(footer["operating_point"]["class_thresholds"]) != len(THREATS):
-        raise Refused(_not_results(path))
+    footer = finished_footer(path)
     schema = pa.schema([results_schema().field(name) for name in (*TEXTS, *NUMBERS)])
     batches = (batch for file in files_of(path) for batch in read_parquet(file, schema))
     table = pa.Table.from_batches(batches, schema)
     images = table.filter(pc.field("kind") == "image")
     if any(table[name].null_count for name in TEXTS):
-        raise Refused(_not_results(path))
+        raise Refused(not_results(path))
     uris, statuses = (images[name].to_pylist() for name in ("uri", "status"))
     numbers = np.stack([images[name].to_numpy().astype(np.float64) for name in NUMBERS], axis=1)
     return Results(path, footer, table.num_rows - len(uris), uris, statuses, numbers)
-
-
-def _not_results(path: Path) -> str:
-    if not path.exists():
-        if path.name and staging_of(path).exists():
-            return f"{path} is not finished: run its scan again to the end, then evaluate it"
-        return f"{path} does not exist: give the file or folder that a scan has written"
-    return (
-        f"{path} does not hold results of a scan: give the file or folder that `gbad-batch scan --out` wrote"
-    )
 
 
 def labelled(
@@ -139,17 +111,6 @@ def decision_scores(results: Results, bundle: Bundle | None) -> dict[str, Floats
             decision = Decision.from_tensors(name, bundle.tensors())
             scores.setdefault(name, decision.score(*results.losses, logits))
     return scores
-
-
-def matching_bundle(path: Path, results: Results) -> Bundle:
-    """Read the bundle that the results come from; raises Refused if they come from another one."""
-    bundle = Bundle.read(path)
-    if bundle.hash != results.footer["bundle_hash"]:
-        raise Refused(
-            f"{path} is not the model of {results.path}: its hash is {bundle.hash[:12]}, and they come from "
-            f"{results.footer['bundle']!r} {results.footer['bundle_hash'][:12]}: give that one with --model"
-        )
-    return bundle
 
 
 def stored_points(results: Results, bundle: Bundle | None) -> dict[str, tuple[StoredPoint, ...]]:

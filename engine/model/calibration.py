@@ -53,8 +53,12 @@ def calibrate(
 
 def threshold_at(benign: NDArray[np.floating], pfa: float) -> float:
     """Return the lowest threshold that at most a share `pfa` of benign scores [n] reaches."""
+    return threshold_allowing(benign, int(len(benign) * pfa + 1e-9))
+
+
+def threshold_allowing(benign: NDArray[np.floating], allowed: int) -> float:
+    """Return the lowest threshold that at most `allowed` of benign scores [n], n > allowed, reach."""
     descending = np.sort(benign)[::-1]
-    allowed = int(len(descending) * pfa + 1e-9)
     # half way to the last score allowed, but where scores tie: then just above the tie
     bound = descending[allowed]
     above = descending[descending > bound]

@@ -4,6 +4,7 @@ NumPy only. The score of an image belongs to that image: rows are computed in bl
 without matrix products, so neither their number nor their neighbours change a bit.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,7 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import BundleError
 
 if TYPE_CHECKING:
+    from .decision_cuml import CumlDecision
     from .decision_torch import TorchDecision
+
+log = logging.getLogger(__name__)
 
 # what each decision looks at, in the order of its arrays
 INPUTS = {
@@ -96,26 +100,44 @@ class Decision:
     def score_inputs(self, values: Scores) -> Scores:
         """Return scores [n] of inputs [n, d] as `inputs` returns them."""
         u = (values - self.mean) / self.std
-        rows = _padded(u)
+        if self.support is None:  # sums and products, which are exact to the last bit wherever a row stands
+            return weighted(u, self.weights) + self.intercept
+        rows = padded(u, BLOCK)
         return np.concatenate([self._block(block) for block in rows.reshape(-1, BLOCK, u.shape[1])])[: len(u)]
 
     def _block(self, u: Scores) -> Scores:
         """Return scores [BLOCK] of standardized inputs u [BLOCK, d]."""
-        if self.support is None or self.coefficients is None or self.gamma is None:
-            return _weighted(u, self.weights) + self.intercept
+        assert self.support is not None
+        assert self.coefficients is not None
+        assert self.gamma is not None
         inside = np.clip(u, self.low, self.high)
         distance = np.zeros((len(u), len(self.support)))  # [BLOCK, m], squared
         for j in range(u.shape[1]):
             distance += np.square(inside[:, j, None] - self.support[:, j])
         kernel = np.exp(-self.gamma * distance)
-        beyond = _weighted(u - inside, self.weights)
+        beyond = weighted(u - inside, self.weights)
         return (kernel * self.coefficients).sum(axis=1) + beyond + self.intercept
 
 
-def on_device(decision: Decision, device: str) -> "Decision | TorchDecision":
-    """Return the decision for a device, `cpu` or `cuda:N`; a linear one stays on the CPU."""
+def on_device(decision: Decision, device: str) -> "Decision | CumlDecision | TorchDecision":
+    """Return the decision for a device, `cpu` or `cuda:N`.
+
+    A linear one stays on the CPU: three multiplications an image, on losses that lie there for the rows of
+    the output, take less time than a GPU needs to be called. One with support vectors is scored by cuML, or
+    by torch where cuML cannot be used.
+    """
     if device == "cpu" or decision.support is None:
         return decision
+    from .decision_cuml import CumlDecision, cuml_unusable
+
+    reason = cuml_unusable()
+    if reason is None:
+        try:
+            return CumlDecision(decision, device)
+        except (ImportError, RuntimeError, ValueError) as error:
+            log.warning("torch scores the decision %r on %s, not cuML: %s", decision.name, device, error)
+    else:
+        log.info("torch scores the decision %r on %s, not cuML: %s", decision.name, device, reason)
     from .decision_torch import TorchDecision
 
     return TorchDecision(decision, device)
@@ -136,18 +158,18 @@ def inputs(
 
 def _log(loss: ArrayLike) -> Scores:
     values = np.maximum(np.asarray(loss, np.float64), SMALLEST_LOSS)
-    return np.log(_padded(values[:, None])[:, 0])[: len(values)]
+    return np.log(padded(values[:, None], BLOCK)[:, 0])[: len(values)]
 
 
-def _padded(rows: Scores) -> Scores:
-    """Pad rows [n, d] with ones to a multiple of BLOCK, at least one block."""
-    blocks = max(1, -(-len(rows) // BLOCK))
-    padded = np.ones((blocks * BLOCK, rows.shape[1]))
-    padded[: len(rows)] = rows
-    return padded
+def padded(rows: Scores, block: int) -> Scores:
+    """Pad rows [n, d] with ones to a multiple of `block`, at least one block."""
+    blocks = max(1, -(-len(rows) // block))
+    filled = np.ones((blocks * block, rows.shape[1]))
+    filled[: len(rows)] = rows
+    return filled
 
 
-def _weighted(u: Scores, weights: Scores) -> Scores:
+def weighted(u: Scores, weights: Scores) -> Scores:
     """Sum over j of weights_j u[:, j], without a matrix product."""
     total = np.zeros(len(u))
     for j, weight in enumerate(weights):

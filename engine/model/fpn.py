@@ -56,7 +56,7 @@ class PooledPyramid(nn.Module):
             height, width = maps[level].shape[-2:]
             merged = F.conv2d((means or window_means)(maps[level]), lateral.weight)  # [N, channels, 3, 3]
             # the padding carries no bias: each window gets it in proportion to its real positions
-            merged = merged + _bias(lateral)[:, None, None] * _shares(height, width, merged)
+            merged = merged + in_windows(_bias(lateral), height, width)
             if above is not None:
                 merged = merged + upsampled_means(above)
             # tap (i, j) of a padded 3x3 convolution sees exactly window (i, j)
@@ -92,11 +92,16 @@ def upsampled_means(means: Tensor) -> Tensor:
     return (means + means[..., 1:2]) / 2
 
 
-def _shares(height: int, width: int, like: Tensor) -> Tensor:
-    """Return the share of real positions in each of the nine windows: [3, 3]."""
-    rows = torch.tensor([1 - 1 / height, 1.0, 1 - 1 / height], dtype=like.dtype, device=like.device)
-    columns = torch.tensor([1 - 1 / width, 1.0, 1 - 1 / width], dtype=like.dtype, device=like.device)
-    return rows[:, None] * columns
+def in_windows(bias: Tensor, height: int, width: int) -> Tensor:
+    """Return the share of a bias [C] in each of the nine windows, that of their real positions: [C, 3, 3].
+
+    The bias itself is scaled: no tensor is made from numbers of the host, which a CUDA graph cannot capture.
+    """
+    bias = bias[:, None, None]
+    border = bias * (1 - 1 / height)
+    lines = torch.cat([border, bias, border], 1)  # [C, 3, 1]
+    border = lines * (1 - 1 / width)
+    return torch.cat([border, lines, border], 2)
 
 
 def _list(layers: Sequence[nn.Conv2d]) -> Sequence[nn.Conv2d]:

@@ -13,6 +13,7 @@ from .architecture import Architecture
 from .backbone import normalization
 from .bigan import BiGAN
 from .network import Network, normalize
+from .typicality import PREFIX
 
 
 class ModelOutputs(NamedTuple):
@@ -77,7 +78,7 @@ class GBAD(nn.Module):
     def load_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Set every weight from a bundle's arrays; raises BundleError for a wrong name or shape."""
         own = {k: v for k, v in self.state_dict().items() if not k.endswith("num_batches_tracked")}
-        given = {key: arrays[key] for key in arrays if not key.startswith("decision.")}
+        given = {key: arrays[key] for key in arrays if not key.startswith(("decision.", PREFIX))}
         for key, value in own.items():
             array = given.pop(_stored_name(key), None)
             if array is None or array.shape != tuple(value.shape):

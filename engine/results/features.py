@@ -106,7 +106,7 @@ class FeatureStore:
         self._files.append(features_schema(self._x_size, len(THREATS)), self._batches)
         self._batches, self.held = [], 0
 
-    def drop_stale(self, index: Index) -> int:
+    def drop_stale(self, index: Index, keep_gone: bool) -> int:
         """Rewrite files that hold features of dropped rows; returns how many features remain.
 
         The newest features of a key count: an image that was scanned twice has two.
@@ -116,7 +116,7 @@ class FeatureStore:
             keys = (
                 key for batch in read_parquet(part.path, columns_of(*KEY_COLUMNS)) for key in keys_in(batch)
             )
-            keep = index.take_features(keys)
+            keep = index.take_features(keys, keep_gone)
             self._files.mask(part, keep)
             kept += int(keep.sum())
         return kept

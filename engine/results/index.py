@@ -8,12 +8,11 @@ array and nothing is ever moved to insert.
 
 from array import array
 from collections.abc import Iterable
-from hashlib import blake2b
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from zlib import crc32
 
 from ..errors import Stopped
-from ..row import Kind, Row
+from ..row import Kind, Row, identity_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,8 +47,15 @@ class Index:
         self.listed = 0  # distinct candidates of this run: the number of rows that its result must have
         self.listed_containers = 0
         self.finished = 0  # rows that earlier runs left
+        self.failed = 0  # of these, rows whose status is not ok
+        self.alarms = 0  # of these
+        self.by_content = (
+            0  # the first so many of these: if they have a digest, no size and time matches them
+        )
         self.skipped = 0  # of these, listed by this run as they were
         self.duplicates = 0  # listed more than once by this run
+        self.places = array("q")  # in a shard: of each listed candidate, its place in the whole listing
+        self.whole: dict[str, Any] = {}  # in a shard: what tells one listing of all shards from another
 
     @property
     def listed_images(self) -> int:
@@ -110,11 +116,15 @@ class Index:
 
         return np.fromiter(map(self._take_row, keys), np.int32)
 
-    def take_features(self, keys: Iterable[bytes]) -> "NDArray[np.bool_]":
-        """Tell for each key whether this run listed its candidate unchanged; true once per key."""
+    def take_features(self, keys: Iterable[bytes], keep_gone: bool = False) -> "NDArray[np.bool_]":
+        """Tell for each key whether this run listed its candidate unchanged, or it is gone; once per key."""
         import numpy as np
 
-        return np.fromiter((self._take(key, FEATURES_TAKEN) >= 0 for key in keys), np.bool_)
+        def is_kept(key: bytes) -> bool:
+            position = self._take(key, FEATURES_TAKEN)
+            return position >= 0 or (keep_gone and position == GONE and not self._is_listed(key))
+
+        return np.fromiter(map(is_kept, keys), np.bool_)
 
     def __contains__(self, key: bytes) -> bool:
         return _find(self._shards[key[0] << 8 | key[1]], key[UNCHANGED], 0) >= 0
@@ -124,16 +134,18 @@ class Index:
         return REPLACED if position == GONE and self._is_listed(key) else position
 
     def _take(self, key: bytes, flag: int) -> int:
-        """Return the candidate's position and set the flag; GONE if it is not listed, TAKEN if it is set."""
+        """Return the candidate's position and set the flag; TAKEN if it is set, GONE if it is not listed."""
         shard = self._shards[key[0] << 8 | key[1]]
         at = _find(shard, key[UNCHANGED], 0)
-        if at < 0 or (flags := shard[at + FLAGS_AT]) & NOT_LISTED:
+        if at < 0:
             return GONE
+        flags = shard[at + FLAGS_AT]
         if flags & flag:
             return TAKEN
-        position = int.from_bytes(shard[at + POSITION_AT : at + ENTRY_SIZE], "little") % MAX_LISTED
         shard[at + FLAGS_AT] = flags | flag
-        return position
+        if flags & NOT_LISTED:
+            return GONE
+        return int.from_bytes(shard[at + POSITION_AT : at + ENTRY_SIZE], "little") % MAX_LISTED
 
     def _is_listed(self, key: bytes) -> bool:
         """Tell whether this run has listed the candidate, with any size and time."""
@@ -149,10 +161,15 @@ def key_of(row: Row) -> bytes:
     return key_from(row.uri, row.offset, row.bytes, row.mtime)
 
 
+def unmatched(key: bytes) -> bytes:
+    """Return the key of the same identity with a stamp that its own file does not have."""
+    return key[:10] + bytes(0xFF ^ byte for byte in key[10:14]) + key[14:]
+
+
 def key_from(uri: str, offset: int | None, size: int | None, mtime: int | None) -> bytes:
     """Return the 16-byte key of a row's identity and stamp (bytes; us since the epoch)."""
     stamp = crc32(b"%a %a" % (size, mtime)).to_bytes(6, "little")  # a checksum: nobody forges a time
-    return blake2b(f"{uri}\0{offset}".encode(), digest_size=10).digest() + stamp
+    return identity_of(uri, offset) + stamp
 
 
 def _find(shard: bytearray, start: bytes, at: int) -> int:

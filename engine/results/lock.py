@@ -6,11 +6,11 @@ import os
 import socket
 import time
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ..errors import Refused
+from ..text import timestamp
 
 NOTE_SIZE = 512  # bytes; written whole, so that a reader never meets half of a longer note
 
@@ -22,7 +22,7 @@ class OutputLock:
         self.path = path
         self._handle = -1
         self._told = 0.0
-        self._started = datetime.now(UTC).isoformat(timespec="seconds")
+        self._started = timestamp()
 
     @property
     def held(self) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import Refused
 from ..system.durable import TEMPORARY, make_folder, open_regular, rename
-from .index import key_from
+from .index import key_from, unmatched
 from .schema import KEY_COLUMNS, REPEATING
 
 if TYPE_CHECKING:
@@ -151,8 +151,8 @@ def write_parquet(
     return rows
 
 
-def read_parquet(path: Path, schema: "pa.Schema") -> "Iterator[pa.RecordBatch]":
-    """Yield these columns of a file's rows, at most READ_ROWS and some READ_BYTES at a time.
+def read_parquet(path: Path, schema: "pa.Schema", most: int = READ_ROWS) -> "Iterator[pa.RecordBatch]":
+    """Yield these columns of a file's rows, at most so many, and some READ_BYTES, at a time.
 
     The checksums of what is read are verified. Raises Refused if they differ, if the file is damaged in
     another way, or lacks a column, or has one of another type.
@@ -163,7 +163,7 @@ def read_parquet(path: Path, schema: "pa.Schema") -> "Iterator[pa.RecordBatch]":
     try:
         with open_regular(path) as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
             _check_columns(file.schema_arrow, schema)
-            rows = max(1, min(READ_ROWS, READ_BYTES // _row_bytes(file.metadata)))
+            rows = max(1, min(most, READ_BYTES // _row_bytes(file.metadata)))
             for batch in file.iter_batches(rows, columns=schema.names, use_threads=False):
                 columns = [batch.column(name) for name in schema.names]
                 yield pa.RecordBatch.from_arrays(columns, schema=schema)  # with our own metadata
@@ -188,13 +188,13 @@ def _row_bytes(metadata: "pq.FileMetaData") -> int:
     return 1 + sum(group.total_byte_size for group in groups) // max(1, metadata.num_rows)
 
 
-def row_bytes(parts: "Iterable[PartFile]") -> int:
-    """Return the bytes of a row in the part whose rows are largest, at least 1."""
+def row_bytes(files: Iterable[Path]) -> int:
+    """Return the bytes of a row in the file whose rows are largest, at least 1."""
     import pyarrow.parquet as pq
 
     most = 1
-    for part in parts:
-        with open_regular(part.path) as source:
+    for file in files:
+        with open_regular(file) as source:
             most = max(most, _row_bytes(pq.read_metadata(source)))
     return most
 
@@ -218,6 +218,19 @@ def keys_in(batch: "pa.RecordBatch") -> Iterator[bytes]:
 
     uri, size, mtime, offset = (batch.column(name) for name in KEY_COLUMNS)
     return map(key_from, *map(_values, (uri, offset, size, mtime.cast(pa.int64()))))
+
+
+def keys_of_finished(batch: "pa.RecordBatch", first: int, by_content: int) -> Iterator[bytes]:
+    """Yield the keys of finished rows, from row number `first` on, as the index has them.
+
+    Of the first `by_content` rows, those with a digest have a key that matches no size and time.
+    """
+    keys = keys_in(batch)
+    if first >= by_content:
+        return keys
+    known = batch["sha256"].is_valid().to_numpy(zero_copy_only=False).copy()
+    known[by_content - first :] = False
+    return (unmatched(key) if is_known else key for key, is_known in zip(keys, known, strict=True))
 
 
 def key_at(batch: "pa.RecordBatch", row: int) -> bytes:

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float16] | NDArray[np.float32]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 4
 FOOTER_KEY = b"gbad_batch"
 COMMON_METADATA = "_common_metadata"  # of a folder: the schema and footer of all its files
 LONGEST_MESSAGE = 2000  # characters of an error or of warnings
+PLACE = "place"  # column of a shard's result, from which `merge` restores the order of the sources
+GONE_PLACE = 1 << 62  # of a row whose candidate is gone, behind all others
 KEY_COLUMNS = ["uri", "bytes", "mtime", "offset"]
 REPEATING = ["kind", "format", "bit_depth", "color", "status", "error", "warnings", "threats.list.element"]
 
@@ -41,6 +43,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "bytes": ("int64", "size as listed"),
     "mtime": ("timestamp", "time of last modification as listed, us, UTC"),
     "offset": ("int64", "of a tar member's data in the (decompressed) archive; null for files"),
+    "etag": ("string", "version of an object in a store (of the tar, for a member); null for files"),
     "sha256": ("sha256", "of the whole file or member"),
     "format": ("string", "jpeg, png, tiff, bmp, webp, jpeg2000"),
     "width": ("int64", "pixels as stored, before EXIF orientation"),
@@ -51,6 +54,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "error": ("string", "one sentence where status is not ok"),
     "warnings": ("string", "what the decoder tolerated"),
     **{f"p_{name}": ("float", f"probability of a {name}: ungated sigmoid of its logit") for name in THREATS},
+    "largest_logit": ("float", "largest of the five logits, which the decisions classes and combined see"),
     "reconstruction_loss": (
         "float",
         "||s - G(E(s))||_1 of the standardized features s, mean over dimensions",
@@ -59,9 +63,16 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "anomaly_score": ("double", "the decision's score; higher is more anomalous"),
     "anomalous": ("bool", "the alarm: anomaly_score at or above the operating point"),
     "threats": ("strings", "classes at or above their thresholds; null unless anomalous"),
+    "typicality": (
+        "float",
+        "how near x lies to images like those of training: below 1 it looks like nothing the model has seen",
+    ),
+    "scanned_at": ("timestamp", "start of the scan, or of the update, that scanned it, us, UTC"),
+    "gone": ("timestamp", "start of the update that no longer found it, us, UTC; null while it is there"),
 }
 
-SCORED_COLUMNS = list(COLUMNS)[list(COLUMNS).index("warnings") + 1 :]  # null unless the status is ok
+_NAMES = list(COLUMNS)
+SCORED_COLUMNS = _NAMES[_NAMES.index("p_gun") : _NAMES.index("scanned_at")]  # null unless the status is ok
 
 _values_of: Callable[[Row], tuple[Any, ...]] = attrgetter(*COLUMNS)
 
@@ -87,6 +98,25 @@ def columns_of(*names: str) -> "pa.Schema":
     import pyarrow as pa
 
     return pa.schema([_schema().field(name) for name in names])
+
+
+def shard_schema() -> "pa.Schema":
+    """Return the schema of a shard's result: that of the results, and `place`."""
+    import pyarrow as pa
+
+    text = {
+        "description": "place of the file in the listing of all shards, then of the member in its archive"
+    }
+    return results_schema().append(pa.field(PLACE, pa.int64(), metadata=text))
+
+
+def with_places(
+    batch: "pa.RecordBatch", places: "NDArray[np.int64]", schema: "pa.Schema"
+) -> "pa.RecordBatch":
+    """Add the column `place` to rows of the results; `schema` is that of a shard's result."""
+    import pyarrow as pa
+
+    return pa.RecordBatch.from_arrays([*batch.columns, pa.array(places)], schema=schema)
 
 
 def features_schema(x_size: int, logits_size: int) -> "pa.Schema":
@@ -129,8 +159,8 @@ def rows_of(batch: "pa.RecordBatch") -> list[Row]:
 
     names = batch.schema.names
     columns = [
-        (column.cast(pa.int64()) if name == "mtime" else column).to_pylist()
-        for name, column in zip(names, batch.columns, strict=True)
+        (column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column).to_pylist()
+        for column in batch.columns
     ]
     return [Row(**dict(zip(names, values, strict=True))) for values in zip(*columns, strict=True)]
 

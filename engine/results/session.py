@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -16,14 +15,26 @@ from ..errors import Refused, Stopped
 from ..settings import ScanSettings
 from ..system.durable import disk_faults_stop, remove
 from ..system.machine import installed
+from ..text import counted, disk_size, timestamp
+from .contents import write_contents
 from .features import HELD_ROWS, X_SIZE, FeatureStore, write_common_metadata
 from .in_flight import collect_suspects, keep_suspects
 from .index import Index
-from .parts import PartFolder, files_of, is_one_of, key_at, keys_in, read_parquet, write_parquet
+from .parts import (
+    PartFolder,
+    files_of,
+    is_one_of,
+    key_at,
+    keys_of_finished,
+    read_parquet,
+    rows_in,
+    write_parquet,
+)
+from .remote_staging import staging_for
 from .resuming import Command, FinishReport, ScanState, statuses_of
+from .room import bytes_of, free_bytes
 from .schema import COMMON_METADATA, KEY_COLUMNS, SCHEMA_VERSION, columns_of, footer_metadata, results_schema
-from .selection import Selection, in_listing_order
-from .staging import Staging
+from .selection import Selection, in_listing_order, in_part
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,13 +77,13 @@ def open_results(
     command = Command(
         settings,
         json.loads(json.dumps(fingerprint)),
-        Staging(settings.out_path, settings.out_is_folder),
+        staging_for(settings.out or "", settings.state_dir),
         FeatureStore(Path(settings.features), x_size) if settings.features else None,
         statuses_of(settings.retry),
     )
-    command.check()
-    command.staging.enter()
     try:
+        command.check()
+        command.staging.enter()
         with disk_faults_stop(command.staging.target):
             return Session(command, command.begin_or_resume(), description)
     except BaseException:
@@ -92,9 +103,10 @@ class Session:
         self.index = Index()
         self.suspects: frozenset[bytes] = frozenset()  # keys of images that an earlier run died decoding
         self.finished: FinishReport | None = None
-        self.failed_before = 0  # rows of earlier runs that are not ok
         self.rows_written = 0  # by this run
         self._description = description
+        self._keep_gone = command.settings.keep_gone
+        self._sharded = command.settings.shard is not None
         self._staging = command.staging
         self._features = command.features
         self._batches: list[pa.RecordBatch] = []  # as they were given
@@ -103,6 +115,7 @@ class Session:
         self._loose = 0  # rows of `_batches`
         self._held = 0  # rows not yet in a part
         self._part_began = 0.0
+        self._warned = False  # of a disk that is too full for the finish
         self._writable = isinstance(found, ScanState)
         if isinstance(found, FinishReport):
             self.finished = found
@@ -131,9 +144,11 @@ class Session:
         self._state.retry = retry or self._state.retry
         if self._features:
             self._features.open(self._parts.last)
-        for batch in self._parts.read(columns_of(*KEY_COLUMNS, "status")):
-            self.index.add_finished(keys_in(batch))
-            self.failed_before += int((~is_one_of(batch["status"], ["ok"])).sum())
+        if self._state.by_content:
+            self._write_contents()
+        self._add_finished()
+        if unfinished := max(0, self.index.finished - self.index.by_content):
+            log.info("resuming with %s already finished", counted(unfinished, "row"))
         self._begin_run()
 
     def _import_finished(self, retry: list[str]) -> None:
@@ -146,12 +161,35 @@ class Session:
         )
         self._parts.append(self._schema, batches, through)
 
+    def _write_contents(self) -> None:
+        """Let the digests of the finished output's rows, which are the first, decide what is unchanged."""
+        whole = (
+            batch for file in files_of(self._staging.target) for batch in read_parquet(file, self._schema)
+        )
+        write_contents(self._staging.folder, whole)
+        self.index.by_content = sum(map(rows_in, files_of(self._staging.target)))
+
+    def _add_finished(self) -> None:
+        """Add the rows of all parts to the index."""
+        contents = self.index.by_content
+        for batch in self._parts.read(columns_of(*KEY_COLUMNS, "sha256", "status", "anomalous")):
+            first = self.index.finished
+            self.index.add_finished(keys_of_finished(batch, first, contents))
+            counted_rows = batch.slice(min(batch.num_rows, max(0, contents - first)))
+            self.index.failed += int((~is_one_of(counted_rows["status"], ["ok"])).sum())
+            self.index.alarms += counted_rows["anomalous"].true_count
+
     def _begin_run(self) -> None:
         folder = self._staging.folder
         suspects = collect_suspects(folder)
         self.suspects = frozenset(key for key in suspects if key not in self.index)
         keep_suspects(folder, self.suspects)
-        run = {"host": socket.gethostname(), "versions": installed(PACKAGES), "start": _now(), "end": None}
+        run = {
+            "host": socket.gethostname(),
+            "versions": installed(PACKAGES),
+            "start": timestamp(),
+            "end": None,
+        }
         self._state.runs.append(run)
         self._state.save(self._staging.state)
 
@@ -169,7 +207,7 @@ class Session:
             raise ValueError("a batch of results does not hold the next candidates of the listing")
         if not self._held:
             self._part_began = time.monotonic()
-        self._batches.append(batch)
+        self._batches.append(self._dated(batch))
         self._held += batch.num_rows
         self._loose += batch.num_rows
         if self._features and features:
@@ -180,6 +218,17 @@ class Session:
             self.flush()
         self._staging.lock.tell(self.index.finished + self.rows_written + self._held)
 
+    def _dated(self, batch: "pa.RecordBatch") -> "pa.RecordBatch":
+        """Set the column `scanned_at`, where a row has not kept that of the row before."""
+        import pyarrow as pa
+
+        at = self._schema.get_field_index("scanned_at")
+        field = self._schema.field(at)
+        now = pa.scalar(self._state.since, field.type)
+        before = batch["scanned_at"]
+        dated = pa.repeat(now, len(batch)) if before.null_count == len(batch) else before.fill_null(now)
+        return batch.set_column(at, field, dated)
+
     def flush(self) -> None:
         """Make all rows written so far durable."""
         if not self._held:
@@ -188,12 +237,29 @@ class Session:
         with disk_faults_stop(self._staging.target):
             if self._features:
                 self._features.flush()
-            self._parts.append(self._schema, [*self._joined, *self._batches])
+            part = self._parts.append(self._schema, [*self._joined, *self._batches])
+            log.debug("%s: %d rows, durable", part.path.name, self._held)
             self.rows_written += self._held
             self._joined, self._batches = [], []
             self._joined_bytes = self._held = self._loose = 0
             self._parts.merge_small(self._schema)
+            self._warn_of_a_full_disk()
         self._writable = True
+
+    def _warn_of_a_full_disk(self) -> None:
+        """Warn once if the finished file, written beside its parts, would not fit."""
+        if self._staging.is_folder or self._warned:
+            return
+        need, free = bytes_of(part.path for part in self._parts.parts), free_bytes(self._staging.folder)
+        if need > free:
+            self._warned = True
+            log.warning(
+                "%s will need %s beside its parts when the scan ends, and the disk has %s free: free some in "
+                "time; a scan that the disk stops is resumed by the same command",
+                self._staging.target,
+                disk_size(need),
+                disk_size(free),
+            )
 
     def _join_loose(self) -> None:
         """Copy small batches into one, so that the memory they refer to can be freed."""
@@ -223,17 +289,19 @@ class Session:
         with disk_faults_stop(self._staging.target):
             self.flush()
             yield "flushed"
-            selection = Selection(self.index)
-            selection.features = self._features.drop_stale(self.index) if self._features else None
-            self._state.runs[-1]["end"] = _now()
+            selection = Selection(self.index, self._state.since, self._keep_gone, sharded=self._sharded)
+            if self._features:
+                selection.features = self._features.drop_stale(self.index, self._keep_gone)
+            self._state.runs[-1]["end"] = timestamp()
             yield "features"
             file = self._staging.folder / "finished.parquet"
             selected = [selection.select(part) for part in self._parts.parts]
             selection.check()
             if self._staging.is_folder:
-                self._finish_parts(selected, self._footer(selection))
+                self._finish_parts(selected, selection)
             else:
-                self._finish_file(file, selected, self._footer(selection))
+                batches = in_listing_order(self._parts, selected, selection, self._staging.sorting)
+                write_parquet(file, selection.schema, batches, footer_metadata(self._footer(selection)))
             if self._features:
                 self._features.seal(self._footer(selection))
             yield "written"
@@ -249,22 +317,21 @@ class Session:
             self.finished = selection.report()
             yield "removed"
 
-    def _finish_parts(self, selected: "list[NDArray[np.int32]]", footer: dict[str, Any]) -> None:
+    def _finish_parts(self, selected: "list[NDArray[np.int32]]", selection: Selection) -> None:
         for part, positions in zip(self._parts.parts, selected, strict=True):
-            self._parts.mask(part, positions >= 0)
-        write_common_metadata(self._staging.data, self._schema, footer)
-
-    def _finish_file(self, file: Path, selected: "list[NDArray[np.int32]]", footer: dict[str, Any]) -> None:
-        batches = in_listing_order(self._parts, selected, self._schema, self._staging.sorting)
-        write_parquet(file, self._schema, batches, footer_metadata(footer))
+            if (positions < 0).any() or part.path in selection.to_mark:
+                write_parquet(part.path, self._schema, in_part(part, positions, selection))
+        write_common_metadata(self._staging.data, self._schema, self._footer(selection))
 
     def _footer(self, selection: Selection) -> dict[str, Any]:
         return {
             **self._description,
             "schema": SCHEMA_VERSION,
             "scan_id": self._state.scan_id,
+            "since": self._state.since,
             "fingerprint": self._state.fingerprint,
             "runs": self._state.runs,
+            **({"listing": self.index.whole} if self._sharded else {}),
             **asdict(selection.report()),
         }
 
@@ -281,12 +348,10 @@ class Session:
 
     def close(self) -> None:
         """Keep what is written and release the output; a second call does nothing."""
-        if not self._staging.lock.held:
-            return
         try:
             if self._writable:
                 self.flush()
-                self._state.runs[-1]["end"] = _now()
+                self._state.runs[-1]["end"] = timestamp()
                 with disk_faults_stop(self._staging.target):
                     self._state.save(self._staging.state)
         finally:
@@ -320,7 +385,3 @@ def _without(batch: "pa.RecordBatch", statuses: list[str]) -> "pa.RecordBatch":
     import pyarrow as pa
 
     return batch.filter(pa.array(~is_one_of(batch["status"], statuses)))
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,7 +1,7 @@
 """Opens and runs a compiled engine: open, call, close. One file per backend; `cache` keeps the engines."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 OUTPUTS = ("x", "logits", "reconstruction_loss", "feature_matching_loss")
 ALIKE_UP_TO = 0.05  # largest PFA of the operating points at which decisions are compared
-WITH_STREAMS = frozenset({"openvino"})  # backends that can compute several batches at once
+WITH_STREAMS = frozenset({"openvino"})  # backends that open as many streams as they are asked for
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,8 @@ class Runner(Protocol):
     """An open engine; it takes as many concurrent calls as it has streams, each from a thread of its own."""
 
     engine: Engine
+    streams: int  # batches that are computed at once
+    sizes: tuple[int, ...]  # batch sizes with code of their own, to which others are padded; or none
 
     def __call__(self, pixels: "Pixels") -> Outputs:
         """Score pixels uint8 [n, S, S, 3] RGB, for any n >= 1; raises EngineFailed.
@@ -126,9 +128,13 @@ def open_engine(engine: Engine, threads: int | None = None, streams: int = 1) ->
     """Open an engine on `threads` cores (None: all that this process may use).
 
     A backend in WITH_STREAMS computes `streams` batches at once, each on its share of the cores; the others
-    compute one. Raises Refused if the engine does not match its description or its backend is not available,
-    Stopped if the device fails.
+    have a number of their own. Raises Refused if the engine does not match its description or its backend is
+    not available, Stopped if the device fails.
     """
+    if engine.device != "cpu":
+        from ...kernels.compiler import triton_compiles
+
+        triton_compiles()  # says now what is missing, before the first image
     if engine.backend == "openvino":
         from .runtime_openvino import OpenVINORunner
 
@@ -188,6 +194,11 @@ def output_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
         "reconstruction_loss": (),
         "feature_matching_loss": (),
     }
+
+
+def concatenate(outputs: Sequence[Outputs]) -> Outputs:
+    """Concatenate the outputs of successive batches."""
+    return Outputs(**{name: np.concatenate([getattr(batch, name) for batch in outputs]) for name in OUTPUTS})
 
 
 def not_finite(outputs: Outputs) -> "NDArray[np.intp]":

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import stat
 from collections.abc import Mapping
 from contextlib import suppress
@@ -33,6 +34,7 @@ INSTEAD = {
 # names of the cache's own files: key and kind, also while one is being written
 KINDS = f"({ENGINE}|{TIMING}|{PLAN})"
 OURS = re.compile(rf"[0-9a-f]{{64}}\.{KINDS}|\.[0-9a-f]{{64}}\.{KINDS}\.\d+")
+BENCHMARKS = "benchmarks"  # a folder of archives and environments, which the benchmarks fill
 UNUSED = "the cache %s is not used: %s; engines are built in memory"
 
 
@@ -164,8 +166,17 @@ class EngineCache:
                 files.append(Stored(name, status.st_size, status.st_mtime))
         return sorted(files, key=lambda stored: stored.written)
 
+    def of_benchmarks(self) -> int:
+        """Count the bytes of the folder that `python -m benchmarks` keeps here."""
+        total = 0
+        with suppress(FileNotFoundError):  # there is none, or a benchmark is removing files
+            for _, _, names, folder in os.fwalk(BENCHMARKS, dir_fd=self._folder):  # it follows no link
+                total += sum(os.stat(name, dir_fd=folder, follow_symlinks=False).st_size for name in names)
+        return total
+
     def empty(self) -> list[Stored]:
-        """Remove all files of the cache and return their list; open engines stay usable."""
+        """Remove all files of the cache and return their list, also the benchmarks'; engines stay usable."""
+        shutil.rmtree(BENCHMARKS, ignore_errors=True, dir_fd=self._folder)
         removed = self.contents()
         for stored in removed:
             with suppress(FileNotFoundError):

@@ -1,4 +1,6 @@
-"""Tells whether a GPU still works."""
+"""Tells whether a GPU still works, and makes one the current one."""
+
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -17,6 +19,11 @@ def is_lost(device: torch.device) -> bool:
             continue
         return False
     return True
+
+
+def current(device: str) -> AbstractContextManager[object]:
+    """Give the context in which `cuda:N` is the current GPU, as libraries that do not ask expect it."""
+    return nullcontext() if device == "cpu" else torch.cuda.device(device)
 
 
 def visible_gpus() -> tuple[str, ...]:

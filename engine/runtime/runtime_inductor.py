@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import Refused
 from ..system.machine import usable_cores
-from . import Engine, Outputs, check_pixels, score_with_retry
+from . import Engine, Outputs, check_pixels, concatenate, score_with_retry
 from .torch_form import unpack
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 SIZES = {"cpu": 8, "cuda": 256}  # batch size that an engine is compiled for
 BATCH = str(SIZES)  # batch sizes of the engine, as they stand in a cache key
-IN_FLIGHT = 2  # batches at once on a GPU
 COMPILED = "compiled"  # name of the artifact stored beside the weights
 FOLDERS = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
@@ -48,6 +47,7 @@ def compile_model(model: "GBAD", device: str, precision: str, compiled: bytes = 
     import torch
 
     from ..model.mixed_precision import MixedPrecisionGBAD
+    from .cuda import current
     from .cuda_graphs import exact_float32
 
     kind = device.partition(":")[0]
@@ -55,7 +55,7 @@ def compile_model(model: "GBAD", device: str, precision: str, compiled: bytes = 
     side = model.architecture.input_size
     pixels = torch.zeros((SIZES[kind], side, side, 3), dtype=torch.uint8, device=device)
     try:
-        with _private_folders(), exact_float32(), torch.inference_mode():
+        with current(device), _private_folders(), exact_float32(), torch.inference_mode():
             if compiled:
                 torch.compiler.load_cache_artifacts(compiled)
             run = torch.compile(module, fullgraph=True, dynamic=False, options=_options(kind))
@@ -102,7 +102,11 @@ class InductorRunner:
     def __init__(self, engine: Engine, threads: int | None):
         import torch
 
+        from .cuda_graphs import LANES
+
         self.engine = engine
+        self.sizes = (SIZES[engine.device.partition(":")[0]],)
+        self.streams = 1 if engine.device == "cpu" else LANES
         if engine.device == "cpu":
             torch.set_num_threads(threads or usable_cores())
         model, artifacts = unpack(engine.blob)
@@ -131,19 +135,18 @@ class InductorRunner:
     def _executor(self, run: "Forward") -> "Callable[[Pixels], Outputs]":
         import torch
 
-        from .cuda_graphs import CudaGraphRunner
+        from .cuda_graphs import CudaLane, LaneRunner
 
         if self.engine.device == "cpu":
             return lambda pixels: _on_cpu(run, pixels)
-        device = torch.device(self.engine.device)
-        return CudaGraphRunner([run] * IN_FLIGHT, [SIZES["cuda"]], self.engine.input_size, device)
+        device, side = torch.device(self.engine.device), self.engine.input_size
+        lanes = [CudaLane(lambda _: run, self.sizes, side, device) for _ in range(self.streams)]
+        return LaneRunner(lanes, self.sizes[-1], device)
 
 
 def _on_cpu(run: "Forward", pixels: "Pixels") -> Outputs:
     """Score pixels [n, S, S, 3] in batches of the compiled size, the last one padded."""
     import torch
-
-    from .cuda_graphs import concatenate
 
     outputs, size = [], SIZES["cpu"]
     with torch.inference_mode():

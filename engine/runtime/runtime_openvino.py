@@ -74,14 +74,16 @@ class OpenVINORunner:
     stale outputs of a failed batch could not be detected there.
     """
 
+    sizes = ()  # one model for all
+
     def __init__(self, engine: Engine, threads: int | None, streams: int = 1):
         self.engine = engine
         threads = threads or usable_cores()
-        self._streams = min(streams, threads)
-        self._threads = threads // self._streams  # of a stream
+        self.streams = min(streams, threads)
+        self._threads = threads // self.streams  # of a stream
         self._closed = False
         self._idle: LifoQueue[Any] = LifoQueue()  # one request per stream; None must be reopened
-        for _ in range(self._streams):
+        for _ in range(self.streams):
             self._idle.put(self._open())
 
     def _open(self) -> Any:
@@ -118,7 +120,7 @@ class OpenVINORunner:
         if self._closed:
             return
         self._closed = True
-        for _ in range(self._streams):
+        for _ in range(self.streams):
             self._idle.get()
         self._idle.put(None)  # so that a later call raises instead of waiting
 

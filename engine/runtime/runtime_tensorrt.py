@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version as version_of
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Refused
@@ -24,9 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SIZES = (8, 64, 256)  # batch sizes of the CUDA graphs; plans take any up to the largest
+SIZES: tuple[int, ...] = (8, 64, 256)  # batch sizes of the CUDA graphs; plans take any up to the largest
 BATCH = f"1 to {SIZES[-1]}"  # batch sizes of the engine, as they stand in a cache key
-IN_FLIGHT = 2  # batches at once
 TRUNK, BIGAN = "trunk", "bigan"
 MAPS = ("c2", "c3", "c4", "c5")  # outputs of a trunk that ends with the maps,
 HEADS = ("x", "logits")  # of one that includes pooling and heads,
@@ -35,11 +35,17 @@ PAIRS = ("s", "reconstruction", "f_d", "f_d_reconstruction")  # and of the BiGAN
 
 def version() -> str:
     """Return the versions of TensorRT and of the packages that its engines also depend on."""
-    return "-".join(version_of(name) for name in ("tensorrt", "torch", "timm"))
+    names = ["tensorrt", "torch", "timm"]
+    if find_spec("torch_tensorrt"):  # which builds plans, too
+        names.append("torch-tensorrt")
+    return "-".join(map(version_of, names))
 
 
 def network_name(part: str, bundle_hash: str) -> str:
-    """Return the name that ties a plan to its part of the model and its bundle."""
+    """Return the name that ties a plan to its part of the model and its bundle.
+
+    The network has it, or where torch-tensorrt has built the plan, the only input.
+    """
     return f"gbad-batch {part} of {bundle_hash}"
 
 
@@ -70,19 +76,25 @@ class TensorRTRunner:
     def __init__(self, engine: Engine):
         import torch
 
-        from .cuda_graphs import CudaGraphRunner
+        from .cuda_graphs import LANES, CudaLane, LaneRunner
 
         self.engine = engine
+        self.sizes, self.streams = SIZES, LANES
         if not torch.cuda.is_available():
             raise Refused(f"{engine.description} cannot be opened: torch finds no GPU; use --device cpu")
         device = torch.device(engine.device)
         model, plans = unpack(engine.blob)
         try:
             with torch.cuda.device(device):
-                opened = [open_plan(plans[part], part, engine) for part in (TRUNK, BIGAN)]
-                forwards = [Forward(model.to(device), *opened) for _ in range(IN_FLIGHT)]
-            self._run: Callable[[Pixels], Outputs] | None
-            self._run = CudaGraphRunner(forwards, SIZES, engine.input_size, device)
+                trunk, bigan = (open_plan(plans[part], part, engine) for part in (TRUNK, BIGAN))
+            model = model.to(device)
+            lanes = [
+                CudaLane(
+                    lambda images: Forward(model, trunk, bigan, images), SIZES, engine.input_size, device
+                )
+                for _ in range(LANES)
+            ]
+            self._run: Callable[[Pixels], Outputs] | None = LaneRunner(lanes, SIZES[-1], device)
         except (RuntimeError, KeyError) as error:
             raise Refused(
                 f"TensorRT cannot open {engine.description} ({error!s:.200}): empty the cache folder"
@@ -110,8 +122,9 @@ def open_plan(plan: bytes, part: str, engine: Engine) -> "trt.ICudaEngine":
     opened = runtime.deserialize_cuda_engine(plan)
     if opened is None:
         raise RuntimeError("its plan was built for another GPU or another version of TensorRT")
-    if opened.name != network_name(part, engine.bundle_hash):
-        raise RuntimeError(f"its plan belongs to {opened.name!r:.100}")
+    names = [opened.name, *_names(opened, trt.TensorIOMode.INPUT)]
+    if network_name(part, engine.bundle_hash) not in names:
+        raise RuntimeError(f"its plan belongs to {' or '.join(names)!r:.200}")
     if part == TRUNK:
         _check_types(opened, engine.precision)
     return opened
@@ -134,32 +147,36 @@ def _names(opened: "trt.ICudaEngine", mode: Any) -> list[str]:
 
 
 class Forward:
-    """The model from pixels to outputs on the GPU, with execution contexts of its own."""
+    """The model from pixels to outputs on the GPU, for batches of one size, with contexts of its own.
 
-    def __init__(self, model: "GBAD", trunk: "trt.ICudaEngine", bigan: "trt.ICudaEngine"):
+    A CUDA graph that has captured a context is invalid once the shape of a batch changes on it: so each graph
+    needs a context that no other one uses (NVIDIA/TensorRT, issue 3798).
+    """
+
+    def __init__(self, model: "GBAD", trunk: "trt.ICudaEngine", bigan: "trt.ICudaEngine", images: int):
         self._heads = model.network.heads
-        self._trunk, self._bigan = _Context(trunk), _Context(bigan)
+        self._trunk, self._bigan = _Context(trunk, images), _Context(bigan, images)
 
     def __call__(self, pixels: "Tensor") -> "tuple[Tensor, ...]":
-        """Score uint8 pixels [n, S, S, 3]: x, logits and both losses, float32."""
+        """Score uint8 pixels [images, S, S, 3]: x, logits and both losses, float32."""
         from ..model.mixed_precision import losses_of
 
         x, logits = self._features(pixels)
-        return x, logits, *losses_of(self._bigan(x.contiguous(), *PAIRS))
+        return x, logits, *losses_of(self._bigan(x.contiguous(), PAIRS))
 
     def _features(self, pixels: "Tensor") -> "tuple[Tensor, ...]":
         from ...kernels.border_pool import border_means
 
         if self._trunk.has_outputs(HEADS):
-            return tuple(self._trunk(pixels, *HEADS))
-        maps = [feature_map.permute(0, 3, 1, 2) for feature_map in self._trunk(pixels, *MAPS)]
+            return tuple(self._trunk(pixels, HEADS))
+        maps = [feature_map.permute(0, 3, 1, 2) for feature_map in self._trunk(pixels, MAPS)]
         return self._heads(maps, border_means)
 
 
 class _Context:
-    """An execution context of a plan: memory for one batch at a time."""
+    """An execution context of a plan, for batches of one size: memory for one batch at a time."""
 
-    def __init__(self, opened: "trt.ICudaEngine"):
+    def __init__(self, opened: "trt.ICudaEngine", images: int):
         import torch
 
         import tensorrt as trt
@@ -169,27 +186,34 @@ class _Context:
             raise RuntimeError("TensorRT could not allocate an execution context")
         self._context = context
         (self._entry,) = _names(opened, trt.TensorIOMode.INPUT)
+        self._shape = (images, *_sizes(opened.get_tensor_shape(self._entry))[1:])
+        if not context.set_input_shape(self._entry, self._shape):
+            raise RuntimeError(f"its plan does not take batches of {images}")
         types = {trt.DataType.HALF: torch.float16, trt.DataType.FLOAT: torch.float32}
-        outputs = _names(opened, trt.TensorIOMode.OUTPUT)
-        self._types = {name: types[opened.get_tensor_dtype(name)] for name in outputs}
+        self._outputs: dict[str, Tensor] = {}
+        for name in _names(opened, trt.TensorIOMode.OUTPUT):
+            shape, kind = _sizes(context.get_tensor_shape(name)), types[opened.get_tensor_dtype(name)]
+            self._outputs[name] = torch.empty(shape, dtype=kind, device="cuda")
+            context.set_tensor_address(name, self._outputs[name].data_ptr())
 
     def has_outputs(self, outputs: tuple[str, ...]) -> bool:
         """Tell whether these are the outputs of the plan."""
-        return self._types.keys() == set(outputs)
+        return self._outputs.keys() == set(outputs)
 
-    def __call__(self, entry: "Tensor", *outputs: str) -> "list[Tensor]":
-        """Run on torch's current stream, which must not be the default one; returns the outputs by name."""
+    def __call__(self, entry: "Tensor", outputs: tuple[str, ...]) -> "list[Tensor]":
+        """Run on torch's current stream, which must not be the default one; returns the outputs by name.
+
+        They are the same tensors in every call, so that a captured graph always finds them.
+        """
         import torch
 
-        context = self._context
-        context.set_input_shape(self._entry, tuple(entry.shape))
-        context.set_tensor_address(self._entry, entry.data_ptr())
-        tensors = []
-        for name in outputs:
-            sizes = context.get_tensor_shape(name)
-            shape = [sizes[i] for i in range(len(sizes))]
-            tensors.append(torch.empty(shape, dtype=self._types[name], device=entry.device))
-            context.set_tensor_address(name, tensors[-1].data_ptr())
-        if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
+        if entry.shape != self._shape:
+            raise RuntimeError(f"a batch has the shape {tuple(entry.shape)} and must have {self._shape}")
+        self._context.set_tensor_address(self._entry, entry.data_ptr())
+        if not self._context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
             raise RuntimeError(f"TensorRT rejected a batch of {len(entry)}")
-        return tensors
+        return [self._outputs[name] for name in outputs]
+
+
+def _sizes(dims: "trt.Dims") -> tuple[int, ...]:
+    return tuple(dims[i] for i in range(len(dims)))

@@ -9,17 +9,20 @@ import stat
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from threading import Event
 
 from ..errors import Refused
-from ..settings import SourceSettings
-from .candidates import MAX_FILE_SIZE, Accept, Candidate, Enough, ListingCounts
+from ..settings import SourceSettings, StrPath
+from ..system.objects import is_url
+from .candidates import MAX_FILE_SIZE, Accept, Candidate, Enough, ListingCounts, left_out
 from .faults import reason_of, retry_transient
 from .listing import Listing, absolute, split_pattern
 from .name_list import UTF16_MARKS, is_utf16
-from .names import extension_of
+from .names import extension_of, is_archive
 from .patterns import State, has_magic
+from .remote import check_remote
 from .uris import shown
 
 __all__ = [
@@ -33,6 +36,8 @@ __all__ = [
     "check",
     "count",
     "find",
+    "left_out",
+    "named_image",
 ]
 
 _LOOK = 65_536  # bytes of a list that are checked beforehand
@@ -109,9 +114,25 @@ def check(settings: SourceSettings) -> None:
         _check_list(settings.files_from, settings.null)
 
 
+def named_image(path: StrPath, max_file_size: int = MAX_FILE_SIZE) -> Candidate:
+    """List one image, as a scan lists a name in a list; raises Refused for a folder or an archive."""
+    name = os.fsencode(path)
+    where = name if is_url(name) else absolute(name)
+    if os.path.isdir(where) or is_archive(where):
+        raise Refused(f"{shown(where)} is a folder or an archive, and not one image: use a Scan")
+    listing = Listing(SourceSettings(), ListingCounts(), lambda _: True, max_file_size, None)
+    found = list(islice(listing.take_named(where), 2))
+    if len(found) != 1:
+        raise Refused(f"{shown(where)} is not one image, but what lies below an address: use a Scan")
+    return found[0]
+
+
 def _check_source(source: bytes) -> None:
     if not source or b"\0" in source:
         raise Refused("a source has an empty name or a NUL byte in it; name a directory, an image or a tar")
+    if is_url(source):
+        check_remote(source)
+        return
     path = absolute(source)
     try:
         retry_transient(os.stat, path)

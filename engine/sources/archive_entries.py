@@ -9,13 +9,12 @@ import struct
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from typing import NamedTuple
 
 from ..row import ImageFault
 from ..tar.headers import Member, members
 from ..tar.streams import ArchiveFault, GzipStream, PlainStream, Readable
-from .storage import Archive, pread
+from .storage import Tar
 from .uris import shown
 
 MAX_WAITING = 32_000_000  # bytes of the names of a compressed tar's links, which wait until its end
@@ -25,6 +24,7 @@ _SHARDS = 1 << 10
 _FAULTS = {
     "sparse": ImageFault("unsupported", "its archive stores it as a sparse file"),
     "rest": ImageFault("unsupported", "its archive holds only its end, which began in another volume"),
+    "unsized": ImageFault("undecodable", "its header in the archive has no usable size"),
 }
 _TOO_MANY_LINKS = ImageFault("unsupported", "its archive is compressed and has too many hard links")
 
@@ -39,19 +39,25 @@ class Entry(NamedTuple):
     fault: ImageFault | None  # why they are not to be read
 
 
-def entries(archive: Archive) -> Iterator[Entry | ImageFault]:
-    """Yield the entries of a tar, and last the fault of the tar itself, if any; raises Stopped."""
+def entries(archive: Tar, reads_whole: Callable[[bytes], bool]) -> Iterator[Entry | ImageFault]:
+    """Yield the entries of a tar, and last the fault of the tar itself, if any; raises Stopped.
+
+    `reads_whole` is asked whether the tar at a path is to be read, if its members are not read by offsets.
+    """
     try:
-        with archive.descriptor() as fd:
-            yield from _entries(partial(pread, fd), archive.size)
+        if not archive.rereads and not reads_whole(archive.path):
+            return
+        with archive.reader() as read:
+            compressed = read(2, 0) == b"\x1f\x8b"
+            if not compressed or not archive.rereads or reads_whole(archive.path):
+                yield from _entries(read, archive.size, compressed)
     except OSError as error:
-        yield archive.folder.verdict(archive.path, error)
+        yield archive.verdict_on_all(error)
     except ImageFault as fault:
         yield fault
 
 
-def _entries(read: Pread, size: int) -> Iterator[Entry | ImageFault]:
-    compressed = read(2, 0) == b"\x1f\x8b"
+def _entries(read: Pread, size: int, compressed: bool) -> Iterator[Entry | ImageFault]:
     stream = GzipStream(read) if compressed else PlainStream(read, size)
     places, waiting, damage = _Places(), _Waiting(), None
     try:
@@ -59,13 +65,13 @@ def _entries(read: Pread, size: int) -> Iterator[Entry | ImageFault]:
             fault, is_link = _FAULTS.get(member.kind), member.kind == "hard link"
             if is_link:
                 member, fault = places.resolved(member)
-            if member.kind in ("file", "sparse", "rest"):
+            if member.kind in ("file", "sparse", "rest", "unsized"):
                 places.add(member, fault is None)
             if is_link and compressed and fault is None:
                 if waiting.take(member):
                     continue
                 fault = _TOO_MANY_LINKS
-            yield Entry(stream, member, fault)
+            yield Entry(_at(member.offset, read, size) if is_link else stream, member, fault)
     except ArchiveFault as error:
         damage = error
     yield from waiting.entries(read)
@@ -74,6 +80,13 @@ def _entries(read: Pread, size: int) -> Iterator[Entry | ImageFault]:
             "what can be read behind that was read" if damage.went_on else "what follows in it was not read"
         )
         yield ImageFault("archive_truncated", f"{damage}; {rest}")
+
+
+def _at(offset: int, read: Pread, size: int) -> PlainStream:
+    """Return a stream that stands at an offset of a tar that is not compressed."""
+    stream = PlainStream(read, size)
+    stream.position = offset
+    return stream
 
 
 class _Places:

@@ -6,12 +6,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..row import Kind, Row, Status
+from ..text import counted
 from .storage import Storage
 
 MAX_FILE_SIZE = 256_000_000  # bytes
 MAX_REASONS = 1_000  # different extensions that are counted apart
 
-_Identity = tuple[str, Kind, int | None, int | None, int | None]  # of a row: uri to offset
+LEFT_OUT = {  # nouns for the reasons, and what takes these things in
+    "symlink": ("symbolic link", " (--follow-links follows them)"),
+    "symlink to nowhere": ("broken symbolic link", ""),
+    "symlink loop": ("symbolic link", " that lead in a circle"),
+    "hidden": ("hidden file or folder", " (--hidden includes them)"),
+    "excluded": ("file", " that --include or --exclude leaves out"),
+    "no extension": ("other file", " without an extension"),
+    "folder marker": ("empty object", " without an extension, as some tools make for folders"),
+    "unfinished results": ("folder", " of unfinished results"),
+    "tar special": ("special file", " in a tar"),
+    ".zip": (".zip file", " (zip archives are not read: unpack them, or repack them as .tar)"),
+    "other extensions": ("file", " of other extensions"),
+}
+
+_Identity = tuple[str, Kind, int | None, int | None, int | None, str | None]  # of a row: uri to etag
 
 
 class Enough(Exception):
@@ -27,12 +42,32 @@ class ListingCounts:
     folders: int = 0  # listed
     archives: int = 0  # opened
     skipped: Counter[str] = field(default_factory=Counter)  # by extension (.xml) or reason (symlink, FIFO)
+    elsewhere: int = 0  # candidates of other shards, which `images` and `containers` leave out
+    in_archives: int = 0  # of all these, members of archives, and archives that are faulty
+    in_archive: int = 0  # of these, in the archive being listed
+    digest: int = 0  # of what every shard lists: 64 bits
 
     def skip(self, reason: str) -> None:
         """Count one thing that is not a candidate."""
         if len(self.skipped) >= MAX_REASONS and reason not in self.skipped:
             reason = "other extensions"
         self.skipped[reason] += 1
+
+    @property
+    def files(self) -> int:
+        """Number of files and archives met: the same in every shard, unlike the members that it looks at."""
+        return self.images + self.containers + self.elsewhere - self.in_archives + self.archives
+
+    @property
+    def place(self) -> int:
+        """Place of the last candidate in the listing, the same in every shard; places ascend."""
+        return self.files << 32 | self.in_archive
+
+
+def left_out(reason: str, number: int) -> str:
+    """Say what a listing skipped, by extension or reason, with the option that takes it in."""
+    noun, rest = LEFT_OUT.get(reason, (f"{reason} file" if reason.startswith(".") else reason, ""))
+    return counted(number, noun) + rest
 
 
 @dataclass(slots=True)
@@ -50,9 +85,10 @@ class Candidate:
     def __reduce__(self) -> tuple[Any, ...]:
         row = self.row
         if row.status is None:
-            return _unread, (row.uri, row.bytes, row.mtime, row.offset, self.path, self.storage, self.key)
+            listed = row.uri, row.bytes, row.mtime, row.offset, row.etag
+            return _unread, (*listed, self.path, self.storage, self.key)
         return _judged, (
-            (row.uri, row.kind, row.bytes, row.mtime, row.offset),
+            (row.uri, row.kind, row.bytes, row.mtime, row.offset, row.etag),
             row.status,
             row.error,
             self.path,
@@ -74,12 +110,13 @@ def _unread(  # noqa: PLR0913 - a tuple for them would be one more object to pic
     size: int | None,
     mtime: int | None,
     offset: int | None,
+    etag: str | None,
     path: bytes,
     storage: Storage,
     key: bytes,
 ) -> Candidate:
     """Unpickle a candidate that is to be read."""
-    return Candidate(Row(uri, "image", size, mtime, offset), path, storage, key)
+    return Candidate(Row(uri, "image", size, mtime, offset, etag), path, storage, key)
 
 
 def _judged(identity: _Identity, status: Status, error: str, path: bytes, key: bytes) -> Candidate:

@@ -1,6 +1,7 @@
 """Judge an OSError: a fault of the file becomes a row, a fault of the machine stops the scan."""
 
 import errno
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -8,6 +9,8 @@ from itertools import islice
 from typing import ParamSpec, TypeVar
 
 from ..row import Status
+
+log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -55,8 +58,10 @@ def retry_transient(action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -
         except OSError as error:
             if status_of(error):
                 raise
+            reason = str(error)
         except MemoryError:
-            pass  # other threads may free some
+            reason = "out of memory"  # other threads may free some
+        log.debug("%s; trying again in %g s", reason, delay)
         time.sleep(delay)
     return action(*args, **kwargs)
 

@@ -18,8 +18,10 @@ from contextlib import suppress
 from threading import Event
 from typing import Literal, NamedTuple
 
-from ..row import ImageFault, Kind, Row, dated
+from ..row import ImageFault, Kind, Row, dated, identity_of
 from ..settings import SourceSettings
+from ..system import objects
+from ..system.objects import is_url
 from ..tar.streams import PlainStream, Readable
 from .archive_entries import Entry, entries
 from .beneath import open_folder
@@ -28,12 +30,14 @@ from .faults import reason_of, retry_transient, status_of
 from .name_list import names_in_list
 from .names import NameKind, extension_of, is_archive, is_like_unfinished_result, kind_of
 from .patterns import EntryKind, Patterns, Scope, has_magic
+from .remote import Bucket, RemoteTar, below, named_object, split
 from .storage import (
     Archive,
     BufferedMember,
     ByteBudget,
     Folder,
     Root,
+    Tar,
     base_of,
     empty,
     source_gone,
@@ -77,7 +81,10 @@ class Listing:
         max_file_size: int,
         stopped: Event | None,
     ):
-        self._settings, self._counts, self._accept = settings, counts, accept
+        self._settings, self._counts, self._shard = settings, counts, settings.in_shard
+        self._accept = self._accept_own if self._shard else accept
+        self._accept_listed = accept
+        self._is_whole = False  # in a shard: what is listed is in a compressed tar of this shard
         self._max_file_size, self._stopped = max_file_size, stopped
         self._budget = ByteBudget(READ_AHEAD)
         self._include = Patterns(settings.include or ("**",), anchored=False)
@@ -85,15 +92,20 @@ class Listing:
         self._filtered = bool(settings.include or settings.exclude)
         self._roots: list[tuple[bytes, bytes]] = []  # (real path, as named) of the folders named
         self._last: Folder | None = None  # of the last named file that was there
+        self._last_bucket: Bucket | None = None
 
     def run(self) -> Iterator[Candidate]:
         """Yield the candidates that are accepted, in order; raises Stopped."""
-        sources = [self._source(os.fsencode(source)) for source in self._settings.sources]
+        names = map(os.fsencode, self._settings.sources)
+        sources = [name if is_url(name) else self._source(name) for name in names]
         for source in sources:
-            yield from self._walk(source) if source.root else self._take_named(source.path)
+            if isinstance(source, bytes):
+                yield from self.take_named(source)
+            else:
+                yield from self._walk(source) if source.root else self.take_named(source.path)
         if self._settings.files_from is not None:
             for name in names_in_list(self._settings.files_from, self._settings.null, self._stopped):
-                yield from self._take_named(absolute(name))
+                yield from self.take_named(name if is_url(name) else absolute(name))
 
     def _offer(self, candidate: Candidate) -> tuple[Candidate, ...]:
         """Count a candidate; return it if it is accepted, else nothing."""
@@ -102,6 +114,32 @@ class Listing:
         else:
             self._counts.containers += 1
         return (candidate,) if self._accept(candidate) else ()
+
+    # Shards
+
+    def _accept_own(self, candidate: Candidate) -> bool:
+        """Accept a candidate of this shard; count one of another."""
+        row, counts = candidate.row, self._counts
+        if self._is_whole or self._takes(row.uri, row.offset):
+            return self._accept_listed(candidate)
+        counts.elsewhere += 1
+        if row.kind == "image":
+            counts.images -= 1
+        else:
+            counts.containers -= 1
+        return False
+
+    def _takes(self, uri: str, offset: int | None = None) -> bool:
+        """Tell whether a candidate or a compressed tar belongs to this shard, and note that it was met."""
+        assert self._shard is not None
+        identity = identity_of(uri, offset)
+        self._counts.digest = (self._counts.digest + int.from_bytes(identity[:8], "little")) % (1 << 64)
+        return self._shard.takes(identity)
+
+    def _takes_whole(self, path: bytes) -> bool:
+        """Tell whether a compressed tar is to be read: only as a whole can it be, so by one shard."""
+        self._is_whole = self._shard is not None
+        return self._shard is None or self._takes(uri_of(path))
 
     # What the user names
 
@@ -115,14 +153,17 @@ class Listing:
         except OSError as error:
             if glob is not EVERYTHING or status_of(error) == "vanished":  # it was there for `check`
                 raise source_gone(path) from error
-            return _Source(path, glob, None)  # `_take_named` gives it its row
+            return _Source(path, glob, None)  # `take_named` gives it its row
         if not os.path.isdir(path):
             return _Source(path, glob, None)
         self._roots.append((os.path.realpath(path), path))
         return _Source(path, glob, root)
 
-    def _take_named(self, path: bytes) -> Iterator[Candidate]:
+    def take_named(self, path: bytes) -> Iterator[Candidate]:
         """Take what is named, whatever its extension; a folder is walked."""
+        if is_url(path):
+            yield from self._remote(path)
+            return
         try:
             now = retry_transient(os.stat, path)
             folder = self._folder_of(path)
@@ -326,11 +367,73 @@ class Listing:
         if (row.bytes or 0) > self._max_file_size:
             row.fail(too_large(row.bytes or 0, self._max_file_size))
 
+    # Object stores
+
+    def _remote(self, source: bytes) -> Iterator[Candidate]:
+        """Take an object, whatever its extension, or what is below a prefix, in the store's order."""
+        at, glob = split(source)
+        entry = named_object(at) if glob is None else None
+        if entry is not None:
+            yield from self._object(at.root, entry, None, is_named=True)
+            return
+        scope, base, found = self._scope(glob or EVERYTHING), at.key.rstrip("/"), False
+        for entry in below(at):
+            inner = entry.key[len(base) :].lstrip("/").encode()
+            found = True
+            if entry.size or extension_of(inner.rpartition(b"/")[2]):
+                yield from self._object(at.root, entry, scope, inner)
+            else:  # some tools make such objects for folders; the client does not tell the slash at the end
+                self._counts.skip("folder marker")
+        if not found and glob is None:
+            row = _faulty(at.url.encode(), "image", ImageFault("vanished", "no object has this name"))
+            yield from self._offer(row)
+
+    def _object(
+        self, root: str, entry: objects.Entry, scope: Scope | None, inner: bytes = b"", is_named: bool = False
+    ) -> Iterator[Candidate]:
+        """Take one object; `inner` is its name below the source, which patterns are about."""
+        path = f"{root}/{entry.key}".encode()
+        name = path.rpartition(b"/")[2]
+        within = scope if is_named else self._into_object(inner.split(b"/"), scope)
+        if within is False:
+            return
+        if is_archive(name):
+            self._begin_archive()
+            try:
+                archive = RemoteTar(root, path, entry)
+            except ImageFault as fault:
+                yield from self._offer(_faulty(path, "container", fault))
+                return
+            yield from self._members(archive, within)
+            return
+        kind = kind_of(name)
+        if kind == "other" and not is_named:
+            self._counts.skip(_dotted(name))
+            return
+        row = Row(uri_of(path), "image", entry.size, dated(entry.mtime), etag=entry.etag)
+        self._judge(row, path, kind)
+        yield from self._offer(Candidate(row, path, self._bucket(root)))
+
+    def _into_object(self, names: list[bytes], scope: Scope | None) -> Scope | Literal[False] | None:
+        """Step through the parts of a key as through folders; False where it is left out, and counted."""
+        for name in names[:-1]:
+            within = self._into(scope, name, "folder")
+            if within is False:
+                return False
+            scope = within
+        return self._into(scope, names[-1], "archive" if is_archive(names[-1]) else "file")
+
+    def _bucket(self, root: str) -> Bucket:
+        """Return the storage of a bucket, the last one again where it is the same."""
+        if self._last_bucket is None or self._last_bucket.root != root:
+            self._last_bucket = Bucket(root)
+        return self._last_bucket
+
     # Tars
 
     def _archive(self, folder: Folder, path: bytes, scope: Scope | None) -> Iterator[Candidate]:
-        """Take the members of a tar, then the row of the tar itself where it is faulty."""
-        self._counts.archives += 1
+        """Open a tar of a folder and take what is in it."""
+        self._begin_archive()
         try:
             archive = Archive.open(path, folder)
             if not archive.size:
@@ -341,15 +444,30 @@ class Listing:
         except ImageFault as fault:
             yield from self._offer(_faulty(path, "container", fault))
             return
-        for found in entries(archive):
+        yield from self._members(archive, scope)
+
+    def _begin_archive(self) -> None:
+        self._counts.archives += 1
+        self._counts.in_archive = 0
+
+    def _members(self, archive: Tar, scope: Scope | None) -> Iterator[Candidate]:
+        """Take the members of a tar, then the row of the tar itself where it is faulty."""
+        for found in entries(archive, self._takes_whole):
             if isinstance(found, ImageFault):
-                container = _faulty(path, "container", found)
-                container.row.bytes, container.row.mtime = archive.size, archive.mtime
-                yield from self._offer(container)
+                row = (container := _faulty(archive.path, "container", found)).row
+                row.bytes, row.mtime, row.etag = archive.size, archive.mtime, archive.etag
+                yield from self._offer_inside(container)
             else:
                 yield from self._member(archive, found, scope)
+        self._is_whole = False
 
-    def _member(self, archive: Archive, entry: Entry, scope: Scope | None) -> Iterator[Candidate]:
+    def _offer_inside(self, candidate: Candidate) -> tuple[Candidate, ...]:
+        """Offer a member of an archive, or the row of the archive itself."""
+        self._counts.in_archives += 1
+        self._counts.in_archive += 1
+        return self._offer(candidate)
+
+    def _member(self, archive: Tar, entry: Entry, scope: Scope | None) -> Iterator[Candidate]:
         """Take one member of a tar if it is a candidate."""
         stream, member, fault = entry
         name = member.name.rpartition(b"/")[2]
@@ -362,7 +480,8 @@ class Listing:
             self._counts.skip(_dotted(name))
         else:
             row = Row(uri_of(archive.path, member.name), "image", member.size, member.mtime, member.offset)
-            candidate = Candidate(row, archive.path, archive)
+            row.etag = archive.etag
+            candidate = Candidate(row, archive.path, archive if isinstance(archive, Archive) else None)
             self._judge(row, name, kind)
             if fault and row.status is None:
                 row.fail(fault)
@@ -378,16 +497,17 @@ class Listing:
                 scope = within
         return self._into(scope, names[-1], "file") is not False
 
-    def _loaded(self, candidate: Candidate, archive: Archive, stream: Readable) -> Iterator[Candidate]:
-        """Offer a member; one of a compressed tar gets its bytes first, if it is accepted."""
+    def _loaded(self, candidate: Candidate, archive: Tar, stream: Readable) -> Iterator[Candidate]:
+        """Offer a member; one that cannot be read later gets its bytes first, if it is accepted."""
         row, size = candidate.row, candidate.row.bytes or 0
         if isinstance(stream, PlainStream):
             if row.status is None and (row.offset or 0) + size > stream.size:
                 row.fail(ImageFault("truncated", "its archive ends before it does"))
-            yield from self._offer(candidate)
-            return
+            if archive.rereads:
+                yield from self._offer_inside(candidate)
+                return
         candidate.storage = None
-        for accepted in self._offer(candidate):
+        for accepted in self._offer_inside(candidate):
             if row.status is None:
                 self._budget.acquire(size, self._stopped)
                 accepted.storage = buffered = BufferedMember(size, self._budget)
@@ -395,6 +515,8 @@ class Listing:
                     buffered.fill(stream, row)
                 except OSError as error:
                     row.fail(archive.verdict(archive.path, error))
+                except ImageFault as fault:
+                    row.fail(fault)
             yield accepted
 
 

@@ -9,10 +9,10 @@ import os
 import stat
 import threading
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 from ..errors import Stopped
@@ -177,6 +177,40 @@ class Folder:
         return data
 
 
+class Tar(Protocol):
+    """A tar that is being listed."""
+
+    path: bytes
+    rereads: bool  # members are read later, at their offsets; otherwise when they are listed
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        ...
+
+    @property
+    def mtime(self) -> int | None:
+        """Time of the last change, us since the epoch."""
+        ...
+
+    @property
+    def etag(self) -> str | None:
+        """Version of an object in a store."""
+        ...
+
+    def reader(self) -> AbstractContextManager[Callable[[int, int], bytes]]:
+        """Lend a function that reads `size` bytes at `offset`, fewer only at the end."""
+        ...
+
+    def verdict(self, path: bytes, error: OSError) -> ImageFault:
+        """Return the fault of one spot in it; raises Stopped for the machine's."""
+        ...
+
+    def verdict_on_all(self, error: OSError) -> ImageFault:
+        """Return the fault of the whole; raises Stopped for the machine's."""
+        ...
+
+
 class Archive:
     """A tar that is not compressed, read at the offsets of its members.
 
@@ -185,6 +219,9 @@ class Archive:
     the one that was listed. A process that unpickles candidates of the same archive again and again gets
     the same object for them, so that it does not open the archive for each message.
     """
+
+    rereads = True
+    etag = None
 
     def __init__(self, path: bytes, folder: Folder, identity: Identity):
         """Refer to the file at `path` as it was listed; `Archive.open` lists it."""
@@ -239,6 +276,12 @@ class Archive:
             if not kept:
                 os.close(fd)
 
+    @contextmanager
+    def reader(self) -> Iterator[Callable[[int, int], bytes]]:
+        """Lend a function that reads `size` bytes at `offset`; raises as `descriptor` does."""
+        with self.descriptor() as fd:
+            yield partial(pread, fd)
+
     def _keep(self, fd: int) -> bool:
         """Keep a descriptor open where there is a free slot for it; tell whether it is kept."""
         with self._lock:
@@ -273,6 +316,10 @@ class Archive:
             return ImageFault("unreadable", f"this part of its archive could not be read: {reason_of(error)}")
         return self.folder.verdict(path, error)
 
+    def verdict_on_all(self, error: OSError) -> ImageFault:
+        """Return the fault of the archive; raises Stopped for the machine's."""
+        return self.folder.verdict(self.path, error)
+
 
 class ByteBudget:
     """Bounds the bytes that are read ahead and not yet taken over; one read of any size always fits."""
@@ -285,11 +332,21 @@ class ByteBudget:
     def acquire(self, size: int, stopped: threading.Event | None) -> None:
         """Wait until `size` bytes fit; raises Stopped if `stopped` is set meanwhile."""
         with self._freed:
-            while self._used and self._used + size > self._limit:
+            while not self._fits(size):
                 if stopped and stopped.is_set():
                     raise Stopped("the scan was stopped; run the same command again to continue")
                 self._freed.wait(_WAKE_S)
             self._used += size
+
+    def try_acquire(self, size: int) -> bool:
+        """Take `size` bytes if they fit now."""
+        with self._freed:
+            fits = self._fits(size)
+            self._used += size if fits else 0
+            return fits
+
+    def _fits(self, size: int) -> bool:
+        return not self._used or self._used + size <= self._limit
 
     def release(self, size: int) -> None:
         """Give `size` bytes back."""

@@ -30,10 +30,7 @@ def parts_of(uri: str, in_archive: bool) -> tuple[bytes, bytes | None]:
     `in_archive` is whether the row has an offset: a file's own name may hold `!` too. The archive is the
     shortest part before a `!` that ends like an archive, or else before the first `!`.
     """
-    whole = b"".join(
-        bytes([int(piece, 16)]) if index % 2 else piece.encode()  # every second piece is hexadecimal
-        for index, piece in enumerate(_ENCODED.split(uri))
-    )
+    whole = _decoded(uri)
     if not in_archive:
         return whole, None
     marks = [at.start() for at in re.finditer(b"!", whole)]
@@ -41,6 +38,18 @@ def parts_of(uri: str, in_archive: bool) -> tuple[bytes, bytes | None]:
         raise ValueError(f"{uri!r} is not the uri of an archive's member")
     mark = next((at for at in marks if is_archive(whole[:at])), marks[0])
     return whole[:mark], whole[mark + 1 :]
+
+
+def plain(uri: str) -> str:
+    """Return the path of a uri, with a member's name behind its `!`; bytes that are not UTF-8 are escaped."""
+    return _decoded(uri).decode("utf-8", "backslashreplace") if "%" in uri else uri
+
+
+def _decoded(uri: str) -> bytes:
+    return b"".join(
+        bytes([int(piece, 16)]) if index % 2 else piece.encode()  # every second piece is hexadecimal
+        for index, piece in enumerate(_ENCODED.split(uri))
+    )
 
 
 def shown(path: bytes) -> str:

@@ -36,6 +36,10 @@ def _nothing() -> None:
     pass
 
 
+def _not_ahead(_candidates: list[Candidate]) -> None:
+    pass
+
+
 @dataclass(slots=True)
 class Batch:
     """Images of a chunk on their way through the stages; each stage fills in what the next one needs."""
@@ -69,6 +73,7 @@ class Stages:
     decode: Callable[[Batch, InFlight], None]  # fills images and pixels; raises Stopped, DeviceLost
     score: Callable[[list[Row], Pixels], Outputs | None]  # fills rows; raises Stopped, DeviceLost
     close: Callable[[], None] = lambda: None
+    ahead: Callable[[list[Candidate]], None] = _not_ahead  # begins to read a chunk that has to wait
 
     @property
     def plan(self) -> WorkPlan:
@@ -85,19 +90,24 @@ class Stages:
 OpenStages = Callable[[ScanSettings], Stages]  # a function of a module; each worker imports and calls it
 
 
-def open_stages(settings: ScanSettings) -> Stages:
-    """Open the stages of a worker; raises Refused if the model, the engine or the device is unavailable."""
+def open_stages(settings: ScanSettings, plan: WorkPlan | None = None) -> Stages:
+    """Open the stages of a worker; raises Refused if the model, the engine or the device is unavailable.
+
+    A `plan` takes the place of the one that follows from the settings, the tuned one, and the default.
+    """
     with ExitStack() as stack:
-        scorer = stack.enter_context(Scorer(settings))
+        scorer = stack.enter_context(Scorer(settings, plan))
         limits = DecodeLimits(settings.max_pixels, settings.max_file_size)
         if scorer.engine.device == "cpu":
             from .cpu import CPUDecode, FileRead
 
-            read = FileRead(settings.max_file_size)
+            read = stack.enter_context(FileRead(settings.max_file_size))
+            ahead = read.ahead
             decode = stack.enter_context(CPUDecode(scorer.input_size, limits, settings.decode_timeout))
         else:
             from .gpu import open_reading_and_decoding
 
             gpu = int(scorer.engine.device.partition(":")[2])
+            ahead = _not_ahead
             read, decode = open_reading_and_decoding(settings, scorer, limits, gpu, stack)
-        return Stages(scorer.setup(), read, decode, scorer, stack.pop_all().close)
+        return Stages(scorer.setup(), read, decode, scorer, stack.pop_all().close, ahead)

@@ -22,15 +22,20 @@ def open_reading_and_decoding(
     cores = max(1, plan.cores - count)  # the decoders have what the readers leave
     decoder = BatchDecoder(Decoder(size, limits), gpu, plan.batch_size, cores, settings.hardware_share)
     reading = Readers(ReaderSettings(size, limits, settings.decode_timeout), count)
-    return stack.enter_context(reading), BatchDecode(decoder)
+    return stack.enter_context(reading), BatchDecode(decoder, scorer.recovering)
 
 
 class BatchDecode:
-    """Decodes chunks on a GPU, one at a time, and adds the images that readers have decoded."""
+    """Decodes chunks on a GPU, one at a time, and adds the images that readers have decoded.
 
-    def __init__(self, decoder: BatchDecoder):
+    The next chunk is assembled meanwhile, so that DALI does not wait for Python.
+
+    `turn` is held while a chunk is decoded; whoever else holds it is not disturbed by a decoder.
+    """
+
+    def __init__(self, decoder: BatchDecoder, turn: threading.Lock):
         self._decode = decoder
-        self._turn = threading.Lock()
+        self._turn = turn
 
     def __call__(self, batch: Batch, in_flight: InFlight) -> None:
         """Fill images and pixels, uint8 [n, S, S, 3] on the device; raises DeviceLost, Stopped, MemoryError.
@@ -44,9 +49,11 @@ class BatchDecode:
                 contents.append(content)
                 if isinstance(content, CodedImage):
                     keys.append(candidate.key)
+        assembled = self._decode.assemble(rows, contents) if rows else None
         with self._turn:
             in_flight.begin_all(keys)
-            if rows:
-                batch.images, batch.pixels = self._decode.decode_batch(rows, contents)
+            if assembled:
+                batch.images, batch.pixels = self._decode.decode(assembled)
             in_flight.end()
+        del assembled  # it holds the contents' memory
         batch.drop_contents()

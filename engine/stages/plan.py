@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 CORES_A_WORKER = 8  # at most; they share an interpreter lock and the memory of an engine
 CORES_A_READER = 4  # of a GPU's worker: one reader process for so many cores
+AT_WORK = 4  # threads of a GPU's worker: one decodes, two have a batch in the engine, one decides
 DECODERS = ("gbad-batch", "cykooz-resizer", "nvidia-nvimgcodec-cu13", "simplejpeg")
 SIZES = ("batch_size", "workers", "threads")
 
@@ -51,7 +52,7 @@ def plan_for(settings: ScanSettings, engine: Engine, gpus: int = 1) -> WorkPlan:
     """Plan a scan from its settings, else as tuned for this machine, else by default."""
     plan = None
     if settings.threads is None and settings.workers is None:
-        plan = tuned(engine, settings.cache_dir)
+        plan = tuned(engine, settings.cache_dir, gpus)
     plan = plan or default_plan(engine, settings.threads or usable_cores(), settings.workers, gpus)
     given = ("batch_size", "threads", "workers")
     names = [f"--{name.replace('_', '-')}" for name in given if getattr(settings, name)]
@@ -71,10 +72,12 @@ def default_plan(engine: Engine, cores: int, workers: int | None = None, gpus: i
     else:
         workers = gpus
     each = max(1, cores // workers)
-    threads = (
-        each if kind == "cpu" else 2 + readers(each)
-    )  # two decode and score, the others wait for readers
-    return WorkPlan(BATCH_SIZES[kind], workers, threads, each)
+    return WorkPlan(BATCH_SIZES[kind], workers, each if kind == "cpu" else gpu_threads(each), each)
+
+
+def gpu_threads(cores: int) -> int:
+    """Return the number of threads of a GPU's worker: some are at work, the others wait for readers."""
+    return AT_WORK + readers(cores)
 
 
 def readers(cores: int) -> int:
@@ -82,12 +85,12 @@ def readers(cores: int) -> int:
     return max(1, cores // CORES_A_READER)
 
 
-def tuned(engine: Engine, cache_dir: Any) -> WorkPlan | None:
+def tuned(engine: Engine, cache_dir: Any, gpus: int = 1) -> WorkPlan | None:
     """Read the plan that `keep` stored for this engine; None if it is missing or, with a warning, bad."""
     cache = EngineCache.open(_folder(cache_dir), warn=False)  # opening the engine has warned already
     if cache is None:
         return None
-    facts = _facts(engine)
+    facts = _facts(engine, gpus)
     key = cache_key(facts)
     with closing(cache):
         entry = cache.load(key, PLAN)
@@ -102,7 +105,7 @@ def tuned(engine: Engine, cache_dir: Any) -> WorkPlan | None:
 
 def keep(plan: WorkPlan, engine: Engine, cache: EngineCache) -> bool:
     """Store a plan for later scans with this engine on this machine; returns False if the disk refuses it."""
-    facts = _facts(engine)
+    facts = _facts(engine, plan.workers)
     record = {"facts": facts, "date": date.today().isoformat(), **{n: getattr(plan, n) for n in SIZES}}
     return cache.store(cache_key(facts), b"", record, PLAN)
 
@@ -111,9 +114,14 @@ def _folder(cache_dir: Any) -> Path | None:
     return None if cache_dir is None else Path(cache_dir)
 
 
-def _facts(engine: Engine) -> dict[str, Any]:
+def _facts(engine: Engine, gpus: int) -> dict[str, Any]:
     """Return what the best plan depends on; the engine's key holds bundle, backend and processor."""
-    return {"engine": engine.key, "cores": usable_cores(), "versions": installed(DECODERS)}
+    return {
+        "engine": engine.key,
+        "cores": usable_cores(),
+        "gpus": 0 if engine.device == "cpu" else gpus,
+        "versions": installed(DECODERS),
+    }
 
 
 def _plan(record: Mapping[str, Any], facts: Mapping[str, Any]) -> WorkPlan:

@@ -1,9 +1,9 @@
 """From pixels to decisions, with a model, its engine and an operating point."""
 
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from threading import Lock
+from threading import BoundedSemaphore, Lock
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 from ...export import engine_for
 from ...export.choice import listed_gpus
+from ...export.gate import verdict
 from ..bundle import DEMO_SENTENCE, Bundle, OperatingPoint, default_bundle_path, operating_point
 from ..errors import Refused, Stopped
 from ..model.decision import Decision, on_device, sigmoid
 from ..results.schema import SCHEMA_VERSION
+from ..results.site_point import digest_of, read_point
 from ..row import ImageFault, Row, threat_names
-from ..runtime import OUTPUTS, WITH_STREAMS, EngineFailed, Outputs, Runner, open_engine
+from ..runtime import EngineFailed, Outputs, Runner, concatenate, open_engine
 from ..settings import ScanSettings
 from .plan import WorkPlan, plan_for
 
@@ -32,6 +34,7 @@ class Setup:
     model: str  # name and short hash
     bundle: str
     bundle_hash: str
+    trunk: str  # hash of what gives x and logits
     demo: bool
     backend: str
     backend_version: str
@@ -39,25 +42,26 @@ class Setup:
     devices: tuple[str, ...]  # one for each worker on a GPU; empty on a CPU
     precision: str
     engine_key: str  # engines with the same key give the same scores
-    parity: str
+    parity: str  # how near the engine came to its limit in the parity gate
     reason: str  # why `auto` chose this precision, if it had a choice
     point: OperatingPoint
     features: int  # length of x
     input_size: int  # pixels a side
     plan: WorkPlan
 
-    def introduction(self) -> str:
-        """Describe model, engine, parity and plan in the line that a scan prints at its start."""
-        engine = f"{self.backend} {self.backend_version.partition('-')[0]} {self.precision} on {self.device}"
-        words = [f"model {self.model}, {engine}", self.reason, self.parity, str(self.plan)]
-        words += [DEMO_SENTENCE] if self.demo else []
-        return "; ".join(word for word in words if word)
+    def introduction(self) -> list[str]:
+        """Describe model, engine, parity and plan in the lines that a scan prints at its start."""
+        engine = f"{self.backend} {self.precision} on {self.device}"
+        words = [f"model {self.model}, {engine}", self.parity, str(self.plan)]
+        line = "; ".join(word for word in words if word)
+        return [line, f"this model was {DEMO_SENTENCE}"] if self.demo else [line]
 
     def description(self) -> dict[str, Any]:
         """Describe model, backend and decision for the footer."""
         return {
             "bundle": self.bundle,
             "bundle_hash": self.bundle_hash,
+            "trunk": self.trunk,
             "demo": self.demo,
             "use": DEMO_SENTENCE if self.demo else None,
             "backend": self.backend,
@@ -74,22 +78,15 @@ class Setup:
             "engine": self.backend,
             "precision": self.precision,
             "decision": self.point.decision,
-            "pfa": None if settings.threshold is not None else self.point.pfa,
+            "pfa": self.point.pfa if settings.threshold is None and settings.point is None else None,
             "threshold": self.point.threshold,
+            "point": None if settings.point is None else digest_of(self.point),
             "schema": SCHEMA_VERSION,
         }
 
     def notes(self) -> list[str]:
         """Return remarks for the summary."""
-        point = self.point
-        notes = [self.reason] if self.reason else []
-        if not point.supported:
-            notes.append(f"calibration held too few benign images to support PFA {point.pfa:.3g}")
-        if point.precision != self.precision:
-            notes.append(
-                f"the operating point is that of {point.precision}: this precision has none of its own"
-            )
-        return notes
+        return ([self.reason] if self.reason else []) + self.point.notes(self.precision)
 
 
 class Scorer:
@@ -110,19 +107,26 @@ class Scorer:
             cache_dir=Path(settings.cache_dir) if settings.cache_dir else None,
             threads=settings.threads,
         )
-        self.devices = _devices(settings.device, self.engine.device)
+        self.devices = devices_of(settings.device, self.engine.device)
         self.plan = plan or plan_for(settings, self.engine, len(self.devices))
-        self.point = operating_point(
-            self.bundle, self.engine.precision, settings.decision, settings.pfa, settings.threshold
-        )
+        self.point = self._point(settings)
         self.input_size = self.bundle.manifest.architecture.input_size
         decision = Decision.from_tensors(self.point.decision, self.bundle.tensors())
         self._decision = on_device(decision, self.engine.device)
+        self._typicality = self.bundle.typicality()
         self._class_thresholds = np.asarray(self.point.class_thresholds, np.float32)
-        self._one_fresh_runner = Lock()
-        streams = self.plan.threads if self.engine.backend in WITH_STREAMS else 1
-        self._turn = nullcontext() if streams > 1 or self.plan.threads == 1 else Lock()
-        self.runner: Runner = open_engine(self.engine, self.plan.cores, streams)
+        # Held while a second engine is opened and used. Decoding on the same GPU takes it, too, and so waits:
+        # DALI may synchronize the whole device, which breaks the capture of the engine's CUDA graphs.
+        self.recovering = Lock()
+        self.runner: Runner = open_engine(self.engine, self.plan.cores, self.plan.threads)
+        self._turns = BoundedSemaphore(self.runner.streams)
+
+    def _point(self, settings: ScanSettings) -> OperatingPoint:
+        if settings.point is not None:
+            return read_point(settings.point, self.bundle)
+        return operating_point(
+            self.bundle, self.engine.precision, settings.decision, settings.pfa, settings.threshold
+        )
 
     def setup(self) -> Setup:
         """Describe what is open."""
@@ -131,6 +135,7 @@ class Scorer:
             model=f"{manifest.name} ({self.bundle.hash[:12]})",
             bundle=manifest.name,
             bundle_hash=self.bundle.hash,
+            trunk=self.bundle.trunk(engine.precision),
             demo=manifest.demo,
             backend=engine.backend,
             backend_version=engine.version,
@@ -138,7 +143,7 @@ class Scorer:
             devices=self.devices,
             precision=engine.precision,
             engine_key=engine.key,
-            parity=str(engine.parity or ""),
+            parity=verdict(self.bundle, engine),
             reason=engine.reason,
             point=self.point,
             features=engine.features,
@@ -160,7 +165,7 @@ class Scorer:
             parts += [outputs] if outputs else []
         if not parts:
             return None
-        outputs = parts[0] if len(parts) == 1 else _joined(parts)
+        outputs = parts[0] if len(parts) == 1 else concatenate(parts)
         self._decide(scored, outputs)
         return outputs
 
@@ -179,12 +184,12 @@ class Scorer:
         try:
             return rows, self._run(pixels)
         except EngineFailed as error:
-            with self._one_fresh_runner:
+            with self.recovering:
                 good = self._without_failing(rows, pixels, error)
         return [rows[k] for k in good], self._run(pixels[good]) if good else None
 
     def _run(self, pixels: Pixels) -> Outputs:
-        with self._turn:
+        with self._turns:
             return self.runner(pixels)
 
     def _without_failing(self, rows: list[Row], pixels: Pixels, error: EngineFailed) -> list[int]:
@@ -223,28 +228,29 @@ class Scorer:
         probabilities = sigmoid(outputs.logits)
         over = (probabilities >= self._class_thresholds).tolist()
         alarms = (scores >= self.point.threshold).tolist()
-        columns = probabilities.tolist(), losses[0].tolist(), losses[1].tolist(), scores.tolist()
-        for row, alarm, flags, p, reconstruction, matching, score in zip(
-            rows, alarms, over, *columns, strict=True
+        largest = outputs.logits.max(axis=1)
+        columns = probabilities, largest, *losses, scores
+        if self._typicality is not None:
+            for row, typicality in zip(rows, self._typicality.of(outputs.x).tolist(), strict=True):
+                row.typicality = typicality
+        for row, alarm, flags, p, logit, reconstruction, matching, score in zip(
+            rows, alarms, over, *(column.tolist() for column in columns), strict=True
         ):
             row.p_gun, row.p_knife, row.p_wrench, row.p_pliers, row.p_scissors = p
+            row.largest_logit = logit
             row.reconstruction_loss, row.feature_matching_loss = reconstruction, matching
             row.anomaly_score, row.anomalous = score, alarm
             if alarm:
                 row.threats = threat_names(flags)
 
 
-def _devices(asked: str, device: str) -> tuple[str, ...]:
+def devices_of(asked: str, device: str) -> tuple[str, ...]:
     """Name the GPUs that a scan uses: `cuda:0,2` those, else every one that torch sees; none on a CPU."""
     if device == "cpu":
         return ()
     from ..runtime.cuda import visible_gpus
 
     return listed_gpus(asked) or visible_gpus()
-
-
-def _joined(parts: list[Outputs]) -> Outputs:
-    return Outputs(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in OUTPUTS})
 
 
 def resolved_settings(settings: ScanSettings, setup: Setup, device: str) -> ScanSettings:

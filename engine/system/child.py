@@ -25,8 +25,9 @@ from .machine import die_with
 BOOT = (
     "import json, site, sys; sys.path[:] = json.loads(sys.argv[1]);"
     " [site.addsitedir(path) for path in [*sys.path] if path.endswith('-packages')];"
-    " from gbad_batch.engine.system.child import boot; boot(int(sys.argv[2]), int(sys.argv[3]))"
+    " from gbad_batch.engine.system.child import boot; boot(*map(int, sys.argv[2:]))"
 )
+PACKAGE = "gbad_batch"  # whose logger has the level of the parent's
 Serve = Callable[..., None]  # (channel, *arguments): what a child does; a function of a module
 
 
@@ -55,6 +56,7 @@ class Child:
             json.dumps(sys.path),
             str(theirs.fileno()),
             str(os.getpid()),
+            str(logging.getLogger(PACKAGE).getEffectiveLevel()),
         ]
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own module; -P: none of the current folder's
@@ -158,7 +160,7 @@ class Channel:
         return self._connection.recv()
 
 
-def boot(handle: int, parent: int) -> None:
+def boot(handle: int, parent: int, level: int) -> None:
     """Run what the parent asked for and exit; the main function of a child."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its children in order
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -167,6 +169,7 @@ def boot(handle: int, parent: int) -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(message)s", handlers=[_LogLines(channel.send)], force=True
     )
+    logging.getLogger(PACKAGE).setLevel(level)
     code = 0
     try:
         serve, arguments = channel.receive()

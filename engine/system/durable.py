@@ -4,12 +4,12 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from ..errors import Stopped
+from ..errors import Refused, Stopped
 
 MOST_READ = 64 << 20  # bytes
 TEMPORARY = ".tmp"  # the end of a name that holds nothing durable yet
@@ -67,6 +67,31 @@ def write_whole(target: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     rename(temporary, target)
+
+
+def check_output(out: Path, what: str, is_ours: Callable[[Path], bool]) -> None:
+    """Raise Refused unless `out` can be written: a new file, or an earlier one that `is_ours` knows."""
+    if not out.parent.is_dir():
+        raise Refused(
+            f"the folder {out.parent} does not exist: make it first, or name another file with --out"
+        )
+    if out.is_dir():
+        raise Refused(f"{out} is a folder: name a file with --out")
+    if out.exists() and not is_ours(out):
+        raise Refused(f"{out} is not {what} and is left as it is: name another file with --out")
+
+
+@contextmanager
+def written_aside(target: Path) -> Iterator[Path]:
+    """Yield a temporary path to write, which then takes the name of `target`, or goes if anything fails."""
+    temporary = target.with_name(target.name + TEMPORARY)
+    try:
+        yield temporary
+        flush(temporary)
+        rename(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def remove(path: Path) -> None:

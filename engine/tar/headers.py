@@ -12,7 +12,9 @@ from typing import Literal
 from ..row import dated
 from .streams import ArchiveFault, TarStream
 
-MemberKind = Literal["file", "hard link", "symlink", "special", "folder", "sparse", "rest", "label"]
+MemberKind = Literal[
+    "file", "hard link", "symlink", "special", "folder", "sparse", "rest", "label", "unsized"
+]
 
 BLOCK = 512
 MAX_EXTENDED = 1 << 20  # bytes of the PAX headers and long names of one entry: real ones have some hundreds
@@ -117,7 +119,11 @@ class _Headers:
         self.damage = self.damage or damage
 
     def _entry(self, block: bytes) -> Member | None:
-        """Read one entry with the extended headers before it; None if they describe none."""
+        """Read one entry with the extended headers before it; None if they describe none.
+
+        As in GNU tar the last PAX header counts, not those before it, and more than a long name does.
+        """
+        long: dict[bytes, bytes] = {}
         extended: dict[bytes, bytes] = {}
         room = MAX_EXTENDED
         while (flag := block[156:157]) in (b"x", b"X", b"g", b"L", b"K"):
@@ -125,16 +131,17 @@ class _Headers:
             room -= len(data)
             if flag == b"g":
                 self._common.update(self._records(data))
-                return None
-            if flag in (b"x", b"X"):
-                extended.update(self._records(data))
+                if not long and not extended:  # it may well be the last header
+                    return None
+            elif flag in (b"x", b"X"):
+                extended = self._records(data)
             else:
-                extended[b"path" if flag == b"L" else b"linkpath"] = data.partition(b"\0")[0]
+                long[b"path" if flag == b"L" else b"linkpath"] = data.partition(b"\0")[0]
             at = self._stream.position
             block = self._stream.read(BLOCK)
             if not _is_header(block):
                 raise _Damaged(_damaged_header(at, block))
-        return self._member(block, {**self._common, **extended} if self._common else extended)
+        return self._member(block, {**self._common, **long, **extended})
 
     def _extended_data(self, block: bytes, room: int) -> bytes:
         """Read an extended header; one that is too large is passed over."""
@@ -182,12 +189,13 @@ class _Headers:
         if flag in _WITHOUT_DATA and (stored is None or stored < 0):
             stored = 0  # what holds no data needs no size
         if stored is None or not 0 <= stored <= _INT64_MAX >> 1:
-            raise _Damaged(f"the header before byte {stream.position} has no usable size")
+            self._note(f"the header before byte {stream.position} has no usable size")
+            stored, kind = 0, "unsized"  # where its data end is where the next header is found
         size = stored
-        if flag == b"S":
+        if kind == "sparse":
             size = _number(block[483:495]) or 0
             self._skip_sparse_map(block)
-        elif any(key.startswith(_SPARSE) for key in pax):
+        elif any(key.startswith(_SPARSE) for key in pax) and kind != "unsized":
             kind = "sparse"
             size = _decimal(pax.get(b"GNU.sparse.realsize") or pax.get(b"GNU.sparse.size")) or 0
         offset = stream.position

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,13 @@ class Labelled:
     groups: tuple[str, ...]  # bag of each image; '' where none is known
     splits: tuple[str, ...]  # the split that the labels name; '' where they name none
     boxes: tuple[tuple[Box, ...], ...] = ()  # of each image's threats; empty where the labels have none
+    # [n, 5] whether a label is known; an unknown one is False in `labels`; empty: all are known
+    known: NDArray[np.bool_] = field(default_factory=lambda: np.empty((0, len(THREATS)), np.bool_))
+
+    def __post_init__(self) -> None:
+        """Take labels for known where nothing else is said."""
+        if not len(self.known):
+            object.__setattr__(self, "known", np.ones_like(self.labels))
 
     @property
     def positive(self) -> NDArray[np.bool_]:
@@ -41,6 +48,7 @@ class Labelled:
             tuple(self.groups[i] for i in index),
             tuple(self.splits[i] for i in index),
             tuple(self.boxes[i] for i in index) if self.boxes else (),
+            self.known[index],
         )
 
     def concatenated(self, more: "Labelled") -> "Labelled":
@@ -51,12 +59,17 @@ class Labelled:
             self.groups + more.groups,
             self.splits + more.splits,
             (self.boxes or ((),) * len(self.paths)) + (more.boxes or ((),) * len(more.paths)),
+            np.concatenate([self.known, more.known]),
         )
 
     def digest(self, folder: Path) -> str:
         """Return the SHA-256 of the data set: paths relative to a folder, labels and splits."""
         paths = [os.path.relpath(path, folder) for path in self.paths]
-        lines = zip(paths, self.labels.tolist(), self.groups, self.splits, strict=True)
+        labels = [
+            [flag if sure else None for flag, sure in zip(*both, strict=True)]
+            for both in zip(self.labels.tolist(), self.known.tolist(), strict=True)
+        ]
+        lines = zip(paths, labels, self.groups, self.splits, strict=True)
         return hashlib.sha256("\n".join(str(line) for line in lines).encode()).hexdigest()
 
     def boxes_digest(self) -> str:
@@ -84,7 +97,8 @@ def load_labelled(
         paths += rows_below(image_folder)
     position = join(read, [str(path) for path in paths])
     boxes = read.boxes if any(read.boxes) else ()
-    return Labelled(tuple(paths[i] for i in position), read.labels, read.groups, read.splits, boxes)
+    found = tuple(paths[i] for i in position)
+    return Labelled(found, read.labels, read.groups, read.splits, boxes, read.known)
 
 
 def split(labelled: Labelled, alike: Index, shares: Shares, seed: int) -> Splits:
@@ -94,14 +108,15 @@ def split(labelled: Labelled, alike: Index, shares: Shares, seed: int) -> Splits
     If the labels name splits, these are used, and images without one are left out. Raises Refused if a part
     lacks positive or benign images that it needs.
     """
-    parts = _given(labelled) if any(labelled.splits) else _dealt(labelled, alike, shares, seed)
-    _check(labelled, parts)
+    given = any(labelled.splits)
+    parts = _given(labelled) if given else _dealt(labelled, alike, shares, seed)
+    _check(labelled, parts, None if given else shares)
     return parts
 
 
 def _given(labelled: Labelled) -> Splits:
     by_name = np.array(labelled.splits)
-    parts = {field.name: np.flatnonzero(by_name == field.name) for field in fields(Splits)}
+    parts = {part.name: np.flatnonzero(by_name == part.name) for part in fields(Splits)}
     parts["calibration"] = parts["calibration"][~labelled.positive[parts["calibration"]]]
     return Splits(**parts)
 
@@ -115,11 +130,26 @@ def _dealt(labelled: Labelled, alike: Index, shares: Shares, seed: int) -> Split
     sizes = np.bincount(group, minlength=len(group))
     for kind in (True, False):
         members = random.permutation(np.flatnonzero((positive == kind) & (sizes > 0)))
-        held = np.cumsum([shares.validation, 0.0 if kind else shares.calibration, shares.test])
         before = np.cumsum(sizes[members]) - sizes[members]
-        bounds = np.round(held * sizes[members].sum())
+        bounds = _bounds(shares, kind, sizes[members].sum())
         part[members] = (np.searchsorted(bounds, before, "right") + 1) % 4
     return Splits(*(np.flatnonzero(part[group] == k) for k in range(4)))
+
+
+def _bounds(shares: Shares, positive: bool, images: int) -> NDArray[np.float64]:
+    """Return where validation, calibration and test end among images of one kind; the rest trains."""
+    held = np.cumsum([shares.validation, 0.0 if positive else shares.calibration, shares.test])
+    return np.round(held * float(images)).astype(np.float64)
+
+
+def _fewest(shares: Shares, positive: bool) -> int:
+    """Return how many images of one kind give each split that needs some at least one."""
+    needs = [0, 3] if positive else [0, 1, 3]  # validation, calibration, and what trains
+    for images in range(1, 10_000):
+        bounds = _bounds(shares, positive, images)
+        if np.diff([0, *bounds, images])[needs].min() >= 1:
+            return images
+    raise Refused(f"the shares {shares} leave a split without an image: make the smallest larger")
 
 
 def group_numbers(bags: Sequence[str], alike: Index) -> Index:
@@ -133,7 +163,8 @@ def group_numbers(bags: Sequence[str], alike: Index) -> Index:
     return group
 
 
-def _check(labelled: Labelled, parts: Splits) -> None:
+def _check(labelled: Labelled, parts: Splits, shares: Shares | None) -> None:
+    """Raise Refused for a split that lacks images; `shares` are those by which they were dealt, if any."""
     needs = {"train": (True, True), "validation": (True, True), "calibration": (False, True)}
     for name, needed in needs.items():
         positive = labelled.positive[getattr(parts, name)]
@@ -141,9 +172,11 @@ def _check(labelled: Labelled, parts: Splits) -> None:
             ("positive", "benign"), (positive.any(), not positive.all()), needed, strict=True
         ):
             if wanted and not (present and len(positive)):
+                has = int((labelled.positive == (kind == "positive")).sum())
+                needed = f"at least {_fewest(shares, kind == 'positive')}" if shares else "one there"
                 raise Refused(
-                    f"of {len(labelled.paths)} images too few are {kind}: the {name} split gets none; add "
-                    "images, or name the splits in a column `split` of the labels"
+                    f"{has} of {len(labelled.paths)} images are {kind}, and the {name} split has none: "
+                    f"have {needed}, of different bags, or name other splits in the labels' column `split`"
                 )
 
 

@@ -61,7 +61,7 @@ def repaint(pixels: Pixels, look: Look, air: NDArray[np.float64]) -> Pixels:
         small = max(1, round(size[0] * look.resampled)), max(1, round(size[1] * look.resampled))
         image = image.resize(small, Image.Resampling.BILINEAR).resize(size, Image.Resampling.BILINEAR)
     image = Image.blend(image.filter(ImageFilter.SMOOTH), image, look.sharpness)
-    image = image.convert("RGB", tuple(_colour_matrix(look).ravel().tolist())).point(_curves(air, look))
+    image = image.convert("RGB", tuple(colour_matrix(look).ravel().tolist())).point(_curves(air, look))
     painted = np.asarray(image)
     if look.noise:
         grain = np.random.default_rng(look.seed).standard_normal((*painted.shape[:2], 1), np.float32)
@@ -75,12 +75,16 @@ def repaint(pixels: Pixels, look: Look, air: NDArray[np.float64]) -> Pixels:
 
 def air_of(pixels: Pixels) -> NDArray[np.float64]:
     """Return the colour of an image's background, RGB: the median of its rim; white if a bag fills that."""
-    rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    return air_of_rim(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]))
+
+
+def air_of_rim(rim: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Return the background's colour from the pixels [n, 3] of all four edges of an image."""
     air = np.median(rim, axis=0)
     return air if air.min() >= BRIGHT else np.full(3, 255.0)
 
 
-def _colour_matrix(look: Look) -> NDArray[np.float64]:
+def colour_matrix(look: Look) -> NDArray[np.float64]:
     """Return the matrix [3, 4] that turns hues about the grey axis, and scales distances from it."""
     axis = np.full(3, 3**-0.5)
     across = np.cross(np.eye(3), axis)

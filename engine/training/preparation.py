@@ -12,11 +12,14 @@ from numpy.typing import NDArray
 from ..bundle import Bundle
 from ..datasets.duplicates import fingerprints, groups_of
 from ..errors import Refused
+from ..synth import generator_hash
 from ..system.durable import remove
 from ..system.progress import ProgressCallback
+from ..text import counted
 from .checkpoint import RunFolder
 from .data import Index, Labelled, Splits, load_labelled, split
 from .features import FEATURES, LEAST_READABLE
+from .mixing import believed, synthetic_images, unknown_classes
 from .phases import phase1, phase2
 from .phases.windows import NO_BOXES
 from .projection.projecting import FOLDER, project_threats
@@ -24,7 +27,7 @@ from .projection.threats import open_threats
 from .settings import PHASES, TrainSettings
 
 # parts of the configuration that the network of phase I rests on
-NETWORK_RESTS_ON = {"phase1", "boxes", "projected"}
+NETWORK_RESTS_ON = {"phase1", "boxes", "projected", "mixed"}
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Prepared:
     splits: Splits
     projected: Index  # positions of the images that projection made
     warnings: tuple[str, ...]
+    mixed: Labelled | None = None  # synthetic images for phase I, in no split
 
     @property
     def benign(self) -> Index:
@@ -53,7 +57,17 @@ def prepare(settings: TrainSettings, threads: int, folder: RunFolder, progress: 
     changed = folder.open(configuration(settings, listed, threads), may_change=_may_change(settings))
     _drop_stale(folder, changed)
     labelled, splits, warnings = _split_readable(settings, listed, folder, progress)
-    prepared = Prepared(labelled, splits, np.empty(0, np.intp), tuple(warnings))
+    mixed = None
+    if settings.mixed:
+        size = settings.architecture.input_size
+        mixed = synthetic_images(folder.path, settings.mixed, settings.seed, size, progress)
+        labelled = replace(labelled, known=believed(labelled, splits.train))
+    for threat, count in unknown_classes(labelled.known).items():
+        warnings.append(
+            f"Of {count} images it is unknown whether they hold {threat}: phase I learned nothing of it "
+            "from them, and figures count them as without."
+        )
+    prepared = Prepared(labelled, splits, np.empty(0, np.intp), tuple(warnings), mixed)
     return _project(settings, prepared, folder, progress) if settings.projected else prepared
 
 
@@ -70,6 +84,7 @@ def configuration(settings: TrainSettings, listed: Labelled, threads: int) -> di
         "start": Bundle.read(settings.start).hash if settings.start else None,
         "weights": str(settings.backbone_weights) if settings.backbone_weights else None,
         "projected": [settings.projected, source] if settings.projected else None,
+        "mixed": [settings.mixed, settings.of_each, generator_hash()] if settings.mixed else None,
         **{key: own[key] for key in keys},
     }
 
@@ -85,7 +100,7 @@ def _check_boxes(settings: TrainSettings, listed: Labelled) -> None:
     """Refuse a lack of boxes, or of threats to project, before decoding all images."""
     if settings.projected:
         open_threats(settings.projected_from, listed, settings.class_map)
-    elif 1 in settings.phases and settings.phase1.needs_boxes and not listed.boxes:
+    elif 1 in settings.phases and settings.phase1.needs_boxes and not (listed.boxes or settings.mixed):
         raise Refused(NO_BOXES)
 
 
@@ -139,7 +154,10 @@ def _shared_bags(alike: NDArray[np.intp], splits: Splits) -> list[str]:
     for name in ("validation", "calibration", "test"):
         number = int(np.isin(alike[getattr(splits, name)], training).sum())
         if number:
-            warnings.append(f"{number} images of the {name} split look like images of the train split.")
+            look = "looks" if number == 1 else "look"
+            warnings.append(
+                f"{counted(number, 'image')} of the {name} split {look} like images of the train split."
+            )
     return warnings
 
 

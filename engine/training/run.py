@@ -21,11 +21,13 @@ from .checkpoint import RunFolder
 from .curves import draw_bigan, draw_epochs, draw_samples
 from .data import counts
 from .features import Features, network_for_features, open_features
+from .packing.familiarity import fit_typicality, known_images
+from .packing.half import with_half_tolerance
 from .packing.provenance import figures_on_test, separation
 from .packing.quantizing import quantize_bundle, sample
 from .packing.writing import Outcome, pack
 from .phases import phase1, phase2
-from .phases.observe import choose_head, probabilities
+from .phases.observe import Sample, choose_head, probabilities
 from .phases.phase1 import Phase1Data, Trainer, fold_norms, put_norms
 from .phases.phase2 import check_collapse, train_bigan
 from .phases.phase3 import (
@@ -39,7 +41,7 @@ from .phases.phase3 import (
 )
 from .phases.svm import choose_fitter
 from .preparation import Prepared, plain, prepare
-from .settings import IMAGENET, QuantizeSettings, TrainSettings
+from .settings import IMAGENET, Phase2Settings, QuantizeSettings, TrainSettings
 from .stopwatch import Stopwatch
 
 log = logging.getLogger(__name__)
@@ -107,12 +109,14 @@ class TrainingRun:
         settings, network = self.settings, self.model.network
         begun = self._initialize()
         torch.manual_seed(settings.seed + 1)
-        put_norms(network)
+        if self.start is None:  # FC1..FC4 of a bundle live already
+            put_norms(network)
         network.to(settings.device)
         lines = self.trainer().train(network)
         head = self._choose_head() if settings.architecture.has_map else {}
         network.to("cpu")
-        fold_norms(network)
+        if self.start is None:
+            fold_norms(network)
         round_to_half(network)
         self.folder.save(
             "network", {"state": network.state_dict(), "begun": begun, "head": network.head, "poolings": head}
@@ -125,6 +129,11 @@ class TrainingRun:
         """Return the trainer of phase I for this run's images."""
         splits, settings = self.prepared.splits, self.settings
         data = Phase1Data(self.prepared.labelled, splits.train, splits.validation)
+        if (mixed := self.prepared.mixed) is not None:
+            first = len(data.labelled.paths)
+            added = np.arange(first, first + len(mixed.paths))
+            both = data.labelled.concatenated(mixed)
+            data = replace(data, labelled=both, mixed=added, of_each=settings.of_each)
         pretrained = settings.backbone_weights is not None or settings.start is not None
         return Trainer(
             self.model, data, settings.phase1, settings.seed, self.folder, self.progress, pretrained
@@ -139,6 +148,12 @@ class TrainingRun:
             with network_for_features(self.model, self.settings.device, len(paths)) as network:
                 self.features.extract(network, self.settings.architecture.input_size, paths, self.progress)
 
+    @property
+    def bigan_settings(self) -> Phase2Settings:
+        """Return the settings of phase II, for few images where training goes on from a bundle."""
+        chosen = self.settings.phase2
+        return chosen if self.start is None else chosen.for_few(len(self.prepared.benign))
+
     def phase_two(self) -> None:
         """Train the BiGAN on features of benign training images, or keep a finished one."""
         if self.folder.load("bigan") is not None:
@@ -146,7 +161,7 @@ class TrainingRun:
         settings, bigan = self.settings, self.model.bigan
         torch.manual_seed(settings.seed + 2)
         x = self.features.x[self.prepared.benign]
-        figures = train_bigan(bigan, x, settings.phase2, settings.seed, self.progress, self.folder)
+        figures = train_bigan(bigan, x, self.bigan_settings, settings.seed, self.progress, self.folder)
         round_to_half(bigan)
         self.folder.save("bigan", {"state": bigan.state_dict(), "figures": figures})
         self.folder.drop(phase2.NAME)
@@ -176,19 +191,23 @@ class TrainingRun:
             "svm": library,
             "seconds": {step: round(seconds) for step, seconds in self.progress.seconds.items()},
             "cpu": cpu_model(),
-            "settings": plain(asdict(settings)),
+            "settings": plain(asdict(replace(settings, phase2=self.bigan_settings))),
         }
+        known = known_images(splits.validation, splits.calibration)
+        fitted = fit_typicality(self.features.x[known[self.features.readable[known]]])
+        if fitted is not None:
+            outcome.typicality, outcome.provenance["typicality"] = fitted
         return outcome
 
     def pack(self, outcome: Outcome) -> Path:
-        """Write the bundle, with an INT8 form if possible; returns its folder."""
+        """Write the bundle, with a tolerance of FP16 and an INT8 form if possible; returns its folder."""
         settings = self.settings
         seed, size = GATE_SEED + settings.seed, settings.architecture.input_size
         gate = gate_images(settings.gate_image_count, seed, size)
         fp32 = self.folder.path / FP32
         remove(fp32)
         pack(fp32, settings.name, settings.demo, outcome, settings.phase3, settings.data, gate)
-        self._write_with_int8(Bundle.read(fp32))
+        self._write_with_int8(with_half_tolerance(Bundle.read(fp32), self.progress))
         remove(fp32)
         return settings.out
 
@@ -231,8 +250,8 @@ class TrainingRun:
             )
         form = bundle.manifest.preprocessing
         other = GBAD.from_arrays(theirs, bundle.tensors(), form.mean, form.std).network
-        network.backbone.load_state_dict(other.backbone.state_dict())
-        network.fpn.load_state_dict(other.fpn.state_dict())
+        for part in ("backbone", "fpn", "fc", "fc5"):
+            getattr(network, part).load_state_dict(getattr(other, part).state_dict())
         if network.class_map and other.class_map and theirs.map_channels == own.map_channels:
             network.class_map.load_state_dict(other.class_map.state_dict())
         return {"bundle": bundle.hash, "name": bundle.manifest.name}
@@ -244,7 +263,7 @@ class TrainingRun:
         watched = random.permutation(splits.validation)[: settings.phase1.watched]
         sample = self.prepared.labelled.take(np.sort(watched))
         size = settings.architecture.input_size
-        return choose_head(self.model.network, self.model, (sample.paths, sample.labels, size))
+        return choose_head(self.model.network, self.model, Sample(sample, size))
 
     def _load_network(self) -> None:
         finished = self.folder.load("network")
@@ -276,6 +295,7 @@ class TrainingRun:
             "poolings": self.poolings,
             "images": {name: counts(labelled.labels[index]) for name, index in held.items()},
             "projected": counts(labelled.labels[prepared.projected]),
+            "mixed": 0 if prepared.mixed is None else len(prepared.mixed.paths),
             "validation": separation(losses.take(splits.validation), decisions),
             # figures of training images are only here to show the gap
             "training": separation(losses.take(splits.train), decisions),

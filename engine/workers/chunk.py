@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 CHUNK_SECONDS = 0.1  # that a chunk should take one thread
 MOST_IMAGES = 256  # of a chunk on a CPU
 CHUNK_BYTES = 64_000_000  # of the files of a chunk, as listed; one file alone may have more
+GPU_CHUNK_BYTES = 120_000_000  # likewise on a GPU: as many as a reader can share (`stages.readers`)
 
 
 @dataclass(slots=True)
@@ -33,10 +34,19 @@ class FinishedChunk:
     rows: int
     failed: int  # rows whose status is not ok
     alarms: int
+    recognized: int = 0  # rows whose bytes were decoded before
     features: "tuple[NDArray[np.float32], NDArray[np.float32]] | None" = None  # x, logits of the ok rows
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
     cpu_seconds: dict[str, float] = field(default_factory=dict)  # of the worker's thread, by stage
     process_seconds: float = 0.0  # CPU seconds of the whole worker since its last chunk
+    retries: int = 0  # requests to an object store that the worker has repeated since its last chunk
+
+    def __str__(self) -> str:
+        """Describe counts and times in a line for the debug log."""
+        spent = ", ".join(f"{stage} {1000 * seconds:.1f}" for stage, seconds in self.seconds.items())
+        return (
+            f"chunk {self.number}: {self.rows} rows, {self.failed} failed, {self.alarms} alarms; ms: {spent}"
+        )
 
 
 class Clock:
@@ -56,13 +66,14 @@ class Clock:
 
 
 class ChunkSize:
-    """How many images the next chunk should have: whole batches that take a thread about CHUNK_SECONDS.
+    """How much the next chunk should have: whole batches that take a thread about CHUNK_SECONDS.
 
     On a GPU a chunk is one batch.
     """
 
     def __init__(self, batch_size: int, on_gpu: bool):
         self.images = batch_size
+        self.bytes = GPU_CHUNK_BYTES if on_gpu else CHUNK_BYTES
         self._batch_size = batch_size
         self._on_gpu = on_gpu
         self._image_seconds = 0.0  # of one thread, as the last chunks took

@@ -9,7 +9,6 @@ from contextlib import suppress
 
 from ..errors import Stopped
 from ..sources import Candidate
-from .chunk import CHUNK_BYTES
 from .progress import Progress
 
 AHEAD = 16_384  # candidates that are listed ahead of the workers
@@ -52,13 +51,13 @@ class Feed:
             raise self._error
         return True
 
-    def take(self, count: int, at_once: bool) -> list[Candidate]:
-        """Take the next `count` candidates; fewer, or none, only at the end or if `at_once`."""
+    def take(self, count: int, most_bytes: int, at_once: bool) -> list[Candidate]:
+        """Take the next `count` candidates; fewer only where files are large, at the end, or if `at_once`."""
         listed = self._listed
         if len(listed) < count and not (at_once or self._ended):
             return []
         taken, held = list[Candidate](), 0
-        while listed and len(taken) < count and (not taken or held + _size(listed[0]) <= CHUNK_BYTES):
+        while listed and len(taken) < count and (not taken or held + _size(listed[0]) <= most_bytes):
             held += _size(listed[0])
             taken.append(listed.popleft())
         if len(listed) <= AHEAD // 2:
@@ -105,7 +104,7 @@ class Feed:
 
     def _note(self, seconds: float) -> None:
         self._progress.seconds["list"] = seconds
-        self._progress.cpu_seconds["list"] = time.thread_time()
+        self._progress.thread_cpu_seconds["list"] = time.thread_time()
 
     def _tell(self) -> None:
         self._awaited = False

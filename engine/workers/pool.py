@@ -9,7 +9,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -106,8 +106,10 @@ class Pool:
         `folder` is for the workers' files of images in decoders; `suspects` are the keys of images that were
         in decoders when an earlier run died. Raises Stopped, and any error of the listing or of a worker.
         """
-        log.info("%s", self._setup.introduction())
-        self._begin = Begin(folder, self._settings.features is not None)
+        for line in self._setup.introduction():
+            log.info("%s", line)
+        contents = folder if self._settings.by_content else None
+        self._begin = Begin(folder, self._settings.features is not None, contents)
         self._suspects = set(suspects)
         self._make_ready(self._workers[0])
         for number in range(1, self._setup.plan.workers):
@@ -141,7 +143,7 @@ class Pool:
         if self._redo:
             chunk = self._redo.popleft()
         else:
-            candidates = feed.take(self._size.images, at_once)
+            candidates = feed.take(self._size.images, self._size.bytes, at_once)
             if not candidates:
                 return None
             chunk = Chunk(self._dealt, candidates)
@@ -188,6 +190,7 @@ class Pool:
         else:
             if isinstance(message, FinishedChunk):
                 del worker.chunks[message.number]
+                log.debug("worker %d: %s", worker.number, message)
                 self._deaths.pop(message.number, None)
                 self._done[message.number] = message
                 self._size.learn(message)
@@ -198,7 +201,8 @@ class Pool:
         """Let another worker begin; raises Stopped if it opened another engine than the first."""
         if (setup.engine_key, setup.point) != (self._setup.engine_key, self._setup.point):
             raise Stopped(
-                "two worker processes opened different engines, as when the model is changed during a scan; "
+                "two worker processes opened different engines or operating points, as when the model or the "
+                "file of --point is changed during a scan; "
                 "finished rows are kept: run the same command again"
             )
         self._unready_deaths = 0
@@ -208,8 +212,9 @@ class Pool:
         assert self._begin is not None
         self._files += 1
         worker.in_flight = self._begin.in_flight / f"{PREFIX}{self._files}"
-        worker.child.send(Begin(worker.in_flight, self._begin.keep_features))
+        worker.child.send(replace(self._begin, in_flight=worker.in_flight))
         worker.ready = True
+        log.debug("worker %d (process %d) is ready", worker.number, worker.child.pid)
 
     def _first_setup(self, worker: _Worker) -> Setup:
         while True:

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..errors import TooManyFailures
-from ..results import Session
 from ..results.index import Index
 from ..settings import LimitSettings
+from ..system.objects import retries
+from ..text import timestamp
 from .chunk import FinishedChunk
 
 PERCENT_FROM = 1000  # images before a percentage of failures means something
@@ -18,27 +19,38 @@ class Progress:
     """Counts and clocks of one run; written by the coordinator, read by progress bars and the summary."""
 
     def __init__(self) -> None:
+        self.began = timestamp()  # of the run, its start-up included
         self.total: int | None = None  # candidates in all, once everything is listed
         self.done = 0  # rows of this run
-        self.failed = 0  # of these, rows whose status is not ok
-        self.alarms = 0
+        self.failed = 0  # rows of all runs whose status is not ok
+        self.alarms = 0  # of all runs
+        self.recognized = 0  # rows of this run whose bytes were known (--by-content)
         self.seconds: defaultdict[str, float] = defaultdict(float)  # busy, by stage, over all threads
-        self.cpu_seconds: defaultdict[str, float] = defaultdict(
+        self.thread_cpu_seconds: defaultdict[str, float] = defaultdict(
             float
-        )  # of the threads that ran the stages, likewise
+        )  # of the threads that ran the stages
         self.workers_cpu_seconds = 0.0
+        self._worker_retries, self._retries_before = 0, retries.count
         self.startup_seconds = 0.0
         self.started = time.monotonic()
         self._cpu_at_start = 0.0
         self._index: Index | None = None
 
     @property
-    def skipped(self) -> int:
-        """Candidates met that an earlier run has finished."""
-        return self._index.skipped if self._index else 0
+    def earlier(self) -> int:
+        """Rows of earlier runs; once everything is listed, those whose candidates are still there."""
+        if self._index is None:
+            return 0
+        return self._index.finished if self.total is None else self._index.skipped
+
+    @property
+    def listed(self) -> int:
+        """Distinct candidates that were listed so far."""
+        return self._index.listed if self._index else 0
 
     def start(self, index: Index) -> None:
-        """End the start-up: clocks count from here."""
+        """End the start-up: clocks count from here, counts from what earlier runs have done."""
+        self.failed, self.alarms = index.failed, index.alarms
         now = time.monotonic()
         self.startup_seconds, self.started = now - self.started, now
         self._cpu_at_start, self._index = time.process_time(), index
@@ -47,23 +59,39 @@ class Progress:
         """Return the seconds since `start`."""
         return time.monotonic() - self.started
 
-    def elapsed_cpu(self) -> float:
-        """Return the CPU seconds since `start` of this process and the workers, engines included."""
-        return self.coordinator_cpu() + self.workers_cpu_seconds
-
     def coordinator_cpu(self) -> float:
         """Return the CPU seconds since `start` of this process: listing, dealing, writing."""
         return time.process_time() - self._cpu_at_start
+
+    def cpu_by_stage(self) -> dict[str, float]:
+        """Divide the CPU seconds since `start` of this process and the workers among the stages.
+
+        An engine computes in threads of its own, so `score` is what the workers' other stages leave, and
+        `deal` what listing and writing leave of this process.
+        """
+        spent = self.thread_cpu_seconds
+        ours = {name: spent[name] for name in ("list", "write")}
+        theirs = {name: spent[name] for name in ("read", "decode", "columns")}
+        deal = max(0.0, self.coordinator_cpu() - sum(ours.values()))
+        score = max(0.0, self.workers_cpu_seconds - sum(theirs.values()))
+        return {**ours, "deal": deal, **theirs, "score": score}
 
     def count(self, chunk: FinishedChunk) -> None:
         """Add the counts and times of a finished chunk."""
         self.done += chunk.rows
         self.failed += chunk.failed
         self.alarms += chunk.alarms
+        self.recognized += chunk.recognized
         self.workers_cpu_seconds += chunk.process_seconds
+        self._worker_retries += chunk.retries
         for stage, seconds in chunk.seconds.items():
             self.seconds[stage] += seconds
-            self.cpu_seconds[stage] += chunk.cpu_seconds[stage]
+            self.thread_cpu_seconds[stage] += chunk.cpu_seconds[stage]
+
+    @property
+    def retries(self) -> int:
+        """Requests to an object store that were repeated, by the workers and by this process."""
+        return self._worker_retries + retries.count - self._retries_before
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -73,13 +101,13 @@ class Progress:
             yield
         finally:
             self.seconds[stage] += time.perf_counter() - began
-            self.cpu_seconds[stage] += time.thread_time() - cpu_began
+            self.thread_cpu_seconds[stage] += time.thread_time() - cpu_began
 
-    def check_failures(self, settings: LimitSettings, results: Session) -> None:
+    def check_failures(self, settings: LimitSettings) -> None:
         """Raise TooManyFailures if more rows of all runs failed than `max_failures` allows."""
         if settings.failure_limit is None:
             return
-        failed, done = self.failed + results.failed_before, self.done + results.index.finished
+        failed, done = self.failed, self.done + (self._index.finished if self._index else 0)
         bound, is_percentage = settings.failure_limit
         if is_percentage:
             bound = bound / 100 * done

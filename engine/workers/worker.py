@@ -16,7 +16,9 @@ from ..runtime import Outputs
 from ..settings import ScanSettings
 from ..stages import Batch, OpenStages, Setup, Stages
 from ..system.child import Channel, Failed
+from ..system.objects import retries
 from .chunk import Chunk, Clock, FinishedChunk
+from .contents import Contents
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Begin:
 
     in_flight: Path  # the worker's file of images in decoders
     keep_features: bool
+    contents: Path | None = None  # where what is known of bytes may be found, if these decide
 
 
 def serve(channel: Channel, open_stages: OpenStages, settings: ScanSettings) -> None:
@@ -34,12 +37,15 @@ def serve(channel: Channel, open_stages: OpenStages, settings: ScanSettings) -> 
             native_lines.catch()
         channel.send(stages.setup)
         begin = channel.receive()
-        worker = Worker(stages, begin.keep_features)
+        contents = Contents(begin.contents) if begin.contents else None
+        worker = Worker(stages, begin.keep_features, contents)
         chunks: SimpleQueue[Chunk] = SimpleQueue()
         for slots in _slots(begin.in_flight, stages.setup):
             threading.Thread(target=_work, args=(channel, worker, chunks, slots), daemon=True).start()
         while True:
-            chunks.put(channel.receive())
+            chunk = channel.receive()
+            stages.ahead(chunk.candidates)
+            chunks.put(chunk)
 
 
 def _slots(path: Path, setup: Setup) -> Sequence[Slots]:
@@ -72,9 +78,10 @@ def _work(channel: Channel, worker: "Worker", chunks: "SimpleQueue[Chunk]", slot
 class Worker:
     """Runs chunks through open stages; safe to call from as many threads as the plan has."""
 
-    def __init__(self, stages: Stages, keep_features: bool = False):
+    def __init__(self, stages: Stages, keep_features: bool = False, contents: Contents | None = None):
         self._stages = stages
         self._keep_features = keep_features
+        self._contents = contents
         self._schema = results_schema()
         self._cpu = time.process_time()
 
@@ -82,19 +89,24 @@ class Worker:
         """Read, decode and score a chunk; returns its columns. Raises Stopped, DeviceLost, MemoryError."""
         clock, batch = Clock(), Batch(chunk.candidates, chunk.suspects)
         self._stages.read(batch)
+        recognized = self._contents.recognize(batch) if self._contents else None
         clock.lap("read")
         self._stages.decode(batch, slots)
         batch.drop_contents()
         clock.lap("decode")
         outputs = self._stages.score(batch.images, batch.pixels)
+        if self._contents and recognized:
+            self._contents.share(recognized)
         clock.lap("score")
         finished = self._columns(chunk.number, batch.rows, outputs)
         clock.lap("columns")
         return replace(
             finished,
+            recognized=recognized.count if recognized else 0,
             seconds=clock.seconds,
             cpu_seconds=clock.cpu_seconds,
             process_seconds=self._since_last_chunk(),
+            retries=retries.taken(),
         )
 
     def _columns(self, number: int, rows: list[Row], outputs: Outputs | None) -> FinishedChunk:

@@ -19,14 +19,21 @@ from .place import Place
 from .tally import Tally
 
 JUDGES = {"images": "ImageMutants", "tars": "TarMutants", "states": "StateMutants"}
+REPEATED = {  # findings that a mutant alone shows again, by the kind of mutant
+    "unwritten": "images",
+    "misread": "images",
+    "tar_members_lost": "tars",
+    "tar_members_behind_a_fault": "tars",
+}
 SIZES = {"images": 2000, "tars": 400, "states": 400}  # mutants a process
 MUTANT_S = 60.0  # that one mutant may take, on a machine under load
 MEMORY = 8 << 30  # bytes of addresses, so that none takes the machine's
 
 
-def batch(kind: str, place: Place, seed: int, size: int | None = None) -> Tally:
+def batch(kind: str, place: Place, seed: int, numbers: range | None = None) -> Tally:
     """Judge the mutants of one seed; after a crash or a hang go on with the next one."""
-    tally, at, last = Tally(), 0, size or SIZES[kind]
+    numbers = numbers or range(SIZES[kind])
+    tally, at, last = Tally(), numbers.start, numbers.stop
     folder = place.scratch / f"{kind}-{seed}"
     while at < last:
         folder.mkdir(exist_ok=True)
@@ -48,6 +55,20 @@ def batch(kind: str, place: Place, seed: int, size: int | None = None) -> Tally:
         tally.find(kind_of_fault, what, seed=seed, number=reached)
         at = reached + 1
     return tally
+
+
+def judge_again(kept: Tally, place: Place) -> None:
+    """Judge the mutants of kept findings anew: what is found now stands in place of what was."""
+    for finding in list(kept.findings):
+        if (kind := REPEATED.get(finding["kind"])) is None:
+            continue
+        number = finding["number"]
+        now = batch(kind, place, finding["seed"], range(number, number + 1))
+        kept.findings.remove(finding)
+        kept.counts[finding["kind"]] -= 1
+        kept.counts["judged again"] += 1
+        for found in now.findings:
+            kept.find(**found)
 
 
 def _at(position: Path) -> int:

@@ -90,15 +90,13 @@ class ImageMutants:
             return
         tally.counts["both read it"] += 1
         if other.shape != pixels.shape:
-            tally.find("misread", f"{pixels.shape} and Pillow's {other.shape}: {row.warnings}", **where)
+            what = f"{pixels.shape} and Pillow's {other.shape}"
+        elif (apart := float(np.abs(pixels.astype(int) - other.astype(int)).mean())) > LEVELS:
+            what = f"{apart:.1f} levels from Pillow's {row.color} {row.bit_depth}"
+        else:
             return
-        apart = float(np.abs(pixels.astype(int) - other.astype(int)).mean())
-        if apart > LEVELS:
-            tally.find(
-                "misread" if row.warnings is None else "misread with a warning",
-                f"{apart:.1f} levels from Pillow's {row.color} {row.bit_depth}: {row.warnings}",
-                **where,
-            )
+        kind = "misread" if row.warnings is None else "misread with a warning"
+        tally.find(kind, f"{what}: {row.warnings}", **where)
 
 
 def pillows(data: bytes, has_alpha: bool = False) -> Array | None:
@@ -114,7 +112,10 @@ def pillows(data: bytes, has_alpha: bool = False) -> Array | None:
 
 
 def _misreads(image: Image.Image, data: bytes) -> bool:
-    """Know what Pillow reads wrong: tRNS above the depth, 16 bits with a key or 0 as white, two meanings."""
+    """Know what Pillow reads wrong.
+
+    That is tRNS above the depth, 16 bits with a key or 0 as white, two meanings, and a palette of 8 bits.
+    """
     wide = image.mode.startswith("I;16")
     if image.format == "PNG" and "transparency" in image.info:
         at = data.find(b"tRNS")
@@ -124,8 +125,9 @@ def _misreads(image: Image.Image, data: bytes) -> bool:
             and (any(values[::2]) or (image.mode == "1" and max(values, default=0) > 1))
         )
     if image.format == "TIFF":
-        white = image.tag_v2.get(262)  # type: ignore[attr-defined]
-        return isinstance(white, tuple) or (wide and white == 0)
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        white, palette = tags.get(262), tags.get(320, (256,))
+        return isinstance(white, tuple) or (wide and white == 0) or max(palette) < 256
     return False
 
 

@@ -94,9 +94,9 @@ class Place:
 
 
 def rows_in(out: Path, archive: Path) -> Rows:
-    """Read the rows of a result in their order, every column; uris are given from the archive on."""
+    """Read the rows of a result in order, all columns but `scanned_at`; uris begin at the archive."""
     rows = []
-    for row in pq.read_table(out).to_pylist():
+    for row in pq.read_table(out).drop_columns("scanned_at").to_pylist():
         row["uri"] = row["uri"].removeprefix(f"{archive}/")
         rows.append((row["uri"], repr(sorted(row.items()))))
     return tuple(rows)

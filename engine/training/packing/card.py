@@ -16,7 +16,7 @@ Trained on {data}. The splits are disjoint by image and by near-duplicate group;
 split only, validation stopped phase I and chose the decision, calibration set the operating points.
 
 {counts}
-{projected}
+{projected}{mixed}
 ## Figures
 
 {figures}
@@ -63,10 +63,11 @@ def card(
         data=data,
         counts=_counts(provenance["images"]),
         projected=_projected(provenance["projected"]["images"]),
+        mixed=_mixed(provenance["mixed"]),
         figures=_figures(provenance["test"], provenance["images"]),
         benign=provenance["images"]["calibration"]["benign"],
         default=default,
-        points=_points(points[default]),
+        points=points_table(points[default]),
         epochs=f"{len(provenance['epochs'])} epochs",
         sizes=", ".join(_stage_images(*stage) for stage in settings["stages"]),
         batch=settings["batch_size"],
@@ -85,6 +86,18 @@ def card(
 
 
 INT8 = "\n## INT8\n"
+TYPICALITY = "\n## Typicality\n"
+
+
+def with_typicality(card: str, told: Mapping[str, Any]) -> str:
+    """Add a section on the bundle's typicality to a card, in place of an earlier one, before INT8's."""
+    above, int8, below = card.partition(INT8)
+    text = (
+        f"\nFitted on {told['images']} images that phase I was not trained on, along {told['directions']} "
+        f"directions of x.\nOf images like these {told['beyond']:.1%} lie beyond the limit, where "
+        "`typicality` is below 1.\n"
+    )
+    return above.partition(TYPICALITY)[0] + TYPICALITY + text + int8 + below
 
 
 def with_int8(card: str, provenance: Mapping[str, Any], points: Sequence[Mapping[str, Any]] | None) -> str:
@@ -93,13 +106,13 @@ def with_int8(card: str, provenance: Mapping[str, Any], points: Sequence[Mapping
 
 
 def _int8(provenance: Mapping[str, Any], points: Sequence[Mapping[str, Any]] | None) -> str:
-    lines = [f"\nThe network's INT8 form was quantized on {provenance['images']} images."]
+    lines = [f"\nThe network's INT8 form was quantized on {provenance.get('images', 'some')} images."]
     if points is None:
         lines.append("It uses the operating points of FP32.\n")
         return " ".join(lines)
     lines.append(f"On {provenance['calibration']} benign images it decides as FP32 does on this share, each")
     lines.append(
-        f"by its own operating points:\n\n{_agreement(provenance['agreement'])}\n\n{_points(points)}\n"
+        f"by its own operating points:\n\n{_agreement(provenance['agreement'])}\n\n{points_table(points)}\n"
     )
     return " ".join(lines)
 
@@ -131,7 +144,7 @@ def _head(poolings: Mapping[str, float]) -> str:
 def _start(begun: Mapping[str, Any]) -> str:
     """Describe what phase I started from."""
     if "bundle" in begun:
-        return f"backbone and pyramid of the bundle {begun['name']} ({begun['bundle'][:12]})"
+        return f"the network of the bundle {begun['name']} ({begun['bundle'][:12]})"
     return f"weights of the backbone from {begun['weights']}" if begun["weights"] else "random weights"
 
 
@@ -139,6 +152,12 @@ def _projected(images: int) -> str:
     """State how many training images were made by projection."""
     made = "of the train split are benign ones into which threats were projected"
     return f"\n{images} images {made}.\n" if images else ""
+
+
+def _mixed(images: int) -> str:
+    """State how many synthetic images had a part in phase I."""
+    made = "were mixed into phase I, so that it forgets no class; nothing else has seen them"
+    return f"\n{images} synthetic images {made}.\n" if images else ""
 
 
 def _figures(test: Mapping[str, Any], images: Mapping[str, Mapping[str, int]]) -> str:
@@ -169,7 +188,8 @@ def _bounded(figure: Sequence[float | None]) -> list[str]:
     return ["-" if value is None else f"{value:.3f}", interval]
 
 
-def _points(points: Sequence[Mapping[str, Any]]) -> str:
+def points_table(points: Sequence[Mapping[str, Any]]) -> str:
+    """Format operating points as a table."""
     rows = [
         [
             f"{100 * point['pfa']:g} %",

@@ -17,7 +17,7 @@ from ...bundle import DEFAULT_PFA, Bundle, check_vacant, write_bundle
 from ...bundle.manifest import OPTIONAL_FILES, Agreement, Manifest, StoredPoint
 from ...errors import Refused, Stopped
 from ...model.decision import Decision, sigmoid
-from ...runtime import OUTPUTS, Engine, Outputs, Parity, Runner, open_engine, runtime_openvino
+from ...runtime import Engine, Outputs, Parity, Runner, concatenate, open_engine, runtime_openvino
 from ...system.machine import installed
 from ...system.progress import ProgressCallback, silent
 from ..pixels import decoded
@@ -51,19 +51,36 @@ def quantize_bundle(
     check_vacant(out)
     pixels = _sample(images, bundle.manifest.architecture.input_size, settings, progress)
     with closing(open_network(bundle, "fp32", bundle.network_onnx)) as fp32:
-        plain = _scored(bundle, fp32, benign, progress) if benign else None
+        plain = score_images(bundle, fp32, benign, progress) if benign else None
     finding = ""
     for in_fp32 in FORMS:
         files = quantize(bundle.network_onnx, pixels, settings.overflow_fix, in_fp32)
-        made = _judged(bundle, files, benign, plain, progress)
+        with closing(open_network(bundle, "int8", *files)) as int8:
+            both = (score_images(bundle, int8, benign, progress), plain) if plain else None
+            made = _judged(bundle, files, int8, both)
         if made.worst > -ROUNDING:
-            return _written(bundle, out, made, settings, len(pixels), in_fp32)
+            how = {"images": len(pixels), "seed": settings.seed, "overflow_fix": settings.overflow_fix}
+            return _written(bundle, out, made, how | {"in_fp32": list(in_fp32)})
         finding = made.finding
         log.info("with %s in FP32 %s", " and ".join(in_fp32) or "nothing", finding)
     raise Stopped(
         f"{finding}: keep the bundle as it is, or quantize it on more images like those that it was "
         "trained on"
     )
+
+
+def keep_int8(bundle: Bundle, former: Bundle, out: Path, own: Outputs, plain: Outputs) -> Bundle:
+    """Write a copy of `bundle` with the INT8 form of `former`, which has the same network, to the new `out`.
+
+    `own` and `plain` are the outputs of the INT8 and the FP32 form for the same benign images, with the
+    losses of `bundle`; they give INT8 operating points of its own. Raises Stopped as `quantize_bundle` does.
+    """
+    files = former.network_int8
+    with closing(open_network(bundle, "int8", *files)) as int8:
+        made = _judged(bundle, files, int8, (own, plain))
+    if made.worst <= -ROUNDING:
+        raise Stopped(made.finding)
+    return _written(bundle, out, made, former.manifest.provenance.get("int8", {}))
 
 
 @dataclass(frozen=True)
@@ -107,27 +124,22 @@ class _Form:
 
 
 def _judged(
-    bundle: Bundle,
-    files: tuple[bytes, bytes],
-    benign: Sequence[Path],
-    plain: Outputs | None,
-    progress: ProgressCallback,
+    bundle: Bundle, files: tuple[bytes, bytes], int8: Runner, both: tuple[Outputs, Outputs] | None
 ) -> _Form:
-    """Give a form operating points of its own, and compare its decisions with FP32's."""
+    """Give a form operating points of its own, and compare its decisions with FP32's.
+
+    `both` are its outputs and FP32's for the same benign images; None without any.
+    """
     manifest, agreement, count, shares = bundle.manifest, {}, 0, list[_Share]()
-    with closing(open_network(bundle, "int8", *files)) as int8:
-        if plain is not None:
-            own = _scored(bundle, int8, benign, progress)
-            manifest, count = _calibrated(bundle, own, plain), len(own.logits)
-            differences = compare(replace(bundle, manifest=manifest), "int8", own, plain)
-            agreement = {
-                point: 1 - flips for each in differences.values() for point, flips in each.flips.items()
-            }
-            shares = [
-                _Share(f"of {name!r} on benign images", each.agreement, count)
-                for name, each in differences.items()
-            ]
-        parity = measure(replace(bundle, manifest=manifest), int8)
+    if both is not None:
+        manifest, count = _calibrated(bundle, *both), len(both[0].logits)
+        differences = compare(replace(bundle, manifest=manifest), "int8", *both)
+        agreement = {point: 1 - flips for each in differences.values() for point, flips in each.flips.items()}
+        shares = [
+            _Share(f"of {name!r} on benign images", each.agreement, count)
+            for name, each in differences.items()
+        ]
+    parity = measure(replace(bundle, manifest=manifest), int8)
     shares += [
         _Share(f"of {name!r} on the gate images", share, parity.images)
         for name, share in parity.agreement.items()
@@ -135,10 +147,9 @@ def _judged(
     return _Form(files, manifest, parity, agreement, count, shares)
 
 
-def _written(
-    bundle: Bundle, out: Path, made: _Form, settings: QuantizeSettings, images: int, in_fp32: Sequence[str]
-) -> Bundle:
-    provenance = _provenance(settings, images, in_fp32, made)
+def _written(bundle: Bundle, out: Path, made: _Form, how: Mapping[str, Any]) -> Bundle:
+    """Write the bundle with a form; `how` says how that was quantized."""
+    provenance = {**how, **_provenance(made)}
     tolerance = Agreement(needed(made.parity.images), MARGIN * max(made.parity.score_rms.values()))
     manifest = replace(
         made.manifest,
@@ -260,7 +271,9 @@ def _class_thresholds(point: StoredPoint, of: Outputs, to: Outputs) -> tuple[flo
     return tuple(float(np.clip(map_quantiles([value], plain, own)[0], 0, 1)) for value, plain, own in pairs)
 
 
-def _scored(bundle: Bundle, runner: Runner, paths: Sequence[Path], progress: ProgressCallback) -> Outputs:
+def score_images(
+    bundle: Bundle, runner: Runner, paths: Sequence[Path], progress: ProgressCallback
+) -> Outputs:
     """Return the outputs of a runner for the images that can be decoded; raises Refused if there are none."""
     batch: list[NDArray[np.uint8]] = []
     parts: list[Outputs] = []
@@ -274,19 +287,13 @@ def _scored(bundle: Bundle, runner: Runner, paths: Sequence[Path], progress: Pro
         raise Refused(
             f"none of {len(paths)} calibration images can be decoded: name a folder of benign images"
         )
-    return Outputs(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in OUTPUTS})
+    return concatenate(parts)
 
 
-def _provenance(
-    settings: QuantizeSettings, images: int, in_fp32: Sequence[str], made: _Form
-) -> dict[str, Any]:
-    """Return how the INT8 form was made and how much it differs, for bundle.json."""
+def _provenance(made: _Form) -> dict[str, Any]:
+    """Return how much the INT8 form differs, for bundle.json."""
     parity = made.parity
     return {
-        "images": images,
-        "seed": settings.seed,
-        "overflow_fix": settings.overflow_fix,
-        "in_fp32": list(in_fp32),
         "calibration": made.benign,
         "agreement": dict(made.agreement),
         "gate_agreement": min(parity.agreement.values()),

@@ -1,8 +1,7 @@
 """The files of a bundle, made from the outcome of a training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,12 @@ from ...errors import Stopped
 from ...model.calibration import benign_quantiles
 from ...model.decision import Decision
 from ...model.gbad import GBAD
+from ...model.typicality import Typicality
 from ...row import THREATS, Row
+from ...text import timestamp
 from ..phases.phase3 import Losses, operating_points
 from ..settings import Phase3Settings
-from .card import card
+from .card import card, with_typicality
 
 # an engine whose losses or scores differ by more is refused
 TOLERANCE = {"loss_rel": 1e-2, "score": 0.1, "flips": 0.005}
@@ -34,6 +35,7 @@ class Outcome:
     decisions: dict[str, Decision]
     default_decision: str
     calibration: Losses  # of benign images only
+    typicality: Typicality | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
@@ -51,6 +53,9 @@ def pack(  # noqa: PLR0913
     points = content["operating_points"]["fp32"]
     text = card(name, data, demo, outcome.provenance, points, outcome.default_decision)
     arrays = outcome.model.arrays()
+    if outcome.typicality is not None:
+        text = with_typicality(text, outcome.provenance["typicality"])
+        arrays |= outcome.typicality.tensors()
     for decision in outcome.decisions.values():
         arrays |= decision.tensors()
     weights = save(arrays)
@@ -73,25 +78,37 @@ def pack(  # noqa: PLR0913
 
 def manifest(name: str, demo: bool, outcome: Outcome, settings: Phase3Settings) -> dict[str, Any]:
     """Return bundle.json without its format and the list of files."""
-    model, points, quantiles, spreads = outcome.model, {}, {}, {}
-    for key, decision in outcome.decisions.items():
-        scores = outcome.calibration.scores(decision)
-        points[key] = [asdict(point) for point in operating_points(decision, outcome.calibration, settings)]
-        quantiles[key] = dict(zip(("probability", "score"), benign_quantiles(scores), strict=True))
-        spreads[key] = float(scores.std())
+    model = outcome.model
+    calibration = dict.fromkeys(outcome.decisions, outcome.calibration)
     return {
         "name": name,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": timestamp(),
         "demo": demo,
         "architecture": asdict(model.architecture),
         "preprocessing": {"mean": _list(model.pixel_mean), "std": _list(model.pixel_std)},
         "classes": list(THREATS),
         "default_decision": outcome.default_decision,
+        "tolerance": TOLERANCE,
+        "provenance": outcome.provenance,
+        **thresholds(outcome.decisions, calibration, settings),
+    }
+
+
+def thresholds(
+    decisions: Mapping[str, Decision], calibration: Mapping[str, Losses], settings: Phase3Settings
+) -> dict[str, Any]:
+    """Return what bundle.json says of the scores of benign images, which are given for each decision."""
+    points, quantiles, spreads = {}, {}, {}
+    for key, decision in decisions.items():
+        benign = calibration[key]
+        scores = benign.scores(decision)
+        points[key] = [asdict(point) for point in operating_points(decision, benign, settings)]
+        quantiles[key] = dict(zip(("probability", "score"), benign_quantiles(scores), strict=True))
+        spreads[key] = float(scores.std())
+    return {
         "operating_points": {"fp32": points},
         "benign_quantiles": {"fp32": quantiles},
-        "tolerance": TOLERANCE,
         "benign_score_std": spreads,
-        "provenance": outcome.provenance,
     }
 
 

@@ -100,7 +100,7 @@ def batch_targets(
     boxed: BoxedThreats, index: Index, epoch: int, images: ImageSettings, parts: NDArray[np.float32] | None
 ) -> CellTargets:
     """Return a function that gives the targets of a batch's cells, as its images were cut and augmented."""
-    moved = []
+    moved, unknown_of = [], [boxed.unknown(k) for k in index.tolist()]
     for k in index.tolist():
         held = boxed.of(k, None if parts is None else parts[k])
         if held is not None:
@@ -111,11 +111,14 @@ def batch_targets(
 
     def targets(cells: int) -> NDArray[np.float32]:
         unknown = np.full((len(THREATS), cells, cells), IGNORED, np.float32)
-        return np.stack(
+        found = np.stack(
             [
                 unknown if held is None else cell_targets(held[0], held[1], images.size, cells)
                 for held in moved
             ]
         )
+        for k, classes in enumerate(unknown_of):
+            found[k, classes] = IGNORED
+        return found
 
     return targets

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -14,12 +14,18 @@ from torch import nn
 from ...model.architecture import MAP_LSE, MAP_MAX
 from ...model.gbad import GBAD
 from ...model.network import Network, normalize
+from ..data import Labelled
 from ..pixels import decoded
 
 AT_ONCE = 32  # images
 AVERAGES = ("micro", "macro")
 
-Sample = tuple[Sequence[Path], NDArray[np.bool_], int]  # paths, labels [n, 5], image size
+
+class Sample(NamedTuple):
+    """Images that a network is observed on."""
+
+    images: Labelled
+    size: int  # pixels a side
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ def observe(network: nn.Module, model: GBAD, samples: Sequence[Sample]) -> Obser
     was_training = network.training
     network.eval()
     training, validation = (
-        class_figures(labels, probabilities(network, model, paths, size)) for paths, labels, size in samples
+        class_figures(images, probabilities(network, model, images.paths, size)) for images, size in samples
     )
     network.train(was_training)
     return Observed(training, validation, validation["map"])
@@ -64,23 +70,26 @@ def choose_head(network: Network, model: GBAD, sample: Sample) -> dict[str, floa
 
     The maximum, with which it was trained, stays unless the other one is better.
     """
-    paths, labels, size = sample
+    images, size = sample
     found = {}
     for network.head in (MAP_MAX, MAP_LSE):
-        value = class_figures(labels, probabilities(network, model, paths, size))["map"]
+        value = class_figures(images, probabilities(network, model, images.paths, size))["map"]
         found[network.head] = value if np.isfinite(value) else 0.0
     network.head = max(found, key=lambda head: found[head])
     return found
 
 
-def class_figures(labels: NDArray[np.bool_], predicted: NDArray[np.float32]) -> dict[str, float]:
-    """Return micro and macro precision, recall and F1 at p >= 0.5, and mAP over classes with positives."""
-    readable = np.isfinite(predicted).all(axis=1)
-    labels, predicted = labels[readable], predicted[readable]
+def class_figures(images: Labelled, predicted: NDArray[np.float32]) -> dict[str, float]:
+    """Return micro and macro precision, recall and F1 at p >= 0.5, and mAP over classes with positives.
+
+    An image takes no part in the figures of a class whose label is unknown.
+    """
+    readable = np.flatnonzero(np.isfinite(predicted).all(axis=1))
+    labels, known, predicted = images.labels[readable], images.known[readable], predicted[readable]
     figures: dict[str, float] = {}
     for average in AVERAGES:
         precision, recall, f1, _ = precision_recall_fscore_support(
-            labels, predicted >= 0.5, average=average, zero_division=cast("str", 0.0)
+            labels, (predicted >= 0.5) & known, average=average, zero_division=cast("str", 0.0)
         )
         figures |= {
             f"precision_{average}": float(precision),
@@ -88,7 +97,7 @@ def class_figures(labels: NDArray[np.bool_], predicted: NDArray[np.float32]) -> 
             f"f1_{average}": float(f1),
         }
     present = np.flatnonzero(labels.any(axis=0))
-    aps = [average_precision_score(labels[:, k], predicted[:, k]) for k in present]
+    aps = [average_precision_score(labels[known[:, k], k], predicted[known[:, k], k]) for k in present]
     return figures | {"map": float(np.mean(aps)) if aps else float("nan")}
 
 

@@ -11,13 +11,12 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...model.backbone import channels
@@ -32,8 +31,8 @@ from ..settings import Phase1Settings, Stage
 from .average import moving_average
 from .bfloat16 import bfloat16, multiplies_bfloat16
 from .localization import CellTargets, LocalizationHead, batch_targets, localization_loss
-from .observe import Observed, observe
-from .pretrained import BACKBONE_RATE, freeze_first_maps
+from .observe import Observed, Sample, observe
+from .pretrained import BACKBONE_RATE, freeze_general
 from .windows import BoxedThreats
 
 NAME = "phase1"
@@ -50,6 +49,16 @@ class Phase1Data:
     labelled: Labelled
     train: Index
     validation: Index
+    # images of another source, which have a part in every epoch
+    mixed: Index = field(default_factory=lambda: np.empty(0, np.intp))
+    of_each: int = 0  # images of `train`, and as many of `mixed`, in an epoch; needed with `mixed` only
+
+
+class Told(NamedTuple):
+    """What the labels say of a batch."""
+
+    labels: Tensor  # bool [N, 5]
+    known: Tensor  # bool [N, 5]
 
 
 class Classifier:
@@ -58,7 +67,7 @@ class Classifier:
     def __init__(self, network: nn.Module, settings: Phase1Settings, pretrained: bool = False):
         self.network = network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if pretrained:
-            freeze_first_maps(cast("Network", network).backbone)
+            freeze_general(cast("Network", network).backbone)
         device = next(network.parameters()).device
         self._precision = bfloat16 if multiplies_bfloat16(device) else nullcontext
         self.settings = settings
@@ -76,8 +85,8 @@ class Classifier:
         self.best_map = -1.0
         self.lines: list[dict[str, Any]] = []  # figures of each epoch
 
-    def learn(self, images: Tensor, labels: Tensor, rate: float, targets: CellTargets | None = None) -> float:
-        """Take one step on images [N, 3, S, S] and labels [N, 5]; returns the loss, smoothed over steps.
+    def learn(self, images: Tensor, told: Told, rate: float, targets: CellTargets | None = None) -> float:
+        """Take one step on images [N, 3, S, S] and their labels; returns the loss, smoothed over steps.
 
         `targets` are those of the images' cells, needed if localization is learned as well; the
         returned loss is that of the labels by the head only. Beside a class map FC5 learns too, for FC1..FC4.
@@ -85,7 +94,7 @@ class Classifier:
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * rate * group["share"]
         with self._precision():
-            loss, total = self._losses(images, labels, targets)
+            loss, total = self._losses(images, told, targets)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_norm)
@@ -95,17 +104,17 @@ class Classifier:
         self.smooth += (loss.item() - self.smooth) * SMOOTHING
         return self.smooth
 
-    def _losses(self, images: Tensor, labels: Tensor, targets: CellTargets | None) -> tuple[Tensor, Tensor]:
+    def _losses(self, images: Tensor, told: Told, targets: CellTargets | None) -> tuple[Tensor, Tensor]:
         """Return the loss of the labels by the head, and the loss to be minimized."""
         network = self.network
         if not isinstance(network, Network):  # the report's own, which gives logits only
-            loss = classification_loss(network(images)[1].float(), labels)
+            loss = classification_loss(network(images)[1].float(), *told)
             return loss, loss
         maps = network.backbone(images)
         found = network.predict(maps)
-        loss = total = classification_loss(found.logits.float(), labels)
+        loss = total = classification_loss(found.logits.float(), *told)
         if found.class_map is not None:
-            total = total + classification_loss(found.fc5.float(), labels)
+            total = total + classification_loss(found.fc5.float(), *told)
         if self.settings.localization:
             assert targets is not None
             cells = self.localization(maps) if self.localization else [_mapped(found)]
@@ -135,6 +144,11 @@ class Classifier:
         if stage == stages[-1] and value >= self.best_map:
             self.best, self.best_map = _copied(self.average.module), value
         self.epoch, self.step = self.epoch + 1, 0
+
+    def last_map(self) -> dict[str, float]:
+        """Return the mAP on validation images after the last epoch; nothing before there is one."""
+        value = self.lines[-1]["validation_map"] if self.lines else None
+        return {} if value is None else {"mAP": value}
 
     @property
     def done(self) -> bool:
@@ -184,7 +198,8 @@ class Trainer:
     def train(self, network: nn.Module) -> list[dict[str, Any]]:
         """Train in place a network of normalized images to (features, logits); returns figures by epoch."""
         settings, data = self.settings, self.data
-        boxed = BoxedThreats(data.labelled, data.train) if settings.needs_boxes else None
+        shown = np.concatenate([data.train, data.mixed])
+        boxed = BoxedThreats(data.labelled, shown) if settings.needs_boxes else None
         classifier = Classifier(network, settings, self.pretrained)
         if (state := self.folder.load(NAME)) is not None:
             classifier.restore(state)
@@ -209,12 +224,12 @@ class Trainer:
         epoch, first = classifier.epoch, classifier.step
         plan = epoch_batches(self.data, self.settings, self.seed, epoch)
         started = saved = time.monotonic()
-        for index, images, labels, targets in self._batches(classifier, stage, boxed, plan):
+        for index, images, told, targets in self._batches(classifier, stage, boxed, plan):
             rate = _rate(epoch, classifier.step, len(plan), self.settings)
-            loss = classifier.learn(images, labels, rate, targets)
+            loss = classifier.learn(images, told, rate, targets)
             now = time.monotonic()
             speed = (classifier.step - first) * len(index) / (now - started)
-            figures = {"loss": loss, "mAP": classifier.best_map, "pixels": stage.size, "img/s": speed}
+            figures = {"loss": loss, **classifier.last_map(), "pixels": stage.size, "img/s": speed}
             total = len(self.settings.by_epoch) * len(plan)
             self.progress("phase I", epoch * len(plan) + classifier.step, total, figures)
             if now - saved > CHECKPOINT_EVERY_S:
@@ -224,7 +239,7 @@ class Trainer:
 
     def _batches(
         self, classifier: Classifier, stage: Stage, boxed: BoxedThreats | None, plan: Sequence[Index]
-    ) -> Iterator[tuple[Index, Tensor, Tensor, CellTargets | None]]:
+    ) -> Iterator[tuple[Index, Tensor, Told, CellTargets | None]]:
         """Yield positions, images, labels and cell targets of the remaining batches of an epoch."""
         data, epoch = self.data, classifier.epoch
         parts, labels = None, data.labelled.labels
@@ -237,7 +252,8 @@ class Trainer:
             targets = None
             if boxed is not None and self.settings.localization:
                 targets = batch_targets(boxed, index, epoch, settings, parts)
-            yield index, images, torch.from_numpy(labels[index]).to(device), targets
+            both = (labels[index], data.labelled.known[index])
+            yield index, images, Told(*(torch.from_numpy(each).to(device) for each in both)), targets
 
     def _image_settings(self, stage: Stage, device: torch.device) -> ImageSettings:
         return ImageSettings(
@@ -251,19 +267,52 @@ class Trainer:
         )
 
 
-def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return L(p, y) = -(y log p + (1 - y) log(1 - p)), averaged over classes and images; p are sigmoids."""
-    return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+def classification_loss(logits: Tensor, labels: Tensor, known: Tensor) -> Tensor:
+    """Return the mean of L(p, y) = -(y log p + (1 - y) log(1 - p)) over the known labels; p are sigmoids."""
+    wanted = labels.to(logits.dtype)
+    if known.all():
+        return F.binary_cross_entropy_with_logits(logits, wanted)
+    weight = known.to(logits.dtype)
+    total = F.binary_cross_entropy_with_logits(logits, wanted, weight, reduction="sum")
+    return total / weight.sum().clamp(min=1)
 
 
 def epoch_batches(data: Phase1Data, settings: Phase1Settings, seed: int, epoch: int) -> list[Index]:
-    """Return the positions of each batch of an epoch: all positives, and as many benign images."""
+    """Return the positions of each batch of an epoch: all positives, and as many benign images.
+
+    Where images are mixed in, an epoch has `of_each` of both sources, again as many positives as benign
+    images: small sets are repeated, and of large ones each epoch shows other images.
+    """
+    if len(data.mixed):
+        return _mixed_batches(data, settings, seed, epoch)
     random = np.random.default_rng((seed, 2, epoch))
     positive = data.labelled.positive[data.train]
     threats, benign = data.train[positive], data.train[~positive]
     drawn = random.permutation(benign)[: len(threats)]
     order = random.permutation(np.concatenate([threats, drawn]))
     return list(batches(order, min(settings.batch_size, len(order))))
+
+
+def _mixed_batches(data: Phase1Data, settings: Phase1Settings, seed: int, epoch: int) -> list[Index]:
+    parts = []
+    for source, index in enumerate((data.train, data.mixed)):
+        positive = data.labelled.positive[index]
+        for kind in (True, False):
+            among = index[positive == kind]
+            parts.append(_turns(among, data.of_each // 2, epoch, (seed, 10, source, int(kind))))
+    order = np.random.default_rng((seed, 2, epoch)).permutation(np.concatenate(parts))
+    return list(batches(order, min(settings.batch_size, len(order))))
+
+
+def _turns(index: Index, count: int, epoch: int, key: Sequence[int]) -> Index:
+    """Return the `count` positions of an epoch, where all positions come once before one comes again."""
+    if not len(index):
+        return index
+    first = epoch * count
+    rounds = range(first // len(index), (first + count - 1) // len(index) + 1)
+    order = [np.random.default_rng((*key, each)).permutation(index) for each in rounds]
+    start = first - rounds[0] * len(index)
+    return np.concatenate(order)[start : start + count]
 
 
 class _Watch:
@@ -277,10 +326,9 @@ class _Watch:
             np.sort(random.permutation(index)[: settings.watched]) for index in (training, data.validation)
         ]
 
-    def samples(self, size: int) -> list[tuple[Sequence[Any], NDArray[np.bool_], int]]:
-        """Return paths, labels and image size of both samples."""
-        taken = [self._labelled.take(index) for index in self._samples]
-        return [(sample.paths, sample.labels, size) for sample in taken]
+    def samples(self, size: int) -> list[Sample]:
+        """Return both samples at an image size."""
+        return [Sample(self._labelled.take(index), size) for index in self._samples]
 
 
 def put_norms(network: Network) -> None:

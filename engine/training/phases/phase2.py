@@ -174,13 +174,13 @@ def adversarial_loss(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def check_collapse(
-    figures: dict[str, float], auroc: float, benign: int, settings: Phase2Settings
+    figures: dict[str, float], auroc: float | None, benign: int, settings: Phase2Settings
 ) -> str | None:
     """Return a warning if the BiGAN looks collapsed on a small set; raises Stopped on a large one.
 
     The spread of G(z) is compared with that of the features, which is below 1 if most of them are dead, and
     that of E(x) with that of z, which is 1. `figures` are those of `train_bigan`, `auroc` that of the
-    reconstruction loss on validation images.
+    reconstruction loss on validation images, None without labels.
     """
     signs = {
         f"D tells every pair apart ({figures['d_real']:.2f} / {figures['d_fake']:.2f})": min(
@@ -189,8 +189,9 @@ def check_collapse(
         > 0.98,
         f"the std of G(z) is {figures['std_g']:.2f} of the features'": not 0.3 <= figures["std_g"] <= 3,
         f"the std of E(x) is {figures['std_e']:.2f}": not 0.3 <= figures["std_e"] <= 3,
-        f"the reconstruction loss has an AUROC of {auroc:.2f} on validation": not auroc >= 0.5,
     }
+    if auroc is not None:
+        signs[f"the reconstruction loss has an AUROC of {auroc:.2f} on validation"] = not auroc >= 0.5
     shown = "; ".join(sign for sign, present in signs.items() if present)
     if not shown:
         return None

@@ -17,6 +17,8 @@ from ..settings import Phase3Settings
 from .svm import Fitter, fit_by_sklearn
 
 AT_ONCE = 1024  # images
+LOSSES = ("log_reconstruction_loss", "log_feature_matching_loss")  # inputs of decisions, in units of a BiGAN
+SMALLEST_SPREAD = 1e-6
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def fit_svm(
 
 def _fit(fitter: Fitter, name: str, losses: Losses, cost: float, gamma: float | None) -> Decision:
     values = losses.inputs(name)
-    mean, std = values.mean(axis=0), np.maximum(values.std(axis=0), 1e-6)
+    mean, std = values.mean(axis=0), np.maximum(values.std(axis=0), SMALLEST_SPREAD)
     u = (values - mean) / std
     empty = Decision(name, mean=mean, std=std, weights=np.zeros(len(mean)), intercept=np.zeros(1))
     if gamma is None:
@@ -219,6 +221,19 @@ def choose_default(decisions: dict[str, Decision], validation: Losses, pfa: floa
 def _detection(scores: Scores, positive: NDArray[np.bool_], pfa: float) -> float:
     """Return the share of positives at or above the threshold of a false-alarm rate."""
     return float((scores[positive] >= threshold_at(scores[~positive], pfa)).mean())
+
+
+def restandardized(decision: Decision, benign: Losses) -> Decision:
+    """Give a decision the units of another BiGAN's losses; its form, weights and use of class scores stay.
+
+    A loss is then standardized by these benign images. Threats, which have a part in the units of a training,
+    are few there, and a shift of all scores falls to the operating points.
+    """
+    values, mean, std = benign.inputs(decision.name), decision.mean.copy(), decision.std.copy()
+    for k, name in enumerate(INPUTS[decision.name]):
+        if name in LOSSES:
+            mean[k], std[k] = values[:, k].mean(), max(values[:, k].std(), SMALLEST_SPREAD)
+    return replace(decision, mean=mean, std=std)
 
 
 def operating_points(decision: Decision, benign: Losses, settings: Phase3Settings) -> list[CalibratedPoint]:

@@ -8,7 +8,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +16,7 @@ import sklearn.svm
 from numpy.typing import NDArray
 
 from ...model.decision import Scores
+from ...model.decision_cuml import cuml_unusable
 
 log = logging.getLogger(__name__)
 
@@ -51,24 +51,6 @@ def choose_fitter(device: str) -> tuple[str, Fitter]:
             return f"cuML {cuml.__version__}", partial(fit_by_cuml, device=int(device.partition(":")[2]))
         log.info("scikit-learn fits the SVM of phase III on the CPU: %s", reason)
     return f"scikit-learn {sklearn.__version__}", fit_by_sklearn
-
-
-def cuml_unusable() -> str | None:
-    """Return why cuML cannot be used here, or None if it can.
-
-    It imports without a GPU and fails at the first call: so the device is tried, not the import.
-    """
-    for package in ("cuml", "cupy"):
-        if find_spec(package) is None:
-            return f"{package} is not installed (pip install 'gbad-batch[gpu]')"
-    try:
-        from cupy.cuda import runtime
-    except ImportError as error:
-        return f"cuPy, which drives it, cannot be loaded ({error!s:.100})"
-    try:
-        return None if runtime.getDeviceCount() else "cuPy finds no GPU"
-    except runtime.CUDARuntimeError as error:
-        return f"cuPy finds no GPU ({error!s:.100})"
 
 
 def fit_by_sklearn(u: Scores, positive: NDArray[np.bool_], cost: float, gamma: float | None) -> FittedSvm:

@@ -37,7 +37,7 @@ class BoxedThreats:
 
     def __init__(self, labelled: Labelled, train: Index):
         """Read the sizes of the images that hold boxes; raises Refused if no training image has any."""
-        self._labels = labelled.labels
+        self._labels, self._known = labelled.labels, labelled.known
         self._boxes: dict[int, NDArray[np.float64]] = {}  # position -> [m, 4] left, top, right, bottom
         self._classes: dict[int, Index] = {}  # position -> [m]
         for k in train.tolist() if labelled.boxes else ():
@@ -62,6 +62,10 @@ class BoxedThreats:
         left, top, width, height = (0, 0, 1, 1) if part is None else part.tolist()
         boxes = (self._boxes[k] - [left, top, left, top]) / [width, height, width, height]
         return boxes, self._classes[k]
+
+    def unknown(self, k: int) -> Index:
+        """Return the classes of which it is unknown whether image `k` holds them."""
+        return np.flatnonzero(~self._known[k])
 
     def draw(self, index: Index, share: float, key: Sequence[int]) -> Windows:
         """Draw a window around a box of each image of `index`; equal keys draw equal windows.

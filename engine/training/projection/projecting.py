@@ -69,7 +69,7 @@ def project_threats(
     paths = tuple(folder / f"{number:06d}.png" for number in made)
     boxes = tuple(held[number] for number in made)
     labels = np.array([[name in {box.threat for box in each} for name in THREATS] for each in boxes])
-    return Labelled(paths, labels, chosen.groups, chosen.splits, boxes)
+    return Labelled(paths, labels, chosen.groups, chosen.splits, boxes, chosen.known | labels)
 
 
 def _made(

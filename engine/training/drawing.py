@@ -16,15 +16,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import simplejpeg
 
-from gbad_batch.engine.datasets import Box
-from gbad_batch.engine.datasets.labels import Gathered
-from gbad_batch.engine.decode import DecodeLimits, Decoder
-from gbad_batch.engine.row import Row, threat_names
-from gbad_batch.engine.synth import Picture, SynthSettings, generator_hash
-from gbad_batch.engine.synth.archive import QUALITY, render
-from gbad_batch.engine.system.durable import write_whole
-from gbad_batch.engine.system.machine import die_with, usable_cores
-from gbad_batch.engine.system.progress import ProgressCallback
+from ..datasets import Box
+from ..datasets.labels import Gathered
+from ..decode import DecodeLimits, Decoder
+from ..errors import Stopped
+from ..row import Row, threat_names
+from ..synth import Picture, SynthSettings, generator_hash
+from ..synth.archive import QUALITY, render
+from ..system.durable import write_whole
+from ..system.machine import die_with, usable_cores
+from ..system.progress import ProgressCallback
 
 AT_ONCE = 250  # images an array
 
@@ -95,7 +96,7 @@ def _draw(task: _Task) -> int:
         # as an archive would hold it, and a scan decode it
         row, jpeg = Row("drawn"), simplejpeg.encode_jpeg(picture.pixels, QUALITY, "RGB", "420")
         if decoder(row, jpeg, pixels[k]) is None:
-            raise ValueError(f"image {k} of {task.array} is {row.status}: {row.error}")
+            raise Stopped(f"image {k} of {task.array} is {row.status} ({row.error}): run again")
         images.append(
             {"threats": threat_names(map(bool, picture.labels)), "boxes": _boxes(picture, task.size)}
         )
