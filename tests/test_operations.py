@@ -147,7 +147,7 @@ def test_metrics_are_kept_up_to_date_while_scanning(
     with metrics.follow(lambda: scan.progress):
         summary = scan.run(look)
     assert seen[-1] == 8
-    assert len(seen) > 2
+    assert seen[0] < 8
     metrics.end(summary.exit_code, summary)
     assert gauges(path)["scan_running"] == {"": 0}
     assert gauges(path)["scan_rows_failed"] == {"": 1}
