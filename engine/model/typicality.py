@@ -66,20 +66,22 @@ class Typicality:
         """Return the arrays as a bundle holds them."""
         return {f"{PREFIX}{name}": getattr(self, name) for name in FIELDS}
 
-    def distance(self, x: Floats) -> NDArray[np.float64]:
+    def distance(self, x: Floats, products: Floats | None = None) -> NDArray[np.float64]:
         """Return the Mahalanobis distances [n] of features x [n, d], divided by the root of d.
 
-        Each product of an image with a direction is a sum of its own, so that the batch changes no bit of it.
+        `products` [n, k] are those of x - mean with the directions, if they are known. Else each is a sum of
+        its own, so that the batch changes no bit of it.
         """
         centred = np.ascontiguousarray(x - self.mean)
-        along = np.square(np.einsum("nd,kd->nk", centred, self.directions), dtype=np.float64)  # [n, k]
+        along = np.einsum("nd,kd->nk", centred, self.directions) if products is None else products
+        along = np.square(along, dtype=np.float64)
         whole = np.einsum("nd,nd->n", centred, centred).astype(np.float64)
         total = whole / self.rest[0].astype(np.float64)
         for k, variance in enumerate(self.variances.astype(np.float64)):
             total += along[:, k] * (1 / variance - 1 / self.rest[0].astype(np.float64))
         return np.sqrt(np.maximum(total, 0) / self.mean.size)
 
-    def of(self, x: Floats) -> Floats:
+    def of(self, x: Floats, products: Floats | None = None) -> Floats:
         """Return the typicality [n] of features x [n, d]: the limit over the distance, below 1 beyond it."""
-        distance = np.maximum(self.distance(x), self.limit[0].astype(np.float64) / LARGEST)
+        distance = np.maximum(self.distance(x, products), self.limit[0].astype(np.float64) / LARGEST)
         return (self.limit[0].astype(np.float64) / distance).astype(np.float32)

@@ -24,7 +24,7 @@ from ..results.parts import PartFolder, keys_in, read_parquet
 from ..results.schema import KEY_COLUMNS, features_schema, read_footer
 from ..results.site_point import read_point
 from ..row import THREATS
-from ..runtime.losses import LossRunner
+from ..runtime.features import FeatureRunner
 from ..settings import StrPath, check_point
 from ..system.machine import installed, usable_cores
 from ..text import timestamp
@@ -172,9 +172,8 @@ class _Scores:
 
     def __init__(self, folder: Path, bundle: Bundle, file: IO[bytes]):
         self._length = bundle.manifest.architecture.features
-        self._typicality = bundle.typicality()
         self._cores = usable_cores()
-        self._losses = LossRunner(bundle.bigan_onnx, self._cores)
+        self._run = FeatureRunner(bundle, self._cores, BATCH)
         keys = bytearray()
         with ThreadPoolExecutor(self._cores, thread_name_prefix="rescore") as pool:
             for own, figures in _in_turn(pool, self._score, self._batches(folder), 2 * self._cores):
@@ -207,8 +206,8 @@ class _Scores:
         )
         figures = np.empty(len(x), FIGURES)
         figures["logits"] = logits
-        figures["reconstruction_loss"], figures["feature_matching_loss"] = self._losses(x)
-        figures["typicality"] = np.nan if self._typicality is None else self._typicality.of(x)
+        for name, values in self._run(x).items():
+            figures[name] = values
         return b"".join(keys_in(batch.select(KEY_COLUMNS))), figures
 
     def fill(self, batch: "pa.RecordBatch", settings: RescoreSettings) -> "pa.RecordBatch":
