@@ -21,7 +21,14 @@ from gbad_batch.engine import Scan, ScanSettings
 from gbad_batch.engine.bundle import Bundle, write_bundle
 from gbad_batch.engine.errors import Refused
 from gbad_batch.engine.rescreening import Decided, DecideSettings, decide
-from gbad_batch.engine.results.schema import COLUMNS, FOOTER_KEY, read_footer
+from gbad_batch.engine.results.parts import ROW_GROUP, write_parquet
+from gbad_batch.engine.results.schema import (
+    COLUMNS,
+    FOOTER_KEY,
+    footer_metadata,
+    read_footer,
+    results_schema,
+)
 
 COMMAND = str(Path(sys.executable).with_name("gbad-batch"))
 
@@ -256,6 +263,25 @@ def test_damaged_results_are_refused(scanned: Any, tiny_bundle: Bundle, tmp_path
     content[digests.data_page_offset + digests.total_compressed_size // 2] ^= 1
     damaged.write_bytes(content)
     assert "is damaged" in refusal(damaged, tmp_path / "out" / "new", tiny_bundle)
+
+
+def test_many_rows_keep_their_order_and_damage_among_the_last_leaves_nothing(
+    scanned: Any, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    times = 2 * ROW_GROUP // 72 + 1  # more than two row groups
+    footer = footer_metadata(footer_of(scanned()) | {"rows": 72 * times})
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    many, out = tmp_path / "in" / "r", tmp_path / "out" / "new"
+    write_parquet(many, results_schema(), pq.read_table(scanned()).to_batches() * times, footer)
+    decided(many, tmp_path / "all", tiny_bundle, decision="combined")
+    decided(scanned(), tmp_path / "few", tiny_bundle, decision="combined")
+    assert rows_of(tmp_path / "all").equals(pa.concat_tables([rows_of(tmp_path / "few")] * times))
+    content = bytearray(many.read_bytes())
+    digests = pq.read_metadata(many).row_group(2).column(list(COLUMNS).index("sha256"))
+    content[digests.data_page_offset + digests.total_compressed_size // 2] ^= 1
+    many.write_bytes(content)
+    assert "is damaged" in refusal(many, out, tiny_bundle)
 
 
 def test_an_unfinished_scan_of_the_output_is_left_alone(

@@ -1,8 +1,9 @@
 """A result computed from a finished one, batch by batch: it is written whole, or not at all."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     Change = Callable[[pa.RecordBatch], pa.RecordBatch]
+    Batches = Generator[pa.RecordBatch, None, None]
 
 Footer = Callable[[], dict[str, Any]]  # called once all rows are written
 
@@ -45,7 +47,7 @@ class Derivation:
             if staging.is_folder:
                 self._write_folder(staging, rows, footer)
             else:
-                write_file(staging, results_schema(), self._whole(rows), footer, self.overwrite)
+                write_file(staging, results_schema(), read_ahead(self._whole(rows)), footer, self.overwrite)
 
     def check(self) -> None:
         """Raise Refused unless both are files, or different folders, and the output may be written."""
@@ -62,14 +64,14 @@ class Derivation:
     def _write_folder(self, staging: Staging, rows: "_Counted", footer: Footer) -> None:
         make_folder(staging.data)
         for part in files_of(self.source):
-            write_parquet(staging.data / part.name, results_schema(), rows.of(part))
+            write_parquet(staging.data / part.name, results_schema(), read_ahead(rows.of(part)))
         self._check_rows(rows.count)
         write_common_metadata(staging.data, results_schema(), footer())
         for _ in staging.install_data(self.overwrite):
             pass
         staging.remove()
 
-    def _whole(self, rows: "_Counted") -> "Iterator[pa.RecordBatch]":
+    def _whole(self, rows: "_Counted") -> "Batches":
         yield from rows.of(self.source)
         self._check_rows(rows.count)
 
@@ -87,10 +89,19 @@ class _Counted:
         self.count = 0
         self._change = change
 
-    def of(self, file: Path) -> "Iterator[pa.RecordBatch]":
+    def of(self, file: Path) -> "Batches":
         for batch in read_parquet(file, results_schema(), ROW_GROUP):
             self.count += batch.num_rows
             yield self._change(batch)
+
+
+def read_ahead(batches: "Batches") -> "Iterator[pa.RecordBatch]":
+    """Yield batches that another thread makes, one ahead: while one core writes, another reads."""
+    with closing(batches), ThreadPoolExecutor(1, thread_name_prefix="derive") as thread:
+        coming = thread.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = thread.submit(next, batches, None)
+            yield batch
 
 
 @contextmanager
