@@ -59,12 +59,18 @@ def test_results_are_asked_again_and_copied(tmp_path: Path) -> None:
     assert written["rescore_flips"] == 0
     assert {
         "bare_copy_rows_per_s",
+        "bare_copy_one_core_rows_per_s",
         "decide_pfa_of_bare",
         "diff_s",
         "diff_peak_mb",
         "bags_s",
         "bags_peak_mb",
     } <= written.keys()
+
+
+def test_decide_is_compared_with_scans() -> None:
+    ran = _benchmarks("decided", "--pictures", "8")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 def test_an_update_is_timed_and_gives_the_rows_of_a_whole_scan(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Everything that is asked of finished results: how fast, how exact, how often wrongly.
 
-`decide` and `diff` on one core stand beside pyarrow's bare reading and writing; the other parts are
-benchmarks of their own, run one after the other.
+`decide`, on two cores and on one, stands beside pyarrow's bare reading and writing on as many; `bags` and
+`diff` run on one core. The other parts are benchmarks of their own, run one after the other.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from gbad_batch.engine.grouping import ByPattern
 from gbad_batch.engine.rescreening import DecideSettings, DiffSettings, decide, diff
 from gbad_batch.engine.rescreening.bagging import join_views
+from gbad_batch.engine.results.derived import read_ahead
 from gbad_batch.engine.results.parts import ROW_GROUP
 from gbad_batch.engine.results.schema import REPEATING
 
@@ -32,7 +33,7 @@ from ..report import Report
 
 # imported only where they run: a process's peak of memory is at least what its parent had when it began
 PARTS = {
-    "rescore": ".rescore", "update": ".update", "signed": ".signed",
+    "decided": "..quality.decided", "rescore": ".rescore", "update": ".update", "signed": ".signed",
     "drift": "..quality.drift", "typicality": "..quality.typicality",
 }  # fmt: skip
 WITH_OPTIONS = ("rescore", "update", "signed")  # the others import much, and run as by default
@@ -40,6 +41,7 @@ WITH_OPTIONS = ("rescore", "update", "signed")  # the others import much, and ru
 ROWS = 1_000_000
 FEWER = 10  # times, to see that memory does not follow the rows
 ROUNDS = 3  # the fastest counts
+CORES = 2
 LEAST_ROWS_PER_S = 1_000_000
 MOST_GROWTH_MB = 50
 MOST_BAGS_S, MOST_BAGS_MB = 30, 500  # of a million rows
@@ -88,26 +90,33 @@ def _part(name: str) -> Any:
 def _decide_and_diff(arguments: argparse.Namespace) -> Report:
     """Report the speed of `decide` with another PFA or decision, a bare copy, `diff`, `bags`; and memory."""
     rows = arguments.rows
-    report = Report("Results asked again; decide and diff in a process of their own on one core")
+    report = Report("Results asked again; decide, bags and diff in processes of their own")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         results = write_results(folder / "results", rows)
         fewer = write_results(folder / "fewer", max(1, rows // FEWER))
         other = write_results(folder / "other", rows, seed=1)
         out = folder / "out"
-        turns: dict[str, tuple[Callable[..., object], dict[str, Any]]] = {
-            "bare_copy": (copy, {"source": results, "target": out}),
-            "decide_pfa": (decide_again, {"results": results, "out": out, "pfa": 0.01}),
-            "decide_decision": (decide_again, {"results": results, "out": out, "decision": "gbad"}),
-            "decide_fewer": (decide_again, {"results": fewer, "out": out, "decision": "gbad"}),
-            "bags": (join, {"results": results, "out": folder / "bags"}),
-            "diff": (compare, {"old": results, "new": other}),
+        bare = Turn(copy, {"source": results, "target": out})
+        decision = Turn(decide_again, {"results": results, "out": out, "decision": "gbad"})
+        turns = {
+            "bare_copy": bare,
+            "decide_pfa": Turn(decide_again, {"results": results, "out": out, "pfa": 0.01}),
+            "decide_decision": decision,
+            "bare_copy_one_core": replace(bare, cores=1),
+            "decide_decision_one_core": replace(decision, cores=1),
+            "decide_fewer": Turn(decide_again, {"results": fewer, "out": out, "decision": "gbad"}),
+            "bags": Turn(join, {"results": results, "out": folder / "bags"}, cores=1),
+            "diff": Turn(compare, {"old": results, "new": other}, cores=1),
         }
-        rounds = [{name: alone(*turn) for name, turn in turns.items()} for _ in range(arguments.rounds)]
+        rounds = [{name: alone(turn) for name, turn in turns.items()} for _ in range(arguments.rounds)]
     fastest = {name: min((each[name] for each in rounds), key=lambda one: one.seconds) for name in turns}
-    report.add("bare_copy_rows_per_s", rows / fastest["bare_copy"].seconds, "rows/s")
+    for name in ("bare_copy", "decide_pfa", "decide_decision"):
+        least = None if name == "bare_copy" else LEAST_ROWS_PER_S
+        report.add(f"{name}_rows_per_s", rows / fastest[name].seconds, "rows/s", at_least=least)
+    for name in ("bare_copy_one_core", "decide_decision_one_core"):
+        report.add(f"{name}_rows_per_s", rows / fastest[name].seconds, "rows/s")
     for name in ("decide_pfa", "decide_decision"):
-        report.add(f"{name}_rows_per_s", rows / fastest[name].seconds, "rows/s", at_least=LEAST_ROWS_PER_S)
         report.add(f"{name}_of_bare", fastest["bare_copy"].seconds / fastest[name].seconds)
     growth = fastest["decide_decision"].peak_mb - fastest["decide_fewer"].peak_mb
     report.add("decide_peak_mb", fastest["decide_decision"].peak_mb, "MB")
@@ -123,6 +132,15 @@ def _decide_and_diff(arguments: argparse.Namespace) -> Report:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """One step of a round."""
+
+    action: Callable[..., object]
+    arguments: dict[str, Any]
+    cores: int = CORES
+
+
+@dataclass(frozen=True)
 class Taken:
     """What one step took, start-up apart."""
 
@@ -130,18 +148,18 @@ class Taken:
     peak_mb: float  # of its process
 
 
-def alone(action: Callable[..., object], arguments: dict[str, Any]) -> Taken:
-    """Run a function in a fresh process that has one core."""
+def alone(turn: Turn) -> Taken:
+    """Run a step in a fresh process that has so many cores."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        return pool.submit(_timed, action, arguments).result()
+        return pool.submit(_timed, turn).result()
 
 
-def _timed(action: Callable[..., object], arguments: dict[str, Any]) -> Taken:
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    pa.set_cpu_count(1)
+def _timed(turn: Turn) -> Taken:
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: turn.cores])
+    pa.set_cpu_count(turn.cores)
     began = time.perf_counter()
-    action(**arguments)
+    turn.action(**turn.arguments)
     seconds = time.perf_counter() - began
     return Taken(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)
 
@@ -162,11 +180,11 @@ def join(results: Path, out: Path) -> None:
 
 
 def copy(source: Path, target: Path) -> None:
-    """Read a result and write it as it is, with nothing but pyarrow, in the form that results have."""
+    """Read a result and write it as it is, with nothing but pyarrow, in the form and order of `decide`."""
     with pq.ParquetFile(source, page_checksum_verification=True) as file:
         schema = file.schema_arrow
         dictionary = [name for name in REPEATING if name.partition(".")[0] in schema.names]
         form: dict[str, Any] = {"compression": "zstd", "use_dictionary": dictionary}
         with pq.ParquetWriter(target, schema, write_page_checksum=True, **form) as writer:
-            for batch in file.iter_batches(ROW_GROUP, use_threads=False):
+            for batch in read_ahead(file.iter_batches(ROW_GROUP, use_threads=False)):
                 writer.write_batch(batch)
