@@ -153,6 +153,12 @@ class LimitSettings:
     workers: int | None = setting(
         None, "Worker processes; default: one for up to 8 cores, or one per GPU.", most=256, unit="processes"
     )
+    ray: str | None = setting(
+        None,
+        "Run the workers in the Ray cluster at ADDRESS; without one, in that of RAY_ADDRESS or of this "
+        "machine, or in a new one here. --threads is then the cores of a worker, and --workers their number "
+        "in the cluster.",
+    )
     hardware_share: float = setting(
         0.65, "Share of JPEGs to decode on a GPU's JPEG hardware; CUDA cores and the CPU decode the rest."
     )
@@ -256,6 +262,10 @@ class ScanSettings(SourceSettings, ModelSettings, LimitSettings, OutputSettings)
             raise Refused("--by-content says what --update takes for unchanged: add --update")
         if self.by_content and self.features is not None:
             raise Refused("--by-content and --features exclude each other: leave one of them out")
+        if self.ray is not None:
+            check_ray(self.ray)
+            if self.by_content:
+                raise Refused("--by-content and --ray exclude each other: leave one of them out")
         if self.in_shard:
             object.__setattr__(self, "shard", str(self.in_shard))
             if self.limit is not None:
@@ -340,6 +350,19 @@ def check_device(device: str) -> None:
     """Raise Refused for what names no device: only the machine knows whether one that it names is there."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3}(,\d{1,3})*)?", device):
         raise Refused(f"--device {device!r:.40} is not auto, cpu, cuda or cuda:N[,N...]: try auto")
+
+
+def check_ray(address: str) -> None:
+    """Raise Refused for what is no address of a Ray cluster that a scan can join."""
+    if address.startswith("ray://"):
+        raise Refused(
+            "--ray takes no ray:// address: run the command on a node, with --ray HOST:PORT or none"
+        )
+    if not re.fullmatch(r"|auto|local|[\w.:\[\]-]+:\d{1,5}", address):
+        raise Refused(
+            f"--ray {address!r:.80} is not an address such as 10.0.0.1:6379: to give none, write --ray=auto, "
+            "or give --ray behind the sources"
+        )
 
 
 def check_point(

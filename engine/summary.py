@@ -75,6 +75,7 @@ class Summary:
     seconds: float = 0.0  # of this run, start-up apart
     startup_seconds: float = 0.0
     images_per_second: float = 0.0
+    images_per_second_by_node: dict[str, float] = field(default_factory=dict)  # of a Ray cluster
     stage_seconds: dict[str, float] = field(default_factory=dict)  # busy, summed over threads
     stage_cpu_seconds: dict[str, float] = field(
         default_factory=dict
@@ -125,6 +126,7 @@ def summarize(
         seconds=seconds,
         startup_seconds=progress.startup_seconds,
         images_per_second=progress.done / seconds,
+        images_per_second_by_node={node: rows / seconds for node, rows in progress.rows_by_node.items()},
         stage_seconds=dict(progress.seconds),
         stage_cpu_seconds=cpu,
         cpu_seconds=sum(cpu.values()),

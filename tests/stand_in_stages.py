@@ -116,6 +116,36 @@ def open_slow(settings: ScanSettings) -> Stages:
     return stages
 
 
+def open_very_slow(settings: ScanSettings) -> Stages:
+    """Open stages that take 100 ms for each image."""
+    stages = open_stages(settings)
+    decode = stages.decode
+
+    def slow(batch: Batch, in_flight: InFlight) -> None:
+        time.sleep(0.1 * len(batch.candidates))
+        decode(batch, in_flight)
+
+    stages.decode = slow
+    return stages
+
+
+def open_hanging(settings: ScanSettings) -> Stages:
+    """Open stages in which the image named `fatal` hangs, unless it is decoded apart."""
+    stages = open_stages(settings)
+    decode = stages.decode
+
+    def hanging(batch: Batch, in_flight: InFlight) -> None:
+        for candidate in batch.candidates:
+            if b"fatal" in candidate.path and candidate.key not in batch.suspects:
+                in_flight.begin(candidate.key)
+                while True:
+                    pass
+        decode(batch, in_flight)
+
+    stages.decode = hanging
+    return stages
+
+
 def open_listing_modules(settings: ScanSettings) -> Stages:
     """Open stages that list the modules of their process in a file of the cache folder."""
     stages = open_stages(settings)

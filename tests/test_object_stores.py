@@ -16,6 +16,7 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -419,6 +420,27 @@ def test_no_secret_reaches_a_log_an_error_or_a_footer(
     )
     for secret in (SECRET, KEY, "hunter22", "X-Amz-"):
         assert secret not in told
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_reads_and_writes_a_store_and_its_logs_hold_no_secret(
+    expected: list[dict[str, Any]], tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = f"{ROOT}/results/ray.parquet"
+    words = ("--model", str(tiny_bundle.path), "--ray=local", "--log-level", "debug", "--out", out)
+    with TemporaryDirectory(prefix="ray") as logs:  # a short path: it holds sockets
+        monkeypatch.setenv("RAY_TMPDIR", logs)
+        ran = run("scan", f"{ROOT}/a", *words)
+        assert ran.returncode == 3, ran.stderr
+        told = ran.stdout + ran.stderr
+        told += "".join(path.read_text("latin-1") for path in Path(logs).rglob("*") if path.is_file())
+    for secret in (SECRET, KEY):
+        assert secret not in told
+    content = bytes(obstore.get(objects._store(ROOT), "results/ray.parquet").bytes())
+    there = [plain(row, ROOT) for row in pq.read_table(io.BytesIO(content)).to_pylist()]
+    assert [row["uri"] for row in there] == [row["uri"] for row in expected]
+    assert {row["status"] for row in there} == {row["status"] for row in expected}
+    assert [row["anomaly_score"] for row in there] == [row["anomaly_score"] for row in expected]
 
 
 # --- outputs ---

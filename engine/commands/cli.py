@@ -183,6 +183,7 @@ _HOW = options(
     setting_option("batch_size", type=int, metavar="N"),
     setting_option("threads", type=int, metavar="N"),
     setting_option("workers", type=int, metavar="N"),
+    setting_option("ray", is_flag=False, flag_value="", metavar="[ADDRESS]"),
     setting_option("hardware_share", metavar="SHARE"),
     setting_option("max_pixels"),
     setting_option("max_file_size", metavar="BYTES"),

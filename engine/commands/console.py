@@ -279,6 +279,8 @@ def _bookkeeping_lines(summary: "Summary") -> list[str]:
     if summary.other_files:
         others = ", ".join(left_out(name, number) for name, number in summary.other_files.items())
         lines.append(f"  left out: {escaped(others)}")
+    for node, speed in summary.images_per_second_by_node.items():
+        lines.append(f"  {speed:>10.1f} img/s on {node}")
     lines.append(f"  busy seconds: {_stages(summary.stage_seconds)} (start-up {summary.startup_seconds:.1f})")
     lines.append(f"  CPU seconds: {summary.cpu_seconds:.1f} = {_stages(summary.stage_cpu_seconds)}")
     lines.append(f"  {summary.backend} {summary.precision}, model {escaped(summary.model)}")

@@ -20,6 +20,7 @@ from ..system.machine import thread_seconds
 KEY_SIZE = 16  # bytes
 SLOT = struct.Struct("=16sQQ")  # key, start in monotonic ns (0: idle), id of the thread that decodes it
 PATIENCE = 10  # times the limit of CPU seconds that an image may take by the clock, on a busy machine
+PAUSE_S = 2.0  # between two looks at the clock; what takes longer was a pause
 SUSPECTS = "suspects"
 PREFIX = "in_flight-"
 
@@ -92,6 +93,24 @@ def in_flight(path: Path) -> list[Decoding]:
     whole = len(content) // SLOT.size * SLOT.size
     found = (Decoding(*fields) for fields in SLOT.iter_unpack(content[:whole]))
     return [image for image in found if image.started]
+
+
+class Pauses:
+    """Notices that this process was paused, as by Ctrl-Z, by looks at the clock that lie far apart.
+
+    Looks must follow each other closely.
+    """
+
+    def __init__(self) -> None:
+        self._looked = self._resumed = time.monotonic_ns()
+
+    def look(self) -> int:
+        """Return when the last pause ended, in monotonic ns: images get their full time again from there."""
+        now = time.monotonic_ns()
+        if now - self._looked > PAUSE_S * 1e9:
+            self._resumed = now
+        self._looked = now
+        return self._resumed
 
 
 class LateImages:

@@ -29,7 +29,15 @@ _MAX_OPEN = 32  # tars whose descriptor stays open
 _LAST_FOLDER = LastFolder()
 _FREE_SLOTS = deque(range(_MAX_OPEN))  # a deque, unlike a lock, is safe in __del__
 
+_elsewhere = False  # whether another machine has listed, where a network disk has another device number
+
 Identity = tuple[int, int, int, int]  # device, inode, bytes, mtime in ns
+
+
+def read_elsewhere() -> None:
+    """Have this process read what another machine has listed: device numbers mean nothing here."""
+    global _elsewhere
+    _elsewhere = True
 
 
 class Storage(Protocol):
@@ -60,7 +68,7 @@ class Root:
             now = os.stat(self.path)
         except OSError:
             now = None
-        if now is None or (now.st_dev, now.st_ino) != (self.device, self.inode):
+        if now is None or not _same_device(now.st_dev, self.device) or now.st_ino != self.inode:
             raise source_gone(self.path)
 
 
@@ -93,7 +101,7 @@ class Folder:
         path = self.path
         while (device := self._device(path)) is None and path != b"/":
             path = os.path.dirname(path)
-        if device != self.device:
+        if device is None or not _same_device(device, self.device):
             raise source_gone(self.path)
 
     def verdict(self, path: bytes, error: OSError) -> ImageFault:
@@ -268,7 +276,8 @@ class Archive:
         fd, now = retry_transient(self.folder.open, self.path)
         kept = False
         try:
-            if _identity(now) != self._identity:
+            device, *rest = self._identity
+            if not _same_device(now.st_dev, device) or _identity(now)[1:] != tuple(rest):
                 raise ImageFault("vanished", "its archive was changed while it was scanned")
             kept = self._keep(fd)
             yield fd
@@ -456,6 +465,10 @@ def _read_on(fd: int, data: bytes, limit: int) -> bytes:
         pieces.append(os.read(fd, min(left, _CHUNK)))
         left -= len(pieces[-1])
     return b"".join(pieces)
+
+
+def _same_device(one: int, other: int) -> bool:
+    return _elsewhere or one == other
 
 
 def _identity(now: os.stat_result) -> Identity:

@@ -96,7 +96,7 @@ class Child:
         except OSError as error:
             raise EOFError from error
         if isinstance(message, logging.LogRecord):
-            _log(message)
+            log_here(message)
         if isinstance(message, Failed):
             raise message.error
         return message
@@ -122,13 +122,14 @@ class Child:
             return
 
 
-def _log(record: logging.LogRecord) -> None:
+def log_here(record: logging.LogRecord) -> None:
+    """Log a record of another process."""
     logger = logging.getLogger(record.name)
     if logger.isEnabledFor(record.levelno):
         logger.handle(record)
 
 
-class _LogLines(QueueHandler):
+class LogLines(QueueHandler):
     """Sends log records to the parent, which shows them."""
 
     def __init__(self, send: Callable[[object], None]):
@@ -167,7 +168,7 @@ def boot(handle: int, parent: int, level: int) -> None:
     die_with(parent)
     channel = Channel(Connection(handle))
     logging.basicConfig(
-        level=logging.INFO, format="%(message)s", handlers=[_LogLines(channel.send)], force=True
+        level=logging.INFO, format="%(message)s", handlers=[LogLines(channel.send)], force=True
     )
     logging.getLogger(PACKAGE).setLevel(level)
     code = 0

@@ -39,6 +39,7 @@ class FinishedChunk:
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
     cpu_seconds: dict[str, float] = field(default_factory=dict)  # of the worker's thread, by stage
     process_seconds: float = 0.0  # CPU seconds of the whole worker since its last chunk
+    node: str = ""  # of a cluster, where the worker is
     retries: int = 0  # requests to an object store that the worker has repeated since its last chunk
 
     def __str__(self) -> str:

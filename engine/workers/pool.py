@@ -9,7 +9,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib import import_module
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -17,19 +17,17 @@ from threading import Event
 from typing import Any, Self
 
 from ..errors import DeviceLost, Stopped
-from ..results.in_flight import PREFIX, LateImages, in_flight, keep_suspects
+from ..results.in_flight import Pauses, keep_suspects
 from ..settings import ScanSettings
 from ..stages import OpenStages, Setup
-from ..stages.scorer import resolved_settings
-from ..system.child import Child
 from .chunk import Chunk, ChunkSize, FinishedChunk
 from .feed import Feed
-from .worker import Begin, serve
+from .launcher import Launcher, LocalLauncher, WorkerHandle
+from .worker import Begin
 
 log = logging.getLogger(__name__)
 
 TICK_S = 0.25
-PAUSE_S = 2.0  # a tick that takes longer means that this process was paused
 AHEAD_ROWS = 32_768  # dealt or done, but not yet yielded in order
 MOST_DEATHS = 30  # of workers that held the same chunk
 MOST_STARTS = 3  # of workers that die before they are ready
@@ -41,9 +39,8 @@ STOPPED = "stopped on request; run the same command to resume"
 class _Worker:
     """One worker process, and the chunks that it was dealt."""
 
-    child: Child
+    handle: WorkerHandle
     number: int  # index of its GPU, or of its share of the cores; a replacement has the same
-    in_flight: Path | None = None
     ready: bool = False
     late: bool = False  # killed because an image took too long
     chunks: dict[int, Chunk] = field(default_factory=dict)
@@ -58,7 +55,7 @@ class Pool:
 
     def __init__(self, settings: ScanSettings, open_stages: OpenStages, stopped: Event):
         self._settings = settings
-        self._open_stages = open_stages
+        self._launcher = _launcher(settings, open_stages)
         self._stopped = stopped
         self._workers: list[_Worker] = []
         self._begin: Begin | None = None
@@ -68,9 +65,8 @@ class Pool:
         self._deaths: dict[int, int] = {}  # by chunk
         self._unready_deaths = self._losses = 0
         self._dealt = self._handed_out = self._rows_ahead = 0
-        self._files = 0
-        self._looked = self._resumed = time.monotonic_ns()
-        self._late = LateImages(settings.decode_timeout)
+        self._looked = time.monotonic_ns()
+        self._pauses = Pauses()
 
     @property
     def setup(self) -> Setup:
@@ -81,9 +77,9 @@ class Pool:
         try:
             worker = self._started(0, self._settings)
             import_module("pyarrow.parquet")  # which takes a while, as the worker does
-            while not worker.child.connection.poll(TICK_S):
+            while not wait([worker.handle.connection], TICK_S):
                 self._check_stopped()
-            self._setup = self._first_setup(worker)
+            self._setup = self._launcher.complete(self._first_setup(worker))
         except BaseException:
             self.__exit__()
             raise
@@ -92,10 +88,11 @@ class Pool:
 
     def __exit__(self, *exc_info: object) -> None:
         for worker in self._workers:
-            worker.child.kill()
+            worker.handle.kill()
         for worker in self._workers:
-            worker.child.end()
+            worker.handle.end()
         self._workers = []
+        self._launcher.close()
         self._stopped.clear()  # the next run begins anew
 
     def process(
@@ -113,7 +110,7 @@ class Pool:
         self._suspects = set(suspects)
         self._make_ready(self._workers[0])
         for number in range(1, self._setup.plan.workers):
-            self._started(number, self._settings_of(number))
+            self._started(number, self._launcher.settings_of(number, self._settings, self._setup))
         while True:
             self._deal(feed)
             yield from self._in_order()
@@ -137,7 +134,7 @@ class Pool:
             if chunk is None:
                 return
             worker.chunks[chunk.number] = chunk
-            worker.child.send(chunk)
+            worker.handle.send(chunk)
 
     def _next_chunk(self, feed: Feed, at_once: bool) -> Chunk | None:
         if self._redo:
@@ -163,7 +160,7 @@ class Pool:
 
     def _wait(self, feed: Feed) -> None:
         """Wait at most a tick for messages of workers or new candidates, and handle the messages."""
-        connections: dict[Any, _Worker] = {worker.child.connection: worker for worker in self._workers}
+        connections: dict[Any, _Worker] = {worker.handle.connection: worker for worker in self._workers}
         handles: list[Any] = [*connections]
         if any(self._is_idle(worker) for worker in self._workers):
             feed.await_more()
@@ -179,7 +176,7 @@ class Pool:
 
     def _handle_message(self, worker: _Worker) -> None:
         try:
-            message = worker.child.receive()
+            message = worker.handle.receive()
         except EOFError:
             self._replace(worker, None)
         except DeviceLost as lost:
@@ -210,18 +207,16 @@ class Pool:
 
     def _make_ready(self, worker: _Worker) -> None:
         assert self._begin is not None
-        self._files += 1
-        worker.in_flight = self._begin.in_flight / f"{PREFIX}{self._files}"
-        worker.child.send(replace(self._begin, in_flight=worker.in_flight))
+        worker.handle.begin(self._begin)
         worker.ready = True
-        log.debug("worker %d (process %d) is ready", worker.number, worker.child.pid)
+        log.debug("worker %d (%s) is ready", worker.number, worker.handle.name)
 
     def _first_setup(self, worker: _Worker) -> Setup:
         while True:
             try:
-                message = worker.child.receive()
+                message = worker.handle.receive()
             except EOFError:
-                cause = worker.child.end()
+                cause = worker.handle.end()
                 raise Stopped(
                     f"the first worker process was ended by {cause} while it opened the model: check the "
                     "machine's memory, and run the command again"
@@ -230,35 +225,29 @@ class Pool:
                 return message
 
     def _started(self, number: int, settings: ScanSettings) -> _Worker:
-        worker = _Worker(Child(serve, self._open_stages, settings), number)
+        worker = _Worker(self._launcher.launch(settings), number)
         self._workers.append(worker)
         return worker
-
-    def _settings_of(self, number: int) -> ScanSettings:
-        devices = self._setup.devices
-        device = devices[number] if devices else "cpu"
-        return resolved_settings(self._settings, self._setup, device)
 
     # Faults
 
     def _replace(self, worker: _Worker, lost: DeviceLost | None) -> None:
         """Start another worker in place of a dead one, and put its chunks back."""
-        cause = lost.what if lost else worker.child.end()
         if lost:
-            worker.child.kill()
-            worker.child.end()
+            worker.handle.kill()
+        ended = worker.handle.end()
+        cause = lost.what if lost else ended
         self._workers.remove(worker)
         self._count_death(worker, cause)
-        keys = [image.key for image in in_flight(worker.in_flight)] if worker.in_flight else []
+        keys = worker.handle.take_suspects([*worker.chunks.values()])
         self._warn(worker, cause, len(keys))
         if keys:
             self._suspects.update(keys)
             self._keep_suspects()
-        if worker.in_flight:
-            worker.in_flight.unlink(missing_ok=True)
         self._redo.extend(worker.chunks[number] for number in sorted(worker.chunks))
         self._redo = deque(sorted(self._redo, key=lambda chunk: chunk.number))
-        self._started(worker.number, self._settings_of(worker.number))
+        settings = self._launcher.settings_of(worker.number, self._settings, self._setup)
+        self._started(worker.number, settings)
 
     def _count_death(self, worker: _Worker, cause: str) -> None:
         """Count the death of a worker; raises Stopped if workers keep dying."""
@@ -293,16 +282,21 @@ class Pool:
         now = time.monotonic_ns()
         if now - self._looked < TICK_S * 1e9:
             return
-        if now - self._looked > PAUSE_S * 1e9:
-            self._resumed = now  # the whole scan was paused, as by Ctrl-Z: images get their full time again
-        self._looked = now
+        self._looked, resumed = now, self._pauses.look()
         for worker in self._workers:
-            if worker.in_flight and not worker.late:
-                images = in_flight(worker.in_flight)
-                worker.late = self._late.among(worker.child.pid, images, self._resumed)
-                if worker.late:
-                    worker.child.kill()
+            if not worker.late and worker.handle.is_late(resumed):
+                worker.late = True
+                worker.handle.kill()
 
     def _check_stopped(self) -> None:
         if self._stopped.is_set():
             raise Stopped(STOPPED)
+
+
+def _launcher(settings: ScanSettings, open_stages: OpenStages) -> Launcher:
+    """Choose where the workers run."""
+    if settings.ray is None:
+        return LocalLauncher(open_stages)
+    from .on_ray import RayLauncher
+
+    return RayLauncher(settings, open_stages)

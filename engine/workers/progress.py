@@ -30,6 +30,7 @@ class Progress:
             float
         )  # of the threads that ran the stages
         self.workers_cpu_seconds = 0.0
+        self.rows_by_node: defaultdict[str, int] = defaultdict(int)  # of this run, by node of a cluster
         self._worker_retries, self._retries_before = 0, retries.count
         self.startup_seconds = 0.0
         self.started = time.monotonic()
@@ -84,6 +85,8 @@ class Progress:
         self.recognized += chunk.recognized
         self.workers_cpu_seconds += chunk.process_seconds
         self._worker_retries += chunk.retries
+        if chunk.node:
+            self.rows_by_node[chunk.node] += chunk.rows
         for stage, seconds in chunk.seconds.items():
             self.seconds[stage] += seconds
             self.thread_cpu_seconds[stage] += chunk.cpu_seconds[stage]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any, Protocol
 
 from ..decode import native_lines
 from ..errors import DeviceLost, Stopped
@@ -15,19 +16,35 @@ from ..row import Row
 from ..runtime import Outputs
 from ..settings import ScanSettings
 from ..stages import Batch, OpenStages, Setup, Stages
-from ..system.child import Channel, Failed
+from ..system.child import Failed
 from ..system.objects import retries
 from .chunk import Chunk, Clock, FinishedChunk
 from .contents import Contents
+
+
+class Channel(Protocol):
+    """A worker's end of the connection to its coordinator; any thread may send."""
+
+    def send(self, message: object) -> None:
+        """Send a message."""
+        ...
+
+    def receive(self) -> Any:
+        """Wait for a message; raises EOFError once the coordinator has closed the connection."""
+        ...
 
 
 @dataclass(frozen=True)
 class Begin:
     """Message to a worker once its stages are open and the output is known."""
 
-    in_flight: Path  # the worker's file of images in decoders
+    in_flight: Path  # the worker's file of images in decoders; first, the folder for these files
     keep_features: bool
     contents: Path | None = None  # where what is known of bytes may be found, if these decide
+
+    def with_file(self, in_flight: Path) -> "Begin":
+        """Return the message for a worker that has this file."""
+        return replace(self, in_flight=in_flight)
 
 
 def serve(channel: Channel, open_stages: OpenStages, settings: ScanSettings) -> None:
