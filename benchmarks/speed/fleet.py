@@ -39,6 +39,7 @@ ARCHIVES = (10_000_000, 1_000_000_000)  # images
 NIGHT_H = 8.0
 LINK_BYTES_S = 1.25e9  # of a node's network: 10 Gbit/s
 NODES = (Machine("16 cores", 16), Machine("1 H200, 14 cores", 14, 1))
+CLUSTERS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
 HOST = ROOT / "benchmarks" / "results" / "host.json"  # costs of a GPU's node, which no card here can give
 
 
@@ -76,7 +77,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Report:
     """Measure the constants, predict, scan on one and two nodes, and work out what follows."""
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    os.environ |= CLUSTERS | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     report = Report("A Ray cluster on this machine, and what follows for larger ones")
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
@@ -146,7 +147,6 @@ class Fleet:
 @contextmanager
 def cluster(nodes: int) -> Iterator[str]:
     """Run a cluster of nodes of one core each; yields its address."""
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
     from ray.cluster_utils import Cluster
 
     one = {"num_cpus": 1, "object_store_memory": 100_000_000, "include_dashboard": False}
@@ -181,19 +181,19 @@ def node_speed(constants: Constants, machine: Machine) -> tuple[float, str]:
     """Return the images a second of a node, at least, and what limits it."""
     network = LINK_BYTES_S / constants.image_bytes
     if machine.gpus:
-        (speed, _), limit = expected(_gpu_costs(constants), machine)
+        (speed, _), limit = expected(_gpu_costs(), machine)
     else:
         speed = machine.cores * 1e6 / (constants.worker_us[1] + constants.ray_worker_us)
         limit = "decoding and engine"
     return (speed, limit) if speed <= network else (network, "network")
 
 
-def _gpu_costs(constants: Constants) -> Costs:
+def _gpu_costs() -> Costs:
     """Read what a GPU's host does for an image, as `host` measured it."""
     stored = json.loads(HOST.read_text())
     names = [name for name in Costs.__dataclass_fields__ if name in stored]
     costs = replace(Costs(), **{name: stored[name] for name in names})
-    return replace(costs, serial_us=constants.coordinator_us + constants.ray_coordinator_us)
+    return replace(costs, serial_us=1e-9)  # the coordinator is not the node's
 
 
 def _worker_us(summary: Summary, workers: int) -> float:

@@ -224,6 +224,7 @@ class RayWorker:
     def _judged(self, error: BaseException) -> BaseException:
         """Return what an error of Ray means: EOFError for a dead actor."""
         self._cause = text = str(error)
+        log.debug("%s: %s", self.name, " ".join(text.split()))
         if found := re.search(r"No module named '([\w.]+)'", text):
             return Refused(
                 f"{found[1]} is not installed on a node of the Ray cluster: install the same gbad-batch, "
