@@ -160,8 +160,10 @@ def read_parquet(path: Path, schema: "pa.Schema", most: int = READ_ROWS) -> "Ite
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    # not buffered ahead: that would hold what was read of the whole file
+    options: dict[str, Any] = {"pre_buffer": False, "page_checksum_verification": True}
     try:
-        with open_regular(path) as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
+        with open_regular(path) as source, pq.ParquetFile(source, **options) as file:
             _check_columns(file.schema_arrow, schema)
             rows = max(1, min(most, READ_BYTES // _row_bytes(file.metadata)))
             for batch in file.iter_batches(rows, columns=schema.names, use_threads=False):
