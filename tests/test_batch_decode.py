@@ -165,7 +165,13 @@ def coded_as_rgb() -> bytes:
     return saved(bag(2), keep_rgb=True)
 
 
+def without_last_scans() -> bytes:
+    blob = saved(bag(6), progressive=True)
+    return blob[: blob.index(b"\xff\xda", blob.index(b"\xff\xda") + 2)] + b"\xff\xd9"
+
+
 OTHERS: dict[str, Callable[[], bytes]] = {
+    "progressive without its last scans": without_last_scans,
     "CMYK": cmyk,
     "RGB without YCbCr": coded_as_rgb,
     "4:1:1": lambda: simplejpeg.encode_jpeg(np.asarray(bag(3)), colorsubsampling="411"),

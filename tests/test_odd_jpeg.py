@@ -149,16 +149,72 @@ def scans(blob: bytes) -> list[bytes]:
     return [blob[a:b] for a, b in pairwise([0, *starts, len(blob)])]
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_a_progressive_jpeg_without_its_last_scans_is_truncated(decode: Decoder, mode: str) -> None:
-    blob = saved(Image.fromarray(bag()).convert(mode), "JPEG", progressive=True)
+def progressive(mode: str, **options: int) -> bytes:
+    pixels = bag(channels=4) if mode == "CMYK" else np.asarray(Image.fromarray(bag()).convert(mode))
+    return saved(Image.fromarray(pixels, mode), "JPEG", progressive=True, **options)
+
+
+@pytest.mark.parametrize(("mode", "subsampling"), [("RGB", 0), ("RGB", 1), ("RGB", 2), ("L", 0), ("CMYK", 0)])
+def test_a_progressive_jpeg_without_its_last_scans_is_coarser_and_says_so(
+    decode: Decoder, mode: str, subsampling: int
+) -> None:
+    blob = progressive(mode, subsampling=subsampling)
     head, *parts, end = scans(blob)
     assert len(parts) > 4
     for kept in range(1, len(parts)):
-        cut = head + b"".join(parts[:kept])
-        for tail in (end, end + blob, blob):
-            assert fault(decode, cut + tail) == ("truncated", "the file ends before the JPEG's last scan")
-    assert decode(Row("x"), blob + blob[: len(blob) // 2]) is not None
+        cut = head + b"".join(parts[:kept]) + end
+        for whole in (cut, cut + blob):  # the second is another picture behind the end
+            row = Row("x")
+            pixels = decode(row, whole)
+            assert pixels is not None, row
+            assert np.abs(pixels - pillow(cut)).mean() <= 1
+            assert row.status == "ok"
+            missing = f"the JPEG's scans after number {kept} are missing"
+            assert row.warnings == f"{missing}: its picture is coarser than it was"
+    row = Row("x")
+    assert decode(row, blob + blob[: len(blob) // 2]) is not None
+    assert row.warnings is None
+
+
+def test_a_coarser_jpeg_with_an_odd_header_says_both(decode: Decoder) -> None:
+    head, first, *_, end = scans(progressive("RGB"))
+    frame = head.index(b"\xff\xc2")
+    icc = segment(0xE2, b"ICC_PROFILE\0\1\1")
+    row = Row("x")
+    pixels = decode(row, head[:frame] + icc + head[frame:] + first + end)
+    assert pixels is not None, row
+    assert np.abs(pixels - pillow(head + first + end)).mean() <= 1
+    assert "after number 1 are missing" in str(row.warnings)
+    assert "bad ICC marker" in str(row.warnings)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_progressive_jpeg_cut_inside_a_scan_is_truncated(decode: Decoder, mode: str) -> None:
+    """With an end marker behind, or another JPEG; between scans only the other shows that it was cut."""
+    blob = progressive(mode)
+    head, *parts, end = scans(blob)
+    for kept in range(len(parts) - 1):
+        before = head + b"".join(parts[:kept])
+        for share in (0.3, 0.6, 0.8):
+            part = parts[kept][: int(len(parts[kept]) * share)].removesuffix(b"\xff")
+            for tail in (end, blob):
+                assert decode(row := Row("x"), before + part + tail) is None
+                assert row.status == "truncated", (kept, share, row.error)
+        assert fault(decode, before + parts[kept] + blob)[0] == "truncated"
+
+
+def test_a_progressive_jpeg_without_all_data_of_a_color_is_truncated(decode: Decoder) -> None:
+    """Its only scan is of the first color, not of three."""
+    head, first, *_, end = scans(progressive("RGB"))
+    alone = first[:2] + b"\0\x08\1" + first[5:7] + first[11:]
+    assert fault(decode, head + alone + end) == ("truncated", "the file ends before the JPEG's last scan")
+
+
+def test_a_coarser_jpeg_of_unusual_sampling_is_not_scored(decode: Decoder) -> None:
+    """Damage in what is there would not be noticed."""
+    head, *parts, end = scans(progressive("CMYK", subsampling=2))
+    status, error = fault(decode, head + b"".join(parts[:-1]) + end)
+    assert (status, error) == ("truncated", "the JPEG lacks scans, and those that it has may be cut")
 
 
 def test_a_baseline_jpeg_without_the_scans_of_its_colors_is_truncated(decode: Decoder) -> None:

@@ -30,6 +30,7 @@ class CodedImage:
     warnings: tuple[str, ...] = ()
     read: Callable[[Pixels], tuple[str, ...]] | None = None  # fills pixels where no native decoder does
     nvjpeg: bool = False  # a JPEG of the kind that nvJPEG decodes as libjpeg does
+    coarse: bool = False  # a JPEG without its last scans, in which no other damage is stepped over
 
 
 def raise_truncated(where: str) -> NoReturn:

@@ -15,8 +15,10 @@ What an image means here, the same on every backend and never guessed from pixel
 - Of the samples of a TIFF's pixel those that make its color, and alpha, are read, the first of them; others,
   as of a scanner that stores two energies, are left out and noted in `warnings`.
 - The first page of a TIFF is read, and further ones are noted in `warnings`. Animated files are unsupported.
-- A JPEG without an end marker, without its last scans or without data for its last line is `truncated` and
-  never scored; other damage that libjpeg tolerates is decoded, scored and noted in `warnings`.
+- A JPEG without an end marker, without data for its last line or all of those of a color is `truncated` and
+  never scored; other damage that libjpeg tolerates is decoded, scored and noted in `warnings`. So is a
+  progressive JPEG without its last scans, coarser than it was, if it has an end marker and no other damage.
+- A single damaged line of a Group 3 fax is scored as far as it can be read, and noted in `warnings`.
 """
 
 import threading
@@ -165,7 +167,7 @@ class Decoder:
         try:
             return self._decode_jpeg(image.data, space, buffer=pixels)
         except ValueError as refusal:
-            warnings = read_odd_jpeg(image.data, space, pixels, refusal)
+            warnings = read_odd_jpeg(image, space, pixels, refusal)
         row.warnings = "; ".join((*image.warnings, *warnings))
         return pixels
 

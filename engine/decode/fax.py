@@ -1,11 +1,12 @@
 """Bits of facsimiles (ITU-T T.4, T.6) in TIFF: Modified Huffman, Group 3 of one or two dimensions, Group 4.
 
 libtiff paints what it can of a damaged line, and says nothing of a Group 4 picture that ends early. This
-reader takes only lines that are as long as the picture is wide.
+reader takes only lines that are as long as the picture is wide. Single damaged lines of Group 3 in one
+dimension, whose ends are marked, harm no other: they are taken as far as they can be read, and named.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -68,23 +69,61 @@ _RUNS = (_runs(_WHITE), _runs(_BLACK))
 _MODE_TABLE = _table(_MODES)
 
 
-def fax_lines(data: bytes, width: int, height: int, compression: int, options: int) -> npt.NDArray[np.uint8]:
-    """Decode into bits [height, width], 1 where the facsimile is black.
+def fax_lines(
+    data: bytes, width: int, height: int, compression: int, options: int
+) -> tuple[npt.NDArray[np.uint8], list[int]]:
+    """Decode into bits [height, width], 1 where the facsimile is black, and list the damaged lines.
 
     `compression` is TIFF's tag 259 (2, 3 or 4), `options` tag 292, of Group 3. Raises DamagedFaxError.
     """
     changes = np.zeros((height, width), np.uint8)
-    reader, above = _Reader(data, width), list[int]()
-    for line in range(height):
-        two_dimensions = compression == 4
-        if compression == 2:
+    reader, damaged = _Reader(data, width), list[int]()
+    if compression == 3:
+        lines = _group3(reader, height, bool(options & 1), damaged)
+    else:
+        lines = _others(reader, height, compression == 4)
+    for line, places in enumerate(lines):
+        changes[line, _visible(places)] = 1
+    return np.bitwise_xor.accumulate(changes, axis=1), damaged
+
+
+def _others(reader: "_Reader", height: int, two_dimensions: bool) -> Iterator[list[int]]:
+    """Yield the lines of Modified Huffman, or of Group 4."""
+    above = list[int]()
+    for _ in range(height):
+        if two_dimensions:
+            above = reader.line_by(above)
+        else:
             reader.align()
-        elif compression == 3:
-            reader.skip_line_end()
-            two_dimensions = bool(options & 1) and not reader.bit()
-        above = reader.line_by(above) if two_dimensions else reader.line()
-        changes[line, _visible(above)] = 1
-    return np.bitwise_xor.accumulate(changes, axis=1)
+            above = reader.line()
+        yield above
+
+
+def _group3(reader: "_Reader", height: int, two_dimensions: bool, damaged: list[int]) -> Iterator[list[int]]:
+    """Yield the lines of Group 3, adding to the damaged ones.
+
+    The mark at the end of a damaged line shows where the next one begins. What is read of the line is taken
+    if all others are sure: none is told by it, those beside it are sound, and none is missing or left over.
+    """
+    above, marks = list[int](), 0
+    for line in range(height):
+        marked = reader.skip_line_end()
+        by_above = two_dimensions and not reader.bit()
+        start = reader.position
+        try:
+            above = reader.line_by(above) if by_above else reader.line()
+            if marked and 0 < line < height - 1:
+                reader.expect_line_end()
+        except DamagedFaxError:
+            alone = marked and not two_dimensions and damaged[-1:] != [line - 1]
+            if not alone or not reader.find_line_end(start):
+                raise
+            above = reader.before_damage()
+            damaged.append(line)
+        yield above
+        marks += marked and line > 0
+    if 0 < marks < height - 1 or (damaged and reader.holds_more()):
+        raise DamagedFaxError("has more or fewer lines than it should")
 
 
 class _Reader:
@@ -98,36 +137,64 @@ class _Reader:
         self._data = data + bytes(4)
         self._end = 8 * len(data)
         self._width = width
-        self._position = 0  # in bits
+        self._changes: list[int] = []  # of the line that is told by no other, as far as it is read
+        self.position = 0  # in bits
 
     def _next(self) -> int:
         """Return the next 13 bits, without going on."""
-        start = self._position >> 3
+        start = self.position >> 3
         word = int.from_bytes(self._data[start : start + 4])
-        return word >> 19 - (self._position & 7) & 0x1FFF
+        return word >> 19 - (self.position & 7) & 0x1FFF
 
     def _take(self, table: list[tuple[int, int]]) -> int:
         value, length = table[self._next()]
-        self._position += length
+        self.position += length
         if value < 0 and length == 0:
-            raise DamagedFaxError("ends early" if self._position + _BITS > self._end else "holds no code")
+            raise DamagedFaxError("ends early" if self.position + _BITS > self._end else "holds no code")
         return value
 
     def bit(self) -> int:
         value = self._next() >> _BITS - 1
-        self._position += 1
+        self.position += 1
         return value
 
     def align(self) -> None:
-        self._position = -(-self._position // 8) * 8
+        self.position = -(-self.position // 8) * 8
 
-    def skip_line_end(self) -> None:
-        """Go beyond the mark at the start of a line, eleven zeros or more and a one, if it is there."""
-        start = self._position
-        while self._next() == 0 and self._position < self._end:
-            self._position += 1
-        if self._next() >> 2 == 0 or self._position > start:
-            self._position += _BITS + 1 - self._next().bit_length()
+    def skip_line_end(self) -> bool:
+        """Go beyond the mark at the start of a line, eleven zeros or more and a one; tells if it is there."""
+        start = self.position
+        while self._next() == 0 and self.position < self._end:
+            self.position += 1
+        if self._at_line_end() or self.position > start:
+            self.position += _BITS + 1 - self._next().bit_length()
+        return self.position > start
+
+    def _at_line_end(self) -> bool:
+        """Tell if a mark is next, or nothing."""
+        return self._next() >> 2 == 0
+
+    def expect_line_end(self) -> None:
+        if not self._at_line_end():
+            raise DamagedFaxError("has a line of another length")
+
+    def find_line_end(self, start: int) -> bool:
+        """Go to the first mark of a line's end behind `start`; tells if there is one."""
+        self.position = start
+        while not self._at_line_end() and self.position < self._end:
+            self.position += 1
+        return self.position + _BITS <= self._end
+
+    def holds_more(self) -> bool:
+        """Tell if anything but marks and zeros is left."""
+        while self.position < self._end and self.skip_line_end():
+            pass
+        return self.position < self._end
+
+    def before_damage(self) -> list[int]:
+        """Give what `line` has read before it failed: runs of black that end inside the line."""
+        inside = [place for place in self._changes if place < self._width]
+        return inside[: len(inside) & ~1]
 
     def _run(self, color: int, rest: int) -> int:
         """Return the length of a run: any number of makeup codes, and one of less than 64."""
@@ -142,7 +209,7 @@ class _Reader:
         return length
 
     def line(self) -> list[int]:
-        changes: list[int] = []
+        changes = self._changes = list[int]()
         color = place = 0
         while place < self._width:
             place += self._run(color, self._width - place)
@@ -179,11 +246,11 @@ class _Reader:
         value, length = _MODE_TABLE[self._next()]
         if length == 0:
             raise DamagedFaxError("ends early" if self._next() < 4 else "holds no code")
-        self._position += length
+        self.position += length
         return value
 
     def _whole(self, changes: list[int], place: int) -> list[int]:
-        if place != self._width or self._position > self._end:
+        if place != self._width or self.position > self._end:
             raise DamagedFaxError("has a line of another length")
         while changes and changes[-1] == self._width:
             changes.pop()

@@ -2,7 +2,6 @@
 
 import re
 import struct
-from itertools import count
 
 from ..row import Row
 from .coded_image import (
@@ -56,12 +55,13 @@ def jpeg(row: Row, blob: bytes, limits: DecodeLimits) -> CodedImage:
         raise_undecodable("the JPEG's picture begins before its size is said")
     if blob.rfind(b"\xff\xd9", position) < 0:
         raise_truncated("before the JPEG's end marker")
-    if progressive or 3 * blob[start] != len(components):
-        _check_scans(blob, start, components[::3], progressive)
+    several = progressive or 3 * blob[start] != len(components)
+    coarse = _missing_scans(blob, start, components[::3], progressive) if several else ()
     layout: Layout = "gray" if row.color == "gray" else "inverted cmyk" if row.color == "cmyk" else "rgb"
     perhaps_rgb = adobe not in (None, 1) or components[::3] == b"RGB"  # not YCbCr: libjpeg looks closer
-    nvjpeg = components[1::3] in _SAMPLINGS and not perhaps_rgb
-    return CodedImage(blob, layout, warnings=orientation_warnings(orientation), nvjpeg=nvjpeg)
+    nvjpeg = components[1::3] in _SAMPLINGS and not perhaps_rgb and not coarse
+    warnings = orientation_warnings(orientation) + coarse
+    return CodedImage(blob, layout, warnings=warnings, nvjpeg=nvjpeg, coarse=bool(coarse))
 
 
 def _jpeg_frame(row: Row, marker: int, segment: bytes, limits: DecodeLimits) -> bytes:
@@ -85,22 +85,32 @@ def _jpeg_frame(row: Row, marker: int, segment: bytes, limits: DecodeLimits) -> 
     return segment[6 : 6 + 3 * components]
 
 
-def _check_scans(blob: bytes, start: int, names: bytes, progressive: bool) -> None:
+def _missing_scans(blob: bytes, start: int, names: bytes, progressive: bool) -> tuple[str, ...]:
     """Find out whether the scans, the first of them at `start`, bring every coefficient to its last bit.
 
-    libjpeg invents what is left out, as where a progressive file was cut after its first scan and ended.
+    libjpeg invents what is left out. Returns a warning where that only refines the picture: a progressive one
+    with an end marker, of which all components have data for each block. Raises ImageFault, truncated, where
+    more is missing.
     """
     left = dict.fromkeys(names, (1 << 64) - 1)  # coefficients of each component, a bit each
-    for scans in count(1):
+    unseen = set(names)  # components without the mean of each block
+    scans = 1
+    while True:
         if scans > MAX_SCANS:
             raise_undecodable(f"the JPEG has more than {MAX_SCANS} scans")
         end = start + 1 + 2 * blob[start]
         done = (2 << blob[end + 1]) - (1 << blob[end]) if progressive else -1
         if not progressive or blob[end + 2] & 15 == 0:  # bits that are left for later scans
             left |= {name: left.get(name, 0) & ~done for name in blob[start + 1 : end : 2]}
+        if blob[end] == 0:
+            unseen.difference_update(blob[start + 1 : end : 2])
         match = _NEXT_SCAN.search(blob, end)
         if match is None or match[0] != b"\xff\xda":
             break
         start = match.end() + 2
-    if any(left.values()):
+        scans += 1
+    if not any(left.values()):
+        return ()
+    if not progressive or unseen or match is None or match[0] != b"\xff\xd9":
         raise_truncated("before the JPEG's last scan")
+    return (f"the JPEG's scans after number {scans} are missing: its picture is coarser than it was",)

@@ -3,12 +3,12 @@
 import io
 import re
 from importlib import import_module
-from typing import Any
 
 import numpy as np
 
 from ..row import ImageFault
 from ..text import one_line
+from .coded_image import CodedImage
 from .resize import Pixels
 
 INVENTED = 128  # every sample of a block that libjpeg has no data for
@@ -20,18 +20,19 @@ _KEPT = frozenset((*range(0xC0, 0xD0), 0xDB, 0xDD)) - {0xC8}  # frame, tables, r
 _ADOBE = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0"  # and one byte: which transform of colors
 
 
-def read_odd_jpeg(data: Any, space: str, pixels: Pixels, refusal: ValueError) -> tuple[str, ...]:
+def read_odd_jpeg(image: CodedImage, space: str, pixels: Pixels, refusal: ValueError) -> tuple[str, ...]:
     """Decode into [height, width, C] what TurboJPEG has refused; returns warnings.
 
     The header is written anew, since TurboJPEG's own reading of it stumbles over oddities in segments that
     define no pixels. Raises MemoryError where that was the refusal, ImageFault, truncated, where there are no
-    data for the last line, and ValueError for what no decoder reads.
+    data for the last line or where scans are missing and others not surely whole, and ValueError for what no
+    decoder reads.
     """
     reason = one_line(refusal)
     if "memory" in reason.lower():
         raise MemoryError(reason) from refusal
     decode_jpeg = import_module("simplejpeg").decode_jpeg
-    blob = with_plain_header(bytes(data))
+    blob = with_plain_header(bytes(image.data))
     damage: tuple[str, ...] = ()
     try:
         decode_jpeg(blob, space, buffer=pixels)
@@ -39,6 +40,8 @@ def read_odd_jpeg(data: Any, space: str, pixels: Pixels, refusal: ValueError) ->
         damage = (one_line(error),)
         if "Premature end of JPEG" in damage[0]:
             raise ImageFault("truncated", "the JPEG's data end before its last line") from None
+        if image.coarse:
+            raise ImageFault("truncated", "the JPEG lacks scans, and those that it has may be cut") from None
         if "subsampling" in damage[0]:
             _read_by_pillow(blob, space, pixels)
             return (UNSEEN,) if "subsampling" in reason else (reason, UNSEEN)

@@ -144,7 +144,7 @@ def _plane(picture: Picture, plane: int, warnings: dict[str, None]) -> Samples:
     """Decode one plane into [height, width, C] as stored; adds to the warnings."""
     if picture.compression == "JPEG":
         return _from_jpegs(picture, plane, warnings)
-    lines = _lines(picture, plane)
+    lines = _lines(picture, plane, warnings)
     wide, high, channels = picture.piece_width, picture.piece_height, picture.channels
     if picture.factors != (1, 1):
         samples = _from_blocks(picture, lines)
@@ -172,14 +172,21 @@ def _from_blocks(picture: Picture, lines: Bytes) -> Samples:
     return tiles[:, : picture.piece_height].reshape(-1, *samples.shape[1:])
 
 
-def _lines(picture: Picture, plane: int) -> Bytes:
-    """Unpack the pieces of a plane into lines of bytes, one piece below the other."""
+def _lines(picture: Picture, plane: int, warnings: dict[str, None]) -> Bytes:
+    """Unpack the pieces of a plane into lines of bytes, one piece below the other; adds to the warnings."""
     first = plane * picture.pieces
     pieces = range(first, first + picture.pieces)
-    unpack = {"none": _stored, "deflate": _inflated, "fax": _from_fax}.get(picture.compression)
-    if unpack is None:
+    if picture.compression == "fax":
+        damaged = list[int]()
+        parts = [_from_fax(picture, piece, damaged) for piece in pieces]
+        if damaged:
+            which = f"line {damaged[0] + 1}" if len(damaged) == 1 else f"{len(damaged)} lines"
+            warnings[f"the TIFF's fax is damaged in {which} of {picture.height}"] = None
+    elif picture.compression in ("none", "deflate"):
+        unpack = _stored if picture.compression == "none" else _inflated
+        parts = [unpack(picture, piece) for piece in pieces]
+    else:
         return _by_libtiff(picture, pieces)
-    parts = [unpack(picture, piece) for piece in pieces]
     return np.frombuffer(b"".join(parts), np.uint8).reshape(-1, picture.line_bytes)
 
 
@@ -208,13 +215,16 @@ def _inflated(picture: Picture, piece: int) -> bytes:
     return given[:size]
 
 
-def _from_fax(picture: Picture, piece: int) -> bytes:
+def _from_fax(picture: Picture, piece: int, damaged: list[int]) -> bytes:
+    """Decode a fax; adds to the damaged lines of the picture."""
     data = _coded(picture, piece, picture.sizes[piece])
     width, lines = picture.piece_width, picture.lines(piece)
     try:
-        bits = fax_lines(data, width, lines, picture.number, picture.fax_options)
+        bits, lost = fax_lines(data, width, lines, picture.number, picture.fax_options)
     except DamagedFaxError as error:
         raise_undecodable(f"the TIFF's piece {piece}, a fax, {error}")
+    first = piece % picture.pieces // picture.across * picture.piece_height
+    damaged += [first + line for line in lost]
     return np.packbits(bits, axis=1).tobytes()
 
 
@@ -296,8 +306,9 @@ def _from_jpeg(picture: Picture, piece: int, warnings: dict[str, None]) -> Bytes
         )
     pixels = np.empty((row.height, row.width, channels), np.uint8)
     space = {1: "GRAY", 3: "RGB", 4: "CMYK"}[channels]
+    warnings |= dict.fromkeys(image.warnings)
     try:
         import_module("simplejpeg").decode_jpeg(image.data, space, buffer=pixels)
     except ValueError as refusal:
-        warnings |= dict.fromkeys(read_odd_jpeg(image.data, space, pixels, refusal))
+        warnings |= dict.fromkeys(read_odd_jpeg(image, space, pixels, refusal))
     return pixels

@@ -182,8 +182,8 @@ def _jpeg(luck: Random, data: bytearray) -> None:
         data[at:at] = data[at : at + size]
     elif what == 7:
         data[at:at] = luck.choice((b"\0", b"\xff", b"\xff\xd9", b"\xff\xd0", luck.randbytes(5)))
-    else:  # cut, the end marker kept
-        del data[luck.randrange(segments[-1][0], len(data)) :]
+    else:  # cut, anywhere or before a segment, the end marker kept
+        del data[luck.choice((at, luck.randrange(segments[-1][0], len(data)))) :]
         data += b"\xff\xd9"
 
 
