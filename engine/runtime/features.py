@@ -70,7 +70,7 @@ def _multiply_matrices(model: Any) -> None:
             continue
         data, weights = node.input_value(0), node.input_value(1)
         (batch, inputs, *sizes), (outputs, _, *kernel) = data.get_shape(), weights.get_shape()
-        if {*sizes, *kernel} == {1}:
+        if {*sizes, *kernel, *node.get_output_shape(0)[2:]} == {1}:
             rows = ops.reshape(data, np.array([batch, inputs]), special_zero=False)
             columns = ops.reshape(weights, np.array([outputs, inputs]), special_zero=False)
             product = ops.matmul(rows, columns, transpose_a=False, transpose_b=True)
