@@ -133,13 +133,17 @@ def adapt_and_die(settings: AdaptSettings, killed_in: tuple[str, int]) -> None:
     adapt(settings, die)
 
 
+@pytest.mark.parametrize(
+    "kills",
+    [[("phase II", 31)], pytest.param([("scan in fp32", 50), ("phase II", 61)], marks=pytest.mark.slow)],
+)
 def test_a_run_that_was_killed_ends_with_the_same_bytes(
-    settings: AdaptSettings, adapted: Bundle, tmp_path: Path
+    settings: AdaptSettings, adapted: Bundle, tmp_path: Path, kills: list[tuple[str, int]]
 ):
     own = AdaptSettings(
         settings.bundle, settings.benign, tmp_path / "site", tmp_path / "run", "site", threads=1
     )
-    for killed_in in (("scan in fp32", 50), ("phase II", 31)):
+    for killed_in in kills:
         process = multiprocessing.get_context("spawn").Process(target=adapt_and_die, args=(own, killed_in))
         process.start()
         process.join()

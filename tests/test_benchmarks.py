@@ -46,6 +46,7 @@ def test_finished_rows_are_found_again(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "figures.json").read_text())["rows_lost"] == 0
 
 
+@pytest.mark.slow
 def test_results_are_asked_again_and_copied(tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
     words = ("--rows", "2000", "--rounds", "1", "--parts", "rescore", "signed", "--features", "500")
@@ -68,11 +69,13 @@ def test_results_are_asked_again_and_copied(tmp_path: Path) -> None:
     } <= written.keys()
 
 
+@pytest.mark.slow
 def test_decide_is_compared_with_scans() -> None:
     ran = _benchmarks("decided", "--pictures", "8")
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
+@pytest.mark.slow
 def test_an_update_is_timed_and_gives_the_rows_of_a_whole_scan(tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
     ran = _benchmarks("update", "--images", "30", "--json", str(figures))

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from gbad_batch.engine.model.architecture import MAP_MAX, Architecture
+from gbad_batch.engine.model.architecture import Architecture
 from gbad_batch.engine.model.gbad import GBAD
 from gbad_batch.engine.model.mixed_precision import MixedPrecisionGBAD
 from gbad_batch.engine.runtime.runtime_tensorrt import HEADS, MAPS, PAIRS, Forward
@@ -21,7 +21,7 @@ from gbad_batch.kernels.border_pool import border_means
 HEADED = {
     "fc5": torch_bundle.ARCHITECTURE,
     "map_lse": torch_bundle.MAPPED,
-    "map_max": Architecture("test_resnet", **torch_bundle.SIZES, head=MAP_MAX, map_channels=8),
+    "map_max": torch_bundle.PEAKED,
 }
 
 

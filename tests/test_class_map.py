@@ -142,6 +142,7 @@ def test_openvino_gives_what_torch_gives(bundle: Bundle, model: GBAD) -> None:
         assert again.tobytes() == getattr(found, name).tobytes()
 
 
+@pytest.mark.slow  # compiles
 def test_inductor_agrees(bundle: Bundle) -> None:
     pixels = tiny.pictures(5, seed=4)
     engines = [engine_for(bundle, device="cpu", engine=name, threads=1) for name in ("openvino", "inductor")]
@@ -196,6 +197,6 @@ def test_a_scan_takes_its_class_scores_from_the_map(bundle: Bundle, model: GBAD,
 
 def test_another_input_size_gives_a_bundle_too() -> None:
     size = 96
-    network, _ = export_graphs(torch_bundle.model(replace(torch_bundle.MAPPED, input_size=size)))
+    network, _ = export_graphs(torch_bundle.model(replace(torch_bundle.PEAKED, input_size=size)))
     ports = {"x": (FLOAT, (None, 32)), "logits": (FLOAT, (None, 5))}
     check_graph(network, "network.onnx", {"pixels": (UINT8, (None, size, size, 3))}, ports)

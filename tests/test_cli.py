@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from in_process import run_here
 from processes import PATIENCE_S
+
+from gbad_batch.engine.bundle import Bundle
 
 PROGRAM = str(Path(sys.executable).with_name("gbad-batch"))
 
@@ -34,11 +37,11 @@ def run(*arguments: str, cwd: Path, **options: Any) -> "subprocess.CompletedProc
         (["doctor", "--model", "file"], 1),
         (["doctor", "--model", "full"], 1),
         (["doctor", "--device", "bogus"], 1),
-        (["doctor", "--cache-dir", "file"], 0),
+        (["doctor", "--cache-dir", "file", "--model", "TINY"], 0),
         (["tune", "--model", "absent"], 2),
-        (["tune", "--images", "absent"], 2),
+        (["tune", "--images", "absent", "--model", "TINY"], 2),
         (["tune", "--cache-dir", "file"], 2),
-        (["scan", "file", "--out", "/"], 2),
+        (["scan", "file", "--out", "/", "--model", "TINY"], 2),
         (["scan", "file", "--out", "r.parquet", "--hardware-share", "1.5"], 2),
         (["scan", "file", "--out", "r.parquet", "--workers", "0"], 2),
         (["scan", "file", "--out", "r.parquet", "--workers", "257"], 2),
@@ -53,14 +56,17 @@ def run(*arguments: str, cwd: Path, **options: Any) -> "subprocess.CompletedProc
         (["evaluate", "/", "--labels", "file"], 2),
     ],
 )
-def test_what_cannot_be_is_a_sentence(tmp_path: Path, arguments: list[str], code: int) -> None:
+def test_what_cannot_be_is_a_sentence(
+    tmp_path: Path, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int
+) -> None:
     (tmp_path / "file").write_text("{")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "bundle.json").write_text("{")
-    done = run(*arguments, cwd=tmp_path, stdout=subprocess.PIPE)
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stderr.count("\n") <= 4
+    monkeypatch.chdir(tmp_path)
+    found, _, said = run_here(*(tiny_bundle.path if each == "TINY" else each for each in arguments))
+    assert found == code, said
+    assert "Traceback" not in said
+    assert said.count("\n") <= 4
     assert {path.name for path in tmp_path.iterdir()} == {"file", "full"}
 
 
@@ -100,9 +106,9 @@ def test_an_interrupt_is_its_code(tmp_path: Path, command: str, number: int, cod
 
 @pytest.mark.parametrize("option", ["--optimizer", "--mixed", "--pos-weight"])
 def test_training_takes_no_option_that_it_no_longer_has(tmp_path: Path, option: str) -> None:
-    done = run("train", ".", "--out", "bundle", option, cwd=tmp_path, stdout=subprocess.PIPE)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert re.search(rf"No such option:? '?{option}\b", done.stderr)
+    code, stdout, stderr = run_here("train", tmp_path, "--out", tmp_path / "bundle", option)
+    assert (code, stdout) == (2, "")
+    assert re.search(rf"No such option:? '?{option}\b", stderr)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -24,6 +24,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 import tiny_bundle as tiny
+from in_process import run_here
 from PIL import Image
 from processes import PATIENCE_S
 from terminal import on_a_terminal
@@ -89,6 +90,16 @@ def command(tiny_bundle: Bundle, own_cache: Path) -> Any:
 
     def start(*words: Any, **options: Any) -> tuple[int, str, str]:
         return run("scan", *words, "--model", tiny_bundle.path, "--cache-dir", own_cache, **options)
+
+    return start
+
+
+@pytest.fixture
+def here(tiny_bundle: Bundle, own_cache: Path) -> Any:
+    """Scan by the command in this process."""
+
+    def start(*words: Any) -> tuple[int, str, str]:
+        return run_here("scan", *words, "--model", tiny_bundle.path, "--cache-dir", own_cache)
 
     return start
 
@@ -409,14 +420,14 @@ def test_a_scan_of_another_fingerprint_names_the_field(
     assert not (folder / "features").exists()
 
 
-def test_what_must_not_matter_does_not(command: Any, scan: Any, archive: Path, tmp_path: Path) -> None:
+def test_what_must_not_matter_does_not(here: Any, scan: Any, archive: Path, tmp_path: Path) -> None:
     out = tmp_path / "r.parquet"
     unfinished(scan, archive, out)
     settled = ("--device", "cpu", "--engine", "openvino", "--precision", "fp32")  # what auto resolved to
     quiet = ("--quiet", "--log-level", "debug", "--json")
     other = ("--batch-size", 3, "--threads", 1, "--hardware-share", 0.1)
     same = ("--decision", "gbad", "--pfa", "0.05")
-    code, stdout, stderr = command(archive, "--out", out, *settled, *quiet, *other, *same)
+    code, stdout, stderr = here(archive, "--out", out, *settled, *quiet, *other, *same)
     assert code == 3, stderr
     assert json.loads(stdout)["scanned_now"] == 0
     scan(archive, out=tmp_path / "anew.parquet")
@@ -436,35 +447,35 @@ def test_the_content_of_a_list_does_not_matter(scan: Any, archive: Path, tmp_pat
 
 
 def test_restart_drops_what_an_unfinished_scan_has_done(
-    command: Any, scan: Any, archive: Path, tmp_path: Path
+    here: Any, scan: Any, archive: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "r.parquet"
     unfinished(scan, archive, out)
-    code, stdout, stderr = command(archive, "--out", out, "--json", "--limit", 3, "--restart")
+    code, stdout, stderr = here(archive, "--out", out, "--json", "--limit", 3, "--restart")
     assert code == 0, stderr
     assert json.loads(stdout)["scanned_now"] == len(rows_of(out)) == 3
     assert not (tmp_path / "r.parquet.parts").exists()
 
 
-def test_one_reason_is_scanned_again(command: Any, archive: Path, tmp_path: Path) -> None:
+def test_one_reason_is_scanned_again(here: Any, archive: Path, tmp_path: Path) -> None:
     out = tmp_path / "r.parquet"
     (archive / "empty.jpg").touch()
     (archive / "text.jpg").write_text("no image")
-    assert command(archive, "--out", out, "--quiet") == (3, "", "")
+    assert here(archive, "--out", out, "--quiet") == (3, "", "")
     picture(5).save(archive / "empty.jpg")
-    code, stdout, _ = command(archive, "--out", out, "--retry", "empty", "--json")
+    code, stdout, _ = here(archive, "--out", out, "--retry", "empty", "--json")
     summary = json.loads(stdout)
     assert (code, summary["failed"]) == (3, {"not_an_image": 1})
     assert (summary["scanned_now"], summary["images"]) == (1, 12)
 
 
-def test_too_many_failures_end_the_command_with_four(command: Any, archive: Path, tmp_path: Path) -> None:
+def test_too_many_failures_end_the_command_with_four(here: Any, archive: Path, tmp_path: Path) -> None:
     (archive / "a.jpg").touch()
-    code, stdout, stderr = command(archive, "--out", tmp_path / "r.parquet", "--max-failures", 0)
+    code, stdout, stderr = here(archive, "--out", tmp_path / "r.parquet", "--max-failures", 0)
     assert (code, stdout) == (4, "")
     assert "--max-failures 0" in stderr
     assert not (tmp_path / "r.parquet").exists()
-    assert command(archive, "--out", tmp_path / "r.parquet", "--quiet") == (3, "", "")
+    assert here(archive, "--out", tmp_path / "r.parquet", "--quiet") == (3, "", "")
 
 
 # --- what is written ------------------------------------------------------------------------------------
@@ -499,10 +510,10 @@ def test_the_footer_says_what_the_rows_come_from(
     assert first["end"] <= second["start"]
 
 
-def test_a_folder_of_parts_and_features(command: Any, scan: Any, archive: Path, tmp_path: Path) -> None:
+def test_a_folder_of_parts_and_features(here: Any, scan: Any, archive: Path, tmp_path: Path) -> None:
     (archive / "empty.jpg").touch()
     out, features = f"{tmp_path}/rows/", tmp_path / "features"
-    code, stdout, stderr = command(archive, "--out", out, "--features", features)
+    code, stdout, stderr = here(archive, "--out", out, "--features", features)
     assert code == 3, stderr
     scan(archive, out=tmp_path / "r.parquet")
     assert rows_of(Path(out)) == rows_of(tmp_path / "r.parquet")
@@ -520,14 +531,14 @@ def test_a_folder_of_parts_and_features(command: Any, scan: Any, archive: Path, 
         }
         probabilities = 1 / (1 + np.exp(-np.array(row["logits"], np.float64)))
         assert np.allclose(probabilities, [good[uri][f"p_{threat}"] for threat in THREATS], atol=1e-3)
-    assert command(archive, "--out", out, "--features", features)[0] == 2
+    assert here(archive, "--out", out, "--features", features)[0] == 2
 
 
 def test_alarms_never_change_the_exit_code_and_the_suppressed_are_counted(
-    command: Any, scan: Any, archive: Path, tiny_bundle: Bundle, tmp_path: Path
+    here: Any, scan: Any, archive: Path, tiny_bundle: Bundle, tmp_path: Path
 ) -> None:
     all_alarm = ("--threshold", "-1e9", "--json")
-    code, stdout, stderr = command(archive, "--out", tmp_path / "all.parquet", *all_alarm)
+    code, stdout, stderr = here(archive, "--out", tmp_path / "all.parquet", *all_alarm)
     assert code == 0, stderr
     summary = json.loads(stdout)
     assert (summary["alarms"], summary["suppressed"], summary["pfa"]) == (10, 0, None)
@@ -592,7 +603,7 @@ def test_what_a_list_names_always_has_a_row_and_twice_is_once(
 
 
 def test_a_demo_model_says_so_everywhere(
-    command: Any, archive: Path, tiny_bundle: Bundle, own_cache: Path, tmp_path: Path
+    command: Any, here: Any, archive: Path, tiny_bundle: Bundle, own_cache: Path, tmp_path: Path
 ) -> None:
     code, stdout, stderr = command(archive, "--out", tmp_path / "r.parquet")
     assert code == 0, stderr
@@ -602,7 +613,7 @@ def test_a_demo_model_says_so_everywhere(
     assert len(start) < 160
     assert DEMO_SENTENCE in demo
     assert (read_footer(tmp_path / "r.parquet") or {})["use"] == DEMO_SENTENCE
-    stdout = command(archive, "--out", tmp_path / "r.parquet", "--overwrite", "--json", "--quiet")[1]
+    stdout = here(archive, "--out", tmp_path / "r.parquet", "--overwrite", "--json", "--quiet")[1]
     assert json.loads(stdout)["use"] == DEMO_SENTENCE
     for words in (("--help",), ("scan", "--help"), ("doctor", "--help")):
         assert DEMO_SENTENCE in " ".join(run(*words)[1].split())
@@ -612,7 +623,7 @@ def test_a_demo_model_says_so_everywhere(
 
 
 def test_progress_and_logs_go_to_standard_error_only(
-    command: Any, archive: Path, tiny_bundle: Bundle, own_cache: Path, tmp_path: Path
+    here: Any, archive: Path, tiny_bundle: Bundle, own_cache: Path, tmp_path: Path
 ) -> None:
     words = [COMMAND, "scan", str(archive), "--model", str(tiny_bundle.path), "--cache-dir", str(own_cache)]
     terminal = {**os.environ, "TERM": "xterm", "COLUMNS": "150"}
@@ -626,7 +637,7 @@ def test_progress_and_logs_go_to_standard_error_only(
     assert "\x1b" not in stdout
     quiet = [*words, "--quiet", "--out", str(tmp_path / "b.parquet")]
     assert on_a_terminal(quiet, terminal) == (0, "", "")
-    code, stdout, stderr = command(archive, "--out", tmp_path / "c.parquet", "--json", "--log-level", "debug")
+    code, stdout, stderr = here(archive, "--out", tmp_path / "c.parquet", "--json", "--log-level", "debug")
     summary = json.loads(stdout)
     assert (code, summary["images"]) == (0, 10)
     assert summary["stage_seconds"].keys() == {"list", "read", "decode", "score", "columns", "write"}
@@ -691,15 +702,15 @@ def test_a_gpu_that_cannot_be_used_is_warned_of_loudly(
     assert "1 found" in ran.stdout
 
 
-def test_the_configuration_takes_each_option_by_its_name(command: Any, archive: Path, tmp_path: Path) -> None:
+def test_the_configuration_takes_each_option_by_its_name(here: Any, archive: Path, tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text(
         f'[scan]\njson = true\ninclude = "*.jpg"\nexclude = ["bag0.*"]\nsources = "{archive}"\n'
     )
-    code, stdout, stderr = command("--out", tmp_path / "r.parquet", "--config", tmp_path / "c.toml")
+    code, stdout, stderr = here("--out", tmp_path / "r.parquet", "--config", tmp_path / "c.toml")
     assert code == 0, stderr
     assert json.loads(stdout)["images"] == 2
     other = ("--include", "*.png", "--config", tmp_path / "c.toml")
-    code, stdout, _ = command("--out", tmp_path / "s.parquet", *other)
+    code, stdout, _ = here("--out", tmp_path / "s.parquet", *other)
     assert {row["uri"].rpartition(".")[2] for row in rows_of(tmp_path / "s.parquet")} == {"png"}
     for text, said in (
         ("scan = 1", "scan"),
@@ -715,22 +726,22 @@ def test_the_configuration_takes_each_option_by_its_name(command: Any, archive: 
         (f"#{'x' * (1 << 20)}", "larger than 1 MB"),
     ):
         (tmp_path / "c.toml").write_text(text)
-        code, stdout, stderr = command("--out", tmp_path / "t.parquet", "--config", tmp_path / "c.toml")
+        code, stdout, stderr = here("--out", tmp_path / "t.parquet", "--config", tmp_path / "c.toml")
         assert (code, stdout, said in stderr, "Traceback" in stderr) == (2, "", True, False)
 
 
 @pytest.mark.skipif(bool(nvidia_gpus()), reason="a GPU is here")
 def test_a_list_of_gpus_is_refused_in_one_sentence_where_there_are_none(
-    command: Any, archive: Path, tmp_path: Path
+    here: Any, archive: Path, tmp_path: Path
 ) -> None:
-    code, stdout, stderr = command(archive, "--out", tmp_path / "r.parquet", "--device", "cuda:0,2")
+    code, stdout, stderr = here(archive, "--out", tmp_path / "r.parquet", "--device", "cuda:0,2")
     assert (code, stdout, stderr.count("\n")) == (2, "", 1), stderr
     assert stderr.startswith("gbad-batch: --device cuda:0,2 cannot be used: ")
     assert not (tmp_path / "r.parquet").exists()
 
 
 def test_workers_are_taken_from_the_command_or_its_configuration_and_change_no_row(
-    command: Any, archive: Path, tmp_path: Path
+    here: Any, archive: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "c.toml").write_text("[scan]\nworkers = 2\nthreads = 2\n")
     rows = []
@@ -741,7 +752,7 @@ def test_workers_are_taken_from_the_command_or_its_configuration_and_change_no_r
         (["--config", tmp_path / "c.toml", "--workers", "1"], 1),
     ):
         out = tmp_path / f"{len(rows)}.parquet"
-        code, stdout, stderr = command(archive, "--out", out, "--json", "--log-level", "info", *words)
+        code, stdout, stderr = here(archive, "--out", out, "--json", "--log-level", "info", *words)
         assert code == 0, stderr
         assert json.loads(stdout)["plan"]["workers"] == workers
         rows.append(pq.read_table(out).drop_columns("scanned_at").to_pylist())

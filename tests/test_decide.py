@@ -321,7 +321,7 @@ def _decided_apart(order: str, die_at: int) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, __file__, order, str(die_at)], capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("end", ["", "/"])
+@pytest.mark.parametrize("end", ["", pytest.param("/", marks=pytest.mark.slow)])
 def test_killed_before_any_change_it_leaves_the_old_or_the_new(
     scanned: Any, tiny_bundle: Bundle, tmp_path: Path, end: str
 ) -> None:

@@ -92,6 +92,7 @@ def test_another_width_is_drift_though_the_mean_stays(tmp_path: Path):
     assert (found.verdict, found.shifts[0].figure) == ("drift", "anomaly_score")
 
 
+@pytest.mark.slow
 def test_random_splits_are_no_drift(tmp_path: Path):
     whole, random = drawn(2000, 5), np.random.default_rng(6)
     verdicts = []

@@ -78,7 +78,7 @@ def gate_pixels(bundle: Bundle, count: int) -> NDArray[np.uint8]:
     return np.stack([each for each in pixels if each is not None])
 
 
-@pytest.fixture(scope="module", params=["tiny", "default"])
+@pytest.fixture(scope="module", params=["tiny", pytest.param("default", marks=pytest.mark.slow)])
 def images(request: pytest.FixtureRequest, tiny_bundle: Bundle) -> tuple[Engine, NDArray[np.uint8]]:
     if request.param == "default" and not (default_bundle_path() / "bundle.json").exists():
         pytest.skip("no default bundle is here")
@@ -154,17 +154,17 @@ from gbad_batch.engine import Scan, ScanSettings
 
 signal.signal(signal.SIGUSR1, lambda *_: None)
 for _ in range(2):
-    Scan(ScanSettings(sources=(sys.argv[1],), out=Path(sys.argv[2]), overwrite=True)).run()
+    Scan(ScanSettings(sources=(sys.argv[1],), out=Path(sys.argv[2]), model=sys.argv[3], overwrite=True)).run()
     os.kill(os.getpid(), signal.SIGUSR1)
 """
 
 
-def test_signals_do_no_harm_once_an_engine_is_closed(tmp_path: Path) -> None:
+def test_signals_do_no_harm_once_an_engine_is_closed(tiny_bundle: Bundle, tmp_path: Path) -> None:
     """OpenVINO's plugin takes the stack that signals are handled on with it when it goes."""
     for number in range(16):
         Image.new("RGB", (80, 60), (200, 200, number)).save(tmp_path / f"{number}.png")
-    words = [sys.executable, "-c", SIGNALLED, str(tmp_path), str(tmp_path / "r.parquet")]
-    subprocess.run(words, check=True)
+    words = [sys.executable, "-c", SIGNALLED, tmp_path, tmp_path / "r.parquet", tiny_bundle.path]
+    subprocess.run(list(map(str, words)), check=True)
 
 
 FIRST_BATCHES = """
@@ -264,6 +264,7 @@ assert bits(1, 1) == bits(4, 2) == bits(9, 1)
 """
 
 
+@pytest.mark.slow  # the default bundle, in two processes
 def test_scores_belong_to_the_image_on_a_lesser_processor_too(tmp_path: Path) -> None:
     """One cache, engines of two instruction sets in it: each process finds its own."""
     bundle = str(default_bundle_path())

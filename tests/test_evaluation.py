@@ -523,6 +523,7 @@ def test_a_folder_that_cannot_be_is_refused(results: Path, listed: Path):
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_real_samples_are_judged_as_far_as_positives_allow(tmp_path: Path):
     data = os.environ.get("GBAD_REAL_DATA")
     if data is None:

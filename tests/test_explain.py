@@ -1,7 +1,6 @@
 """Explanations: the map's pooling is the class's score, regions lie where it is hot, and files say so."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from gbad_batch.engine.bundle import Bundle, write_bundle
 from gbad_batch.engine.commands.cli import main
 from gbad_batch.engine.decode import DecodeLimits
 from gbad_batch.engine.explain import Explainer, overlay, regions_of
-from gbad_batch.engine.model.architecture import MAP_MAX
 from gbad_batch.engine.row import THREATS, Row
 from gbad_batch.engine.runtime.class_maps import ClassMaps
 from gbad_batch.engine.synth import SynthSettings, write_archive
@@ -33,9 +31,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Write a bundle whose graph is exported from the model itself, as training does."""
     import torch_bundle  # here, since the other tests need no torch
 
-    form = replace(torch_bundle.MAPPED, head=MAP_MAX)
     folder = tmp_path_factory.mktemp("bundles") / "trained"
-    return write_bundle(folder, torch_bundle.manifest(form), torch_bundle.files(form))
+    return write_bundle(
+        folder, torch_bundle.manifest(torch_bundle.PEAKED), torch_bundle.files(torch_bundle.PEAKED)
+    )
 
 
 def explain(*words: object) -> Result:
@@ -142,7 +141,7 @@ def test_grad_cam_weighs_each_channel_by_its_slope(trained: Bundle, monkeypatch:
 
     players = Players(trained, threads=1)
     network = players._model.network
-    slopes = torch.randn(5, 320, generator=torch.Generator().manual_seed(1))
+    slopes = torch.randn(5, 96, generator=torch.Generator().manual_seed(1))
     monkeypatch.setattr(network, "heads", lambda maps: (None, maps[-1].mean((2, 3)) @ slopes.T))
     side = trained.manifest.architecture.input_size
     pixels = np.random.default_rng(1).integers(0, 256, (side, side, 3), np.uint8)

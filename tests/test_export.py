@@ -10,7 +10,7 @@ from gbad_batch.engine.model.gbad import GBAD, round_to_half
 from gbad_batch.engine.runtime.runtime_openvino import open_core
 from gbad_batch.export.to_onnx import export_graphs
 
-ARCHITECTURE = Architecture(backbone="regnetx_004", input_size=64)
+ARCHITECTURE = Architecture(backbone="test_resnet", input_size=64)
 IMAGES = 19
 
 
@@ -103,9 +103,9 @@ def test_weights_are_stored_in_half_and_statistics_exactly(model: GBAD, graphs: 
         assert np.array_equal(array.astype(np.float32), value.numpy()), key
         statistics += array.dtype == np.float32 and "running" in key
         weights += array.dtype == np.float16
-    assert statistics >= 50
-    assert weights >= 100
-    assert len(graphs[0]) < 16_500_000
+    assert statistics >= 30
+    assert weights >= 40
+    assert len(graphs[0]) < 6_600_000
 
 
 def test_the_same_model_gives_the_same_bytes(model: GBAD, graphs: tuple[bytes, bytes]):

@@ -51,6 +51,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 
 
 @pytest.mark.parametrize("name", ON_A_CPU)
+@pytest.mark.slow
 def test_a_part_measures_what_it_names(subject: Subject, name: str) -> None:
     found = {figure["name"]: figure for figure in measured(name, subject)["figures"]}
     assert found.keys() >= ON_A_CPU[name]
@@ -94,6 +95,7 @@ def test_what_has_not_run_is_named_with_its_reason(monkeypatch: pytest.MonkeyPat
     assert not report.figures
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_fails_the_report() -> None:
     report = Report("all")
     gpu.add_part(report, "stages", gpu.run_part("stages", ["--nonsense"], 600.0))

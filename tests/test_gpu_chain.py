@@ -28,6 +28,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 
 
 @pytest.mark.parametrize("name", ON_A_CPU)
+@pytest.mark.slow
 def test_a_step_shows_what_it_names(subject: Subject, name: str) -> None:
     outcome, found = STEPS[name](subject)
     assert outcome == WORKS

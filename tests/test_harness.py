@@ -146,6 +146,7 @@ def test_the_users_loop_is_tried_in_all_its_settings(throughput: dict[str, Any])
 
 
 @pytest.mark.usefixtures("lossy")
+@pytest.mark.slow
 def test_a_missing_row_is_counted(bundle: Path, archive: Path, tmp_path: Path) -> None:
     command = Command(bundle, "fp32", tmp_path / "engines", archive / "bag0.jpg")
     assert command(archive, tmp_path / "out.parquet").missing == 1

@@ -12,6 +12,7 @@ from gbad_batch.engine.bundle import Bundle
 CHEAP = Costs(serial_us=25, worker_us=50, gpu_loop_us=40, dali_us=20, reader_us=200, native_us=4925)
 
 
+@pytest.mark.slow
 def test_the_host_is_measured_without_a_gpu(tiny_bundle: Bundle, tmp_path: Path) -> None:
     words = ["host", "--images", "300", "--photographs", "300", "--rounds", "1", "--seconds", "0.1"]
     words += ["--model", str(tiny_bundle.path), "--json", str(tmp_path / "host.json")]

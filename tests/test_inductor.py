@@ -19,6 +19,8 @@ from gbad_batch.engine.errors import Refused
 from gbad_batch.engine.runtime import OUTPUTS, Engine, Outputs, Runner, open_engine
 from gbad_batch.export import engine_for
 
+pytestmark = pytest.mark.slow  # compiling even a small network takes minutes
+
 LOSS = 1e-4  # relative, Inductor on the CPU against OpenVINO, both in float32
 
 

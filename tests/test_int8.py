@@ -198,6 +198,7 @@ def network_of(backbone: str, size: int) -> bytes:
     return export_graphs(model)[0]
 
 
+@pytest.mark.slow
 def test_all_behind_the_last_pooling_stays_fp32() -> None:
     """Of the pyramid that pools first, all of it; of the plain one, the means over its maps and the heads."""
     collapsed, plain = (prepared(network_of("test_resnet", size)) for size in (64, 80))
@@ -210,6 +211,7 @@ def test_all_behind_the_last_pooling_stays_fp32() -> None:
         assert kinds_of(model, residual) == {"Add": 4 if model is collapsed else 4 + 3}
 
 
+@pytest.mark.slow
 def test_depthwise_convolutions_and_projections_can_stay_fp32() -> None:
     network = network_of("tf_efficientnet_lite0", 64)
     model = prepared(network)

@@ -39,6 +39,7 @@ def _properties(environment: dict[str, str]) -> None:
     assert "skipped" not in ran.stdout
 
 
+@pytest.mark.slow
 def test_the_arithmetic_in_tritons_interpreter(environment: dict[str, str]) -> None:
     _properties(environment | {"TRITON_INTERPRET": "1"})
 
@@ -69,12 +70,14 @@ def figures(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.parametrize("name", ["border_c2", "border_c3", "border_c4", "border_c5", "losses"])
+@pytest.mark.slow
 def test_the_machine_code_spills_nothing_and_loads_wide(figures: dict[str, Any], name: str) -> None:
     assert figures[f"{name}_spills"] == 0
     assert 0 < figures[f"{name}_registers"] <= 160
     assert figures[f"{name}_load_bits"] == (64 if name == "losses" else 128)
 
 
+@pytest.mark.slow
 def test_the_tools_see_narrow_loads_and_spills_where_they_are(environment: dict[str, str]) -> None:
     """Give a kernel odd channels, then few registers: the check of the machine code can fail."""
     pointers = {"features": "*fp16", "shares": "*fp32"}
@@ -87,6 +90,7 @@ def test_the_tools_see_narrow_loads_and_spills_where_they_are(environment: dict[
     assert tight.spills > 0
 
 
+@pytest.mark.slow
 def test_no_speed_is_given_without_a_gpu(figures: dict[str, Any]) -> None:
     measured = {name for name in figures if name.endswith(("_gbs", "_of_copy", "losses_us"))}
     assert bool(measured) == torch.cuda.is_available()
@@ -197,6 +201,7 @@ FEATURES = torch.randn(3, 8, 6, 6)
 EXPECTED = torch.full((3,), 5.0)  # mean |1| + sqrt(4 x 2^2)
 
 
+@pytest.mark.slow  # compiles; the exported one is checked in seconds
 def test_a_compiled_network_holds_the_operators() -> None:
     compiled = torch.compile(Scores(), fullgraph=True, dynamic=True)
     torch.testing.assert_close(compiled(FEATURES), EXPECTED)

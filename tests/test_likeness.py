@@ -40,6 +40,7 @@ def compare(out: Path, real: Path, masks: Path) -> dict[str, float]:
     return {figure.name: figure.value for figure in report.figures}
 
 
+@pytest.mark.slow
 def test_an_archive_is_like_itself(archive: Path, drawn: Path, tmp_path: Path) -> None:
     file = tmp_path / "likeness.json"
     words = ["likeness", str(archive), str(archive / "images"), str(drawn), "--json", str(file)]
@@ -62,6 +63,7 @@ def test_outlines_are_run_lengths_of_the_whole_picture(archive: Path) -> None:
         assert mask.sum() == threat["area"]
 
 
+@pytest.mark.slow
 def test_nothing_to_compare_is_refused(archive: Path, drawn: Path, tmp_path: Path) -> None:
     with pytest.raises(Refused, match="at least 4"):
         compare(archive, tmp_path, drawn)

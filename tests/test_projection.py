@@ -304,7 +304,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> TrainSettings:
         gate_image_count=2,
         projected=10,
         projected_from=SYNTH,
-        architecture=Architecture(backbone="regnetx_004", input_size=64),
+        architecture=Architecture(backbone="test_resnet", input_size=64),
         phase1=Phase1Settings(stages=(Stage(32, 1),), batch_size=8, watched=8),
         phase2=Phase2Settings(steps=20),
     )

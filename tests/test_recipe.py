@@ -8,6 +8,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from gbad_batch.engine.datasets.arrays import read_row
 from gbad_batch.engine.datasets.labels import Gathered
@@ -40,6 +41,7 @@ def draw_and_die(folder: Path) -> None:
     draw_set(folder, SETTINGS, SIZE, die)
 
 
+@pytest.mark.slow
 def test_a_drawn_set_is_what_a_scan_makes_of_an_archive(tmp_path: Path):
     draw_set(tmp_path / "set", SETTINGS, SIZE, silent)
     write_archive(tmp_path / "archive", SETTINGS)
@@ -55,6 +57,7 @@ def test_a_drawn_set_is_what_a_scan_makes_of_an_archive(tmp_path: Path):
             assert 0 <= box.y <= box.y + box.height <= SIZE + 1e-6
 
 
+@pytest.mark.slow
 def test_a_set_whose_drawing_was_killed_ends_with_the_same_bytes(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(drawing, "AT_ONCE", 2)
     draw_set(tmp_path / "whole", SETTINGS, SIZE, silent)

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tiny_bundle as tiny
+from in_process import run_here
 from PIL import Image
 from processes import PATIENCE_S, children, cpu_seconds, decoding
 
@@ -77,6 +78,17 @@ def command(tiny_bundle: Bundle, tmp_path: Path) -> Any:
         line += ["--model", str(tiny_bundle.path), "--cache-dir", str(tmp_path / "cache")]
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(line, **{**pipes, **options})
+
+    return start
+
+
+@pytest.fixture
+def here(tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Scan by the command in this process, in the folder for temporary files."""
+    monkeypatch.chdir(tmp_path)
+
+    def start(*arguments: Any) -> tuple[int, str, str]:
+        return run_here("scan", *arguments, "--model", tiny_bundle.path, "--cache-dir", tmp_path / "cache")
 
     return start
 
@@ -266,14 +278,17 @@ def test_exit_codes_and_streams(command: Any, archive: Path, tmp_path: Path) -> 
     assert len(rows_of(out)) == 41
 
 
-def test_an_output_inside_the_archive_is_no_part_of_it(command: Any, archive: Path) -> None:
+def test_an_output_inside_the_archive_is_no_part_of_it(
+    here: Any, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The parts lie in the archive while it is walked; a folder of parts lies there afterwards, too."""
+    monkeypatch.chdir(archive)
     for out in ("r.parquet", "rows/", "day0/again/"):
         features = ("--features", f"features-{out.strip('/').replace('/', '-')}")
-        code, _, stderr = finish(command(".", "--out", out, *features, cwd=archive))
+        code, _, stderr = here(".", "--out", out, *features)
         assert code == 0, stderr
         assert len(rows_of(archive / out)) == 40
-    code, _, stderr = finish(command(".", "--out", "rows/", *features, "--overwrite", cwd=archive))
+    code, _, stderr = here(".", "--out", "rows/", *features, "--overwrite")
     assert code == 0, stderr
     assert len(rows_of(archive / "rows")) == 40
 
@@ -375,12 +390,12 @@ def test_too_little_memory_ends_with_one_sentence(
     ],
 )
 def test_refusals_are_one_sentence_and_leave_nothing(
-    command: Any, tmp_path: Path, arguments: list[str], said: str
+    here: Any, tmp_path: Path, arguments: list[str], said: str
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.toml").write_text('[scan]\ncolour = "red"\n')
     before = sorted(tmp_path.iterdir())
-    code, stdout, stderr = finish(command(*arguments, cwd=tmp_path))
+    code, stdout, stderr = here(*arguments)
     assert code == 2
     assert stdout == ""
     assert said in stderr
@@ -389,15 +404,15 @@ def test_refusals_are_one_sentence_and_leave_nothing(
     assert set(tmp_path.iterdir()) - set(before) <= {tmp_path / "cache"}
 
 
-def test_configuration_is_a_file_that_is_named(command: Any, archive: Path, tmp_path: Path) -> None:
+def test_configuration_is_a_file_that_is_named(here: Any, archive: Path, tmp_path: Path) -> None:
     (tmp_path / "gbad-batch.toml").write_text("[scan]\nlimit = 1\n")
     (tmp_path / "mine.toml").write_text("[scan]\nlimit = 5\nbatch-size = 2\n")
-    code, stdout, _ = finish(command(archive, "--out", "a.parquet", "--json", cwd=tmp_path))
+    code, stdout, _ = here(archive, "--out", "a.parquet", "--json")
     assert (code, json.loads(stdout)["images"]) == (0, 40)
     mine = ("--config", "mine.toml", "--json")
-    code, stdout, _ = finish(command(archive, "--out", "b.parquet", *mine, cwd=tmp_path))
+    code, stdout, _ = here(archive, "--out", "b.parquet", *mine)
     assert (code, json.loads(stdout)["images"]) == (0, 5)
-    code, stdout, _ = finish(command(archive, "--out", "c.parquet", *mine, "--limit", 3, cwd=tmp_path))
+    code, stdout, _ = here(archive, "--out", "c.parquet", *mine, "--limit", 3)
     assert (code, json.loads(stdout)["images"]) == (0, 3)
 
 
@@ -422,10 +437,10 @@ def test_a_list_on_standard_input(command: Any, archive: Path, tmp_path: Path) -
     assert json.loads(stdout)["images"] == 10
 
 
-def test_dry_run_counts_and_writes_nothing(command: Any, archive: Path, tmp_path: Path) -> None:
+def test_dry_run_counts_and_writes_nothing(here: Any, archive: Path, tmp_path: Path) -> None:
     (archive / "labels.csv").write_text("name\n")
     before = sorted(tmp_path.rglob("*"))
-    code, stdout, _ = finish(command(archive, "--out", tmp_path / "r.parquet", "--dry-run", "--json"))
+    code, stdout, _ = here(archive, "--out", tmp_path / "r.parquet", "--dry-run", "--json")
     found = json.loads(stdout)
     assert code == 0
     assert found["by_extension"] == {".jpg": 10, ".png": 10, ".bmp": 10, ".webp": 10}
@@ -591,6 +606,7 @@ def test_a_piped_list_survives_a_crash(command: Any, slow_archive: Path, tmp_pat
     assert [row["uri"] for row in rows_of(out)] == names
 
 
+@pytest.mark.slow  # the fast half: too little memory from the start
 def test_memory_that_ends_during_a_scan_stops_it(command: Any, archive: Path, tmp_path: Path) -> None:
     """At each of these limits another part of the scan is the first to find no room."""
     for megabytes in range(700, 1300, 100):

@@ -29,6 +29,7 @@ def write_part(folder: Path, part: str, count: int, seed: int) -> None:
     (folder / f"{part}.csv").write_text("\n".join(lines))
 
 
+@pytest.mark.slow  # trains
 def test_bundles_are_made_once_and_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     real = tmp_path / "data" / "real-bags"
     write_part(real, "test", 60, 1)

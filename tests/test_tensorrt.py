@@ -71,7 +71,14 @@ UNDILATED = {"AveragePool", "MaxPool"}  # in two or three dimensions, and of a m
 HALF = 0.02  # relative difference of a loss, half precision against float32
 
 
-@pytest.fixture(scope="module", params=[torch_bundle.ARCHITECTURE, torch_bundle.MAPPED], ids=["fc5", "map"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(torch_bundle.ARCHITECTURE, id="fc5"),
+        # ONNX's evaluator is slow in its depthwise convolutions
+        pytest.param(torch_bundle.MAPPED, id="map", marks=pytest.mark.slow),
+    ],
+)
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("bundles") / "small"
     return write_bundle(folder, torch_bundle.manifest(request.param), torch_bundle.files(request.param))
@@ -165,7 +172,7 @@ def scored(trunk: bytes, bigan: bytes, model: GBAD, pixels: NDArray[np.uint8]) -
         ("maps", "fp16", "fp16", HALF),
         ("heads", "fp16", "fp32", HALF),  # as where half precision does not agree in the BiGAN
         ("maps", "fp32", "fp32", 1e-4),
-        ("heads", "fp32", "fp32", 1e-4),
+        pytest.param("heads", "fp32", "fp32", 1e-4, marks=pytest.mark.slow),
     ],
 )
 def test_graphs_agree_with_the_model(

@@ -63,7 +63,7 @@ from gbad_batch.engine.training.settings import (
 )
 from gbad_batch.export import engine_for
 
-ARCHITECTURE = Architecture(backbone="regnetx_004", input_size=64)
+ARCHITECTURE = Architecture(backbone="test_resnet", input_size=64)
 HEADER = "name,Gun,Knife,Wrench,Pliers,Scissors"
 
 
@@ -93,7 +93,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> TrainSettings:
     folder = tmp_path_factory.mktemp("set")
     labels, images = write_set(folder, 100)
     weights = folder / "imagenet.safetensors"
-    save_file(timm.create_model("regnetx_004", pretrained=False).state_dict(), weights)
+    save_file(timm.create_model(ARCHITECTURE.backbone, pretrained=False).state_dict(), weights)
     return TrainSettings(
         backbone_weights=weights,
         labels=labels,
@@ -133,7 +133,7 @@ def test_no_figure_is_told_before_it_is_measured(told: list[tuple[str, dict[str,
 def test_training_gives_a_bundle_with_all_that_a_scan_needs(bundle: Bundle):
     manifest = bundle.manifest
     assert manifest.demo
-    assert manifest.architecture.backbone == "regnetx_004"
+    assert manifest.architecture == ARCHITECTURE
     for decision in ("gbad", "classes", "combined"):
         assert [point.pfa for point in manifest.operating_points["fp32"][decision]] == [
             0.01,
@@ -187,6 +187,7 @@ def test_kernels_in_channels_last_keep_their_order():
     np.testing.assert_array_equal(stored[kernel], state[kernel].half().numpy())
 
 
+@pytest.mark.slow  # the fast half: a training that was killed ends with the weights of one that was not
 def test_the_same_seed_gives_the_same_weights(settings: TrainSettings, bundle: Bundle, tmp_path: Path):
     shown: list[Mapping[str, float]] = []
 
@@ -231,13 +232,20 @@ def train_until_killed(settings: TrainSettings, killed_in: tuple[str, int]) -> N
     assert process.exitcode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("killed_in", [("phase I", 3), ("features", 64), ("phase II", 31), ("phase III", 1)])
+@pytest.mark.parametrize(
+    "kills",
+    [
+        [("phase I", 3), ("phase II", 31)],
+        pytest.param([("features", 64), ("phase III", 1)], marks=pytest.mark.slow),
+    ],
+)
 def test_a_training_that_was_killed_ends_with_the_same_weights(
-    settings: TrainSettings, bundle: Bundle, tmp_path: Path, killed_in: tuple[str, int]
+    settings: TrainSettings, bundle: Bundle, tmp_path: Path, kills: list[tuple[str, int]]
 ):
-    own = replace(settings, run=tmp_path / "run", out=tmp_path / "bundle")
-    train_until_killed(own, killed_in)
-    assert not own.out.exists()
+    own = replace(settings, run=tmp_path / "run", out=tmp_path / "bundle", int8_image_count=0)
+    for killed_in in kills:
+        train_until_killed(own, killed_in)
+        assert not own.out.exists()
     seen: list[tuple[str, int]] = []
     train(own, lambda phase, done, _total, _figures: seen.append((phase, done)))
     assert ("phase I", 1) not in seen  # it went on
@@ -256,6 +264,7 @@ def of_bags(settings: TrainSettings, folder: Path) -> TrainSettings:
     )
 
 
+@pytest.mark.slow
 def test_localization_is_learned_and_resumed(settings: TrainSettings, tmp_path: Path):
     write_archive(tmp_path / "bags", SynthSettings(40, 1, 0.5))
     placed = replace(
@@ -282,6 +291,7 @@ def test_localization_is_learned_and_resumed(settings: TrainSettings, tmp_path: 
     assert not all(torch.equal(whole[key], unplaced[key]) for key in whole)
 
 
+@pytest.mark.slow  # test_start trains a map in small
 def test_a_class_map_learns_from_labels_and_boxes_beside_fc5(settings: TrainSettings, tmp_path: Path):
     write_archive(tmp_path / "bags", SynthSettings(60, 1, 0.5))
     own = replace(
@@ -359,7 +369,7 @@ def test_places_without_boxes_are_refused(settings: TrainSettings, tmp_path: Pat
 
 
 def test_a_phase_runs_alone_and_again(settings: TrainSettings, bundle: Bundle, tmp_path: Path):
-    own = replace(settings, out=tmp_path / "bundle", run=tmp_path / "run")
+    own = replace(settings, out=tmp_path / "bundle", run=tmp_path / "run", int8_image_count=0)
     with pytest.raises(Refused, match="no finished phase I"):
         train(replace(own, phases=(2,)))
     assert train(replace(own, phases=(1,))) is None
@@ -446,15 +456,12 @@ def test_a_training_starts_from_the_network_of_a_bundle(
         out=tmp_path / "bundle",
         run=tmp_path / "run",
         phase1=slow,
+        phases=(1,),
         start=bundle.path,
-        int8_image_count=0,
     )
-    out = train(own)
-    assert out is not None
-    found = Bundle.read(out)
-    kernel = "network.fpn.output.0.weight"
-    assert np.array_equal(found.tensors()[kernel], bundle.tensors()[kernel])
-    assert f"from the network of the bundle gbad ({bundle.hash[:12]})" in found.files["README.md"].decode()
+    train(own)
+    found = torch.load(own.run / "network.pt", weights_only=True)["state"]["fpn.output.0.weight"]
+    assert np.array_equal(found.numpy(), bundle.tensors()["network.fpn.output.0.weight"].astype(np.float32))
     other = replace(
         own, out=tmp_path / "no", run=tmp_path / "other", architecture=replace(ARCHITECTURE, latent=8)
     )
@@ -467,7 +474,7 @@ def test_the_reports_phase_one_has_no_pyramid(
 ):
     short = replace(reported.REPORTED, stages=(Stage(32, 1),), batch_size=16)
     monkeypatch.setattr(reported, "REPORTED", short)
-    assert reported.ReportedNetwork("regnetx_004").body.get_classifier().out_features == 5  # type: ignore
+    assert reported.ReportedNetwork(ARCHITECTURE.backbone).body.get_classifier().out_features == 5  # type: ignore
     lines = train_as_reported(replace(settings, run=tmp_path / "run"))  # from the file of ImageNet's weights
     assert [line["epoch"] for line in lines] == [1]
     with pytest.raises(Refused, match="leave out --start"):

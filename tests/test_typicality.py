@@ -203,6 +203,7 @@ def test_unusable_arrays_are_refused(
         )
 
 
+@pytest.mark.slow
 def test_the_default_bundle_tells_photographs_from_bags(tmp_path: Path):
     data = pytest.importorskip("skimage.data")
     (tmp_path / "photos").mkdir()

@@ -228,6 +228,7 @@ def _die_as_told() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_ten_nights_in_a_row_with_kills_between(tmp_path: Path) -> None:
     out, luck = tmp_path / "r.parquet", random.Random(20)
     files: Files = dict.fromkeys(range(30), 0)

@@ -21,12 +21,13 @@ from gbad_batch.engine import Row, Scan, ScanSettings
 from gbad_batch.engine.bundle import Bundle
 from gbad_batch.engine.errors import Refused, Stopped
 from gbad_batch.engine.settings import fingerprint
+from gbad_batch.engine.workers import pool
 
 
-@pytest.fixture
-def archive(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write sixty small images, some of them bad, and one that is named `fatal`."""
-    root = tmp_path / "archive"
+    root = tmp_path_factory.mktemp("workers") / "archive"
     root.mkdir()
     for i in range(60):
         noise = np.random.default_rng(i).integers(0, 256, (6, 8, 3), np.uint8)
@@ -52,9 +53,17 @@ def figures(rows: list[Row]) -> list[tuple[Any, ...]]:
     return [tuple(getattr(row, each.name) for each in fields(Row)) for row in rows]
 
 
+@pytest.fixture(scope="module")
+def plain(archive: Path, tiny_bundle: Bundle) -> list[tuple[Any, ...]]:
+    """Give the rows of a scan that nothing disturbs."""
+    settings = ScanSettings(sources=(archive,), model=tiny_bundle.path, batch_size=4, threads=2)
+    return figures(list(Scan(settings).rows()))
+
+
 @pytest.mark.parametrize(("workers", "threads"), [(1, 1), (1, 3), (2, 2), (3, 3), (4, 8)])
-def test_workers_and_threads_change_no_bit_and_no_order(settings: Any, workers: int, threads: int) -> None:
-    plain = figures(list(Scan(settings()).rows()))
+def test_workers_and_threads_change_no_bit_and_no_order(
+    settings: Any, plain: list[Any], workers: int, threads: int
+) -> None:
     assert len(plain) == 60
     assert [row[0] for row in plain] == sorted(row[0] for row in plain)
     assert figures(list(Scan(settings(workers=workers, threads=threads)).rows())) == plain
@@ -77,8 +86,9 @@ def test_rows_that_are_left_early_leave_no_process(settings: Any) -> None:
     assert [pid for pid in left if runs(pid)] == []
 
 
-def test_a_worker_that_is_killed_again_and_again_costs_no_row(settings: Any, tmp_path: Path) -> None:
-    plain = figures(list(Scan(settings()).rows()))
+def test_a_worker_that_is_killed_again_and_again_costs_no_row(
+    settings: Any, plain: list[Any], tmp_path: Path
+) -> None:
     scan = Scan(settings(out=tmp_path / "r.parquet", workers=2), stand_ins.open_slow)
     before, kills = set(children(os.getpid())), 0
 
@@ -99,23 +109,22 @@ def test_a_worker_that_is_killed_again_and_again_costs_no_row(settings: Any, tmp
 
 
 def test_an_image_that_kills_its_worker_is_decoded_apart(
-    settings: Any, caplog: pytest.LogCaptureFixture
+    settings: Any, plain: list[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    plain = figures(list(Scan(settings()).rows()))
     assert figures(list(Scan(settings(), stand_ins.open_dying).rows())) == plain
     assert "SIGKILL" in caplog.text
     assert "decoded apart" in caplog.text
 
 
-def test_workers_that_die_for_ever_stop_the_scan(settings: Any) -> None:
+def test_workers_that_die_for_ever_stop_the_scan(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "MOST_DEATHS", 4)  # each start of a worker takes a second
     with pytest.raises(Stopped, match=r"SIGKILL again and again.*memory"):
         list(Scan(settings(), stand_ins.open_always_dying).rows())
 
 
 def test_a_lost_gpu_is_replaced_and_its_images_are_decoded_apart(
-    settings: Any, caplog: pytest.LogCaptureFixture
+    settings: Any, plain: list[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    plain = figures(list(Scan(settings()).rows()))
     assert figures(list(Scan(settings(threads=1), stand_ins.open_losing).rows())) == plain
     assert caplog.text.count("the GPU failed") == 2
 

@@ -1,6 +1,9 @@
 """A small bundle whose weights are those of the model itself, for engines that are made from weights."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,7 @@ import torch
 from safetensors.numpy import save
 
 from gbad_batch.engine.bundle import pack_gate
-from gbad_batch.engine.model.architecture import MAP_LSE, Architecture
+from gbad_batch.engine.model.architecture import MAP_LSE, MAP_MAX, Architecture
 from gbad_batch.engine.model.gbad import GBAD, round_to_half
 from gbad_batch.export.to_onnx import export_graphs
 
@@ -25,6 +28,7 @@ SIZES: dict[str, Any] = {
 ARCHITECTURE = Architecture("test_resnet", **SIZES)
 # linear bottlenecks, depthwise convolutions and asymmetric padding, and class scores from a map
 MAPPED = Architecture("tf_efficientnet_lite0", **SIZES, head=MAP_LSE, map_channels=8)
+PEAKED = Architecture("test_resnet", **SIZES, head=MAP_MAX, map_channels=8)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ARCHITECTURE, not those of its backbone
 
 
@@ -46,9 +50,10 @@ def model(architecture: Architecture = ARCHITECTURE) -> GBAD:
     return model
 
 
-def files(architecture: Architecture = ARCHITECTURE) -> dict[str, bytes]:
-    """Every file of the bundle but bundle.json."""
-    return files_of(model(architecture))
+@cache
+def files(architecture: Architecture = ARCHITECTURE) -> Mapping[str, bytes]:
+    """Every file of the bundle but bundle.json; once in a process, since tracing takes seconds."""
+    return MappingProxyType(files_of(model(architecture)))
 
 
 def files_of(made: GBAD) -> dict[str, bytes]:
