@@ -18,6 +18,7 @@ from PIL import Image
 from processes import children, runs
 
 from gbad_batch.engine import Row, Scan, ScanSettings
+from gbad_batch.engine import scan as scan_module
 from gbad_batch.engine.bundle import Bundle
 from gbad_batch.engine.errors import Refused, Stopped
 from gbad_batch.engine.settings import fingerprint
@@ -84,6 +85,22 @@ def test_rows_that_are_left_early_leave_no_process(settings: Any) -> None:
         break
     left = set(children(os.getpid())) - before
     assert [pid for pid in left if runs(pid)] == []
+
+
+def test_workers_have_ended_when_a_result_is_put_in_its_place(
+    settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, left = set(children(os.getpid())), list[int]()
+    finish = scan_module.finish
+
+    def looking(*arguments: Any) -> None:
+        # one that is late to begin could still make its file in OUT.parts, which is about to go
+        left.extend(pid for pid in set(children(os.getpid())) - before if runs(pid))
+        finish(*arguments)
+
+    monkeypatch.setattr(scan_module, "finish", looking)
+    Scan(settings(out=tmp_path / "r.parquet", workers=2)).run()
+    assert left == []
 
 
 def test_a_worker_that_is_killed_again_and_again_costs_no_row(

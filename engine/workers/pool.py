@@ -87,11 +87,7 @@ class Pool:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        for worker in self._workers:
-            worker.handle.kill()
-        for worker in self._workers:
-            worker.handle.end()
-        self._workers = []
+        self._end_workers()
         self._launcher.close()
         self._stopped.clear()  # the next run begins anew
 
@@ -115,6 +111,7 @@ class Pool:
             self._deal(feed)
             yield from self._in_order()
             if not self._done and self._handed_out == self._dealt and not self._redo and feed.is_empty:
+                self._end_workers()  # one that is late to begin would make its file in a folder that is gone
                 return
             self._wait(feed)
             self._look_for_late_images()
@@ -228,6 +225,13 @@ class Pool:
         worker = _Worker(self._launcher.launch(settings), number)
         self._workers.append(worker)
         return worker
+
+    def _end_workers(self) -> None:
+        for worker in self._workers:
+            worker.handle.kill()
+        for worker in self._workers:
+            worker.handle.end()
+        self._workers = []
 
     # Faults
 
