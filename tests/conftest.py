@@ -49,6 +49,18 @@ def open_folder() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Give a file system of 400 kB, which a test can fill."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "none", str(disk)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
 def _is_open(folder: Path) -> bool:
     """Tell whether every user may pass through a folder and those above it."""
     return folder.is_dir() and all(each.stat().st_mode & 0o001 for each in (folder, *folder.parents))

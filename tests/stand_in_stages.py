@@ -105,24 +105,20 @@ def open_fixed(settings: ScanSettings) -> Stages:
 
 def open_slow(settings: ScanSettings) -> Stages:
     """Open stages that take 10 ms for each image."""
-    stages = open_stages(settings)
-    decode = stages.decode
-
-    def slow(batch: Batch, in_flight: InFlight) -> None:
-        time.sleep(0.01 * len(batch.candidates))
-        decode(batch, in_flight)
-
-    stages.decode = slow
-    return stages
+    return _slowed(settings, 0.01)
 
 
 def open_very_slow(settings: ScanSettings) -> Stages:
     """Open stages that take 100 ms for each image."""
+    return _slowed(settings, 0.1)
+
+
+def _slowed(settings: ScanSettings, image_s: float) -> Stages:
     stages = open_stages(settings)
     decode = stages.decode
 
     def slow(batch: Batch, in_flight: InFlight) -> None:
-        time.sleep(0.1 * len(batch.candidates))
+        time.sleep(image_s * len(batch.candidates))
         decode(batch, in_flight)
 
     stages.decode = slow

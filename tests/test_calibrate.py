@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import stand_in_stages as stand_ins
@@ -17,6 +16,7 @@ from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import binom, norm
+from written import rows_of
 
 from gbad_batch.engine import Scan, ScanSettings
 from gbad_batch.engine.bundle import Bundle, operating_point, write_bundle
@@ -87,10 +87,6 @@ def point(results: Path, tiny_bundle: Bundle, tmp_path: Path) -> Path:
     said = calibrate(results, verdicts, tmp_path / "point.json", "--model", tiny_bundle.path, "--pfa", 0.1)
     assert said.exit_code == 0, said.stderr
     return tmp_path / "point.json"
-
-
-def rows_of(out: Path) -> pa.Table:
-    return pq.read_table(out).drop_columns("scanned_at")
 
 
 # --- what it computes ---

@@ -16,6 +16,7 @@ import pytest
 import tiny_bundle as tiny
 from killing import die_at
 from PIL import Image
+from written import footer_of, rows_of
 
 from gbad_batch.engine import Scan, ScanSettings
 from gbad_batch.engine.bundle import Bundle, write_bundle
@@ -26,7 +27,6 @@ from gbad_batch.engine.results.schema import (
     COLUMNS,
     FOOTER_KEY,
     footer_metadata,
-    read_footer,
     results_schema,
 )
 
@@ -63,17 +63,6 @@ def scanned(archive: Path, tiny_bundle: Bundle, tmp_path_factory: pytest.TempPat
 
 def decided(results: Path, out: Path | str, bundle: Bundle, **options: Any) -> Decided:
     return decide(DecideSettings(**{"results": results, "out": out, "model": bundle.path, **options}))
-
-
-def rows_of(out: Path) -> pa.Table:
-    """Read the rows, all but when they were scanned, which two scans cannot have in common."""
-    return pq.read_table(out).drop_columns("scanned_at")
-
-
-def footer_of(out: Path) -> dict[str, Any]:
-    footer = read_footer(out)
-    assert footer is not None
-    return footer
 
 
 def refusal(results: Path, out: Path | str, bundle: Bundle, **options: Any) -> str:

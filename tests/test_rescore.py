@@ -19,13 +19,14 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from PIL import Image
 from safetensors.numpy import load, save
+from written import footer_of, rows_of
 
 from gbad_batch.engine import Scan, ScanSettings
 from gbad_batch.engine.bundle import Bundle, pack_gate, write_bundle
 from gbad_batch.engine.errors import Refused
 from gbad_batch.engine.rescreening import Rescored, RescoreSettings, decide, rescore
 from gbad_batch.engine.rescreening.deciding import DecideSettings
-from gbad_batch.engine.results.schema import FOOTER_KEY, SCORED_COLUMNS, read_footer
+from gbad_batch.engine.results.schema import FOOTER_KEY, SCORED_COLUMNS
 from gbad_batch.engine.training.packing.familiarity import fit_typicality
 
 COMMAND = str(Path(sys.executable).with_name("gbad-batch"))
@@ -105,16 +106,6 @@ def rescored(scan: tuple[Path, Path], out: Path | str, bundle: Bundle, **options
     results, features = scan
     given = {"results": results, "features": features, "out": out, "model": bundle.path}
     return rescore(RescoreSettings(**{**given, **options}))
-
-
-def rows_of(out: Path) -> pa.Table:
-    return pq.read_table(out).drop_columns("scanned_at")
-
-
-def footer_of(out: Path) -> dict[str, Any]:
-    footer = read_footer(out)
-    assert footer is not None
-    return footer
 
 
 def assert_alike(found: pa.Table, wanted: pa.Table, threshold: float) -> None:

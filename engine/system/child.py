@@ -95,11 +95,7 @@ class Child:
             message = self.connection.recv()
         except OSError as error:
             raise EOFError from error
-        if isinstance(message, logging.LogRecord):
-            log_here(message)
-        if isinstance(message, Failed):
-            raise message.error
-        return message
+        return delivered(message)
 
     def kill(self) -> None:
         """Kill the process."""
@@ -122,11 +118,15 @@ class Child:
             return
 
 
-def log_here(record: logging.LogRecord) -> None:
-    """Log a record of another process."""
-    logger = logging.getLogger(record.name)
-    if logger.isEnabledFor(record.levelno):
-        logger.handle(record)
+def delivered(message: Any) -> Any:
+    """Return a message of another process; log a record first, and raise the error that ended the process."""
+    if isinstance(message, logging.LogRecord):
+        logger = logging.getLogger(message.name)
+        if logger.isEnabledFor(message.levelno):
+            logger.handle(message)
+    if isinstance(message, Failed):
+        raise message.error
+    return message
 
 
 class LogLines(QueueHandler):

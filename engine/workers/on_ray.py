@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, flock
 from hashlib import sha256
 from importlib import import_module
@@ -38,7 +38,7 @@ from ..sources.storage import read_elsewhere
 from ..stages import OpenStages, Setup, Stages
 from ..stages.plan import CORES_A_WORKER
 from ..stages.scorer import resolved_settings
-from ..system.child import PACKAGE, Failed, LogLines, log_here
+from ..system.child import PACKAGE, Failed, LogLines, delivered
 from ..system.machine import usable_cores
 from .chunk import Chunk, FinishedChunk
 from .worker import Begin, serve
@@ -53,6 +53,15 @@ LOOK_S = 0.25
 CONNECT_S = 10.0
 MODELS = "models"  # folder of the cache, of models that a coordinator has sent
 GONE = "its node has died"  # in what Ray says of an actor
+
+
+@dataclass(frozen=True)
+class _Coordinator:
+    """What workers on other machines are told of this process."""
+
+    version: str = field(default_factory=lambda: version("gbad-batch"))
+    host: str = field(default_factory=gethostname)
+    log_level: int = field(default_factory=lambda: logging.getLogger(PACKAGE).getEffectiveLevel())
 
 
 class _Late:
@@ -107,7 +116,11 @@ class RayLauncher:
             settings, ray=None, device=device, threads=self._cores, workers=1, model=None, point=None
         )
         actor = self._actor.options(**where).remote(
-            self._open_stages, its, self._model, self._point, version("gbad-batch"), gethostname()
+            self._open_stages,
+            its,
+            self._model,
+            self._point,
+            _Coordinator(),
         )
         return RayWorker(self._ray, actor, self._needs())
 
@@ -154,6 +167,9 @@ class RayWorker:
         self.name = f"actor {actor._actor_id.hex()[:12]}"
         self._ask()
 
+    def __del__(self) -> None:
+        os.close(self._wake)  # not before the last answer, whose call-back holds this object
+
     @property
     def connection(self) -> "RayWorker":
         """This object."""
@@ -177,11 +193,7 @@ class RayWorker:
             self._ask()
         elif isinstance(message, _Late):
             self._late = True
-        if isinstance(message, logging.LogRecord):
-            log_here(message)
-        if isinstance(message, Failed):
-            raise message.error
-        return message
+        return delivered(message)
 
     def begin(self, begin: Begin) -> None:
         """Send `begin`; the actor has a file of its own for the images in its decoders."""
@@ -198,16 +210,16 @@ class RayWorker:
         return [candidate.key for chunk in chunks for candidate in chunk.candidates]
 
     def kill(self) -> None:
-        """Kill the actor."""
-        self._ray.kill(self._actor)
+        """Kill the actor, which removes its folder first, if it can within a second."""
+        with suppress(Exception):  # of Ray: it is dead, or its cluster is
+            self._ray.get(self._actor.close.remote(), timeout=1)
+        with suppress(Exception):
+            self._ray.kill(self._actor)
 
     def end(self) -> str:
         """Kill the actor, if it is not dead; returns what ended it."""
         self._patience.cancel()
-        with suppress(Exception):  # of Ray: it is dead, or its cluster is
-            self._ray.get(self._actor.close.remote(), timeout=1)
-        with suppress(Exception):
-            self.kill()
+        self.kill()
         return "the loss of its node" if GONE in self._cause else "a signal, or by Ray"
 
     def _ask(self) -> None:
@@ -252,7 +264,7 @@ def _connect(ray: Any, address: str) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     quiet = {"log_to_driver": False, "configure_logging": False}
     new = {"num_cpus": usable_cores(), "include_dashboard": False, "object_store_memory": OBJECT_STORE}
-    where = os.environ.get("RAY_ADDRESS") or _running_here() if address in ("", "auto") else address
+    where = os.environ.get("RAY_ADDRESS") or _running_here() if address == "auto" else address
     terminated = signal.getsignal(signal.SIGTERM)
     try:
         if ":" in where:
@@ -328,16 +340,18 @@ class _Actor:
         settings: ScanSettings,
         model: Files,
         point: bytes | None,
-        wanted: str,
-        coordinator: str,
+        coordinator: _Coordinator,
     ):
         self._inbox: SimpleQueue[Any] = SimpleQueue()
         self._outbox: SimpleQueue[Any] = SimpleQueue()
         self._folder = tempfile.TemporaryDirectory(prefix="gbad-batch-")
         self._node, self._timeout_s = _node_name(), settings.decode_timeout
-        if gethostname() != coordinator:
+        logger = logging.getLogger(PACKAGE)
+        logger.propagate, logger.handlers = False, [LogLines(self.send)]
+        logger.setLevel(coordinator.log_level)
+        if gethostname() != coordinator.host:
             read_elsewhere()
-        arguments = open_stages, settings, model, point, wanted
+        arguments = open_stages, settings, model, point, coordinator.version
         Thread(target=self._serve, args=arguments, name="serve", daemon=True).start()
 
     # the coordinator's side
@@ -374,9 +388,6 @@ class _Actor:
         self, open_stages: OpenStages, settings: ScanSettings, model: Files, point: bytes | None, wanted: str
     ) -> None:
         """Run the worker's loop, and report the error that ends it."""
-        logger = logging.getLogger(PACKAGE)
-        logger.propagate = False
-        logger.handlers = [LogLines(self.send)]
         try:
             _check_version(wanted)
             folder = _model_folder(model, settings)
