@@ -6,14 +6,14 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from .results import Session, open_results
+from .results import Session, check_output, open_results
 from .results.frame import frame_of
 from .results.index import Index, key_of
 from .results.schema import batch_of, rows_of
 from .row import Row
 from .settings import ScanSettings, fingerprint
 from .sources import Candidate, Enough, ListingCounts, check, find
-from .stages import OpenStages, open_stages
+from .stages import OpenStages, Setup, open_stages
 from .summary import Summary, finish, summarize
 from .workers.chunk import FinishedChunk
 from .workers.feed import Feed
@@ -35,7 +35,8 @@ class Scan:
 
     def run(self, watch: Callable[[Progress], None] = lambda _: None) -> Summary:
         """Scan into `settings.out`, by way of `OUT.parts/`, resuming what is there; returns the summary."""
-        with self._workers() as workers, self._results(workers) as results:
+        check_output(self.settings)
+        with self._workers() as workers, self._results(workers.setup) as results:
             if results.finished is None:
                 for chunk in self._scored(workers, results.index, results.folder, results.suspects):
                     with self.progress.timed("write"):
@@ -92,8 +93,7 @@ class Scan:
         check(self.settings)
         return Pool(self.settings, self._open_stages, self._stopped)
 
-    def _results(self, workers: Pool) -> Session:
+    def _results(self, setup: Setup) -> Session:
         """Begin or resume the output, now that the first worker knows what `auto` means here."""
-        setup = workers.setup
         same = fingerprint(self.settings, setup.resolved(self.settings))
         return open_results(self.settings, same, setup.description(), setup.features)

@@ -404,6 +404,14 @@ def test_refusals_are_one_sentence_and_leave_nothing(
     assert set(tmp_path.iterdir()) - set(before) <= {tmp_path / "cache"}
 
 
+def test_an_output_is_refused_before_the_model_is_opened(archive: Path, tmp_path: Path) -> None:
+    settings = ScanSettings(
+        sources=(archive,), out=tmp_path / "no" / "r.parquet", model=tmp_path / "no model"
+    )
+    with pytest.raises(Refused, match="make it first, or name another output"):
+        Scan(settings).run()
+
+
 def test_configuration_is_a_file_that_is_named(here: Any, archive: Path, tmp_path: Path) -> None:
     (tmp_path / "gbad-batch.toml").write_text("[scan]\nlimit = 1\n")
     (tmp_path / "mine.toml").write_text("[scan]\nlimit = 5\nbatch-size = 2\n")

@@ -412,3 +412,12 @@ def test_the_command_prints_a_table_or_json(
     (trial,) = found["trials"]
     assert trial["plan"] == found["chosen"]["plan"]
     assert np.isfinite(found["chosen"]["images_per_second"])
+
+
+def test_pictures_that_are_not_there_are_refused_before_an_engine_is_built(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    own = tmp_path / "cache"
+    with pytest.raises(Refused, match="absent"):
+        tuning.tune(ScanSettings(sources=(str(tmp_path / "absent"),), model=tiny_bundle.path, cache_dir=own))
+    assert not [path for path in own.rglob("*") if path.is_file() and path.stat().st_size]

@@ -82,9 +82,9 @@ def tune(settings: ScanSettings) -> Tuning:
         raise Refused("the choice cannot be stored: name a folder of your own with --cache-dir")
     try:
         bundle = Bundle.read(Path(settings.model or default_bundle_path()))
-        engine = engine_for(bundle, settings.device, settings.engine, settings.precision, cache_dir)
         with tempfile.TemporaryDirectory(prefix="gbad-batch-") as folder:
             pictures, source = _pictures(settings, Path(folder, "pictures"))
+            engine = engine_for(bundle, settings.device, settings.engine, settings.precision, cache_dir)
             bench = _Bench(settings, engine, pictures, Path(folder, "archive"))
             plan = default_plan(engine, usable_cores(), gpus=len(devices_of(settings.device, engine.device)))
             default, chosen = _duel(bench, plan, _search(bench, engine, plan).plan)

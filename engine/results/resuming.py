@@ -5,6 +5,8 @@ import os
 import shlex
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -92,12 +94,9 @@ class Command:
             raise Refused(
                 f"{self.staging.target} cannot hold both rows and features: name another for one of them"
             )
-        try:
-            self.staging.check_target()
+        with usable(self.staging.target):
             if not self.staging.exists:
                 self._begin(read_footer(self.staging.target), former=None)
-        except OSError as error:
-            raise Refused(f"{self.staging.target} cannot be used: {os.strerror(error.errno or 0)}") from None
 
     def begin_or_resume(self) -> ScanState | FinishReport:
         """Return the scan to begin or resume, or the report of one whose final clean-up was interrupted.
@@ -261,6 +260,15 @@ class Command:
         """Whether there is an output that a finish would replace."""
         out = self.staging.target
         return out.exists() and not (out.is_dir() and not any(out.iterdir()))
+
+
+@contextmanager
+def usable(target: Path) -> Iterator[None]:
+    """Turn an OSError of looking at an output into a Refused that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise Refused(f"{target} cannot be used: {os.strerror(error.errno or 0)}") from None
 
 
 def statuses_of(retry: frozenset[str]) -> list[str]:

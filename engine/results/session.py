@@ -31,7 +31,7 @@ from .parts import (
     write_parquet,
 )
 from .remote_staging import staging_for
-from .resuming import Command, FinishReport, ScanState, statuses_of
+from .resuming import Command, FinishReport, ScanState, statuses_of, usable
 from .room import bytes_of, free_bytes
 from .schema import COMMON_METADATA, KEY_COLUMNS, SCHEMA_VERSION, columns_of, footer_metadata, results_schema
 from .selection import Selection, in_listing_order, in_part
@@ -62,6 +62,15 @@ PACKAGES = (
 )
 
 
+def check_output(settings: ScanSettings) -> None:
+    """Refuse an output that cannot be written, before a model is opened for it; raises Refused."""
+    if settings.out is None:
+        raise Refused("a scan that stores its rows needs an output")
+    staging = staging_for(settings.out, settings.state_dir)
+    with usable(staging.target):
+        staging.check_target()
+
+
 def open_results(
     settings: ScanSettings, fingerprint: dict[str, Any], description: dict[str, Any], x_size: int = X_SIZE
 ) -> "Session":
@@ -72,8 +81,7 @@ def open_results(
     output is finished, locked, of another fingerprint or not usable, Stopped if the disk fails. If the
     session's `finished` is set, only the clean-up of an earlier run was interrupted: nothing is left to scan.
     """
-    if settings.out_path is None:
-        raise Refused("a scan that stores its rows needs an output")
+    check_output(settings)
     command = Command(
         settings,
         json.loads(json.dumps(fingerprint)),
