@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from benchmarks.quality import skip_ganomaly
+from benchmarks.quality.ganomaly import PIXELS
 from benchmarks.quality.rivals import COMPONENTS, RIVALS, fit, standardization
 from sklearn.metrics import roc_auc_score
 
@@ -73,3 +75,23 @@ def test_each_tells_far_features_from_benign_ones_it_has_not_seen(name: str):
     seen = np.concatenate([score(features(100, 16, 1)), score(far)])
     assert seen.dtype == np.float64
     assert roc_auc_score(np.arange(200) >= 100, seen) > 0.95
+
+
+@pytest.mark.slow
+def test_skip_ganomaly_copies_what_it_knows_and_tells_other_images_by_what_it_misses():
+    random = np.random.default_rng(0)
+
+    def images(count: int) -> np.ndarray:
+        """Squares on white, of one colour each."""
+        out = np.full((count, PIXELS, PIXELS, 3), 250, np.uint8)
+        for image in out:
+            top, left, side = random.integers(4, 40), random.integers(4, 40), random.integers(8, 20)
+            image[top : top + side, left : left + side] = random.integers(60, 200, 3)
+        return out
+
+    noise = images(20)
+    noise[:, 16:48, 16:48] = random.integers(0, 255, (20, 32, 32, 3))
+    score = skip_ganomaly.fit(images(16), 40, 1)
+    known, other = score(images(20)), score(noise)
+    assert known.dtype == np.float64
+    assert roc_auc_score(np.arange(40) >= 20, np.concatenate([known, other])) > 0.95

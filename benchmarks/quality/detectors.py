@@ -13,7 +13,7 @@ from gbad_batch.engine.training.settings import Phase1Settings, Phase2Settings, 
 
 from .. import anomalib_environment
 from ..archives import default_work_dir, labelled_set
-from . import ganomaly
+from . import ganomaly, skip_ganomaly
 from .comparison import Comparison
 from .contest import Contest, open_run
 
@@ -23,12 +23,18 @@ BACKBONE = "regnetx_004"
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """Declare what is compared, and how long GANomaly may learn."""
+    """Declare what is compared, and how long detectors on images may learn."""
     source_options(parser)
     add = parser.add_argument
     add("--seeds", type=int, default=5, metavar="N", help="of phases II and III")
-    add("--ganomaly-epochs", type=int, default=8, metavar="N", help="of GANomaly; 0 leaves it out")
-    add("--ganomaly-images", type=int, default=2000, metavar="N", help="benign images at most that it learns")
+    add(
+        "--ganomaly-epochs",
+        type=int,
+        default=8,
+        metavar="N",
+        help="of both GANomalies; 0 leaves them out",
+    )
+    add("--ganomaly-images", type=int, default=2000, metavar="N", help="benign images at most for them")
 
 
 def source_options(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +64,7 @@ def run(arguments: argparse.Namespace) -> Comparison:
     for name, scores in contest.scores(arguments.work / "scores", arguments.seeds).items():
         report.add_row(name, contest.judge(scores))
     if arguments.ganomaly_epochs:
-        _add_ganomaly(report, contest, arguments)
+        _add_image_detectors(report, contest, arguments)
     report.notes.append(_splits(contest))
     return report
 
@@ -99,22 +105,20 @@ def _own(arguments: argparse.Namespace) -> tuple[Contest, str]:
     return open_run(settings.run, bags, bags), said
 
 
-def _add_ganomaly(report: Comparison, contest: Contest, arguments: argparse.Namespace) -> None:
-    """Add GANomaly's row, or say why there is none."""
+def _add_image_detectors(report: Comparison, contest: Contest, arguments: argparse.Namespace) -> None:
+    """Add the rows of detectors that see images, not features; GANomaly's, or why there is none."""
     benign = contest.benign[: arguments.ganomaly_images]
     paths = contest.labelled.paths
     learned, judged = ([paths[i] for i in index] for index in (benign, contest.judged))
-    work = ganomaly.Work(arguments.work, contest.digest, learned, judged)
+    work, epochs = ganomaly.Work(arguments.work, learned, judged), arguments.ganomaly_epochs
+    learning = f"{ganomaly.PIXELS} pixels, {len(benign)} benign images, {epochs} epochs, one seed"
+    report.add_row("skip_ganomaly", contest.judge([skip_ganomaly.scores(work, epochs)]))
+    report.notes.append(f"skip_ganomaly: {learning}")
     try:
-        scores = work.scores(arguments.ganomaly_epochs)
+        report.add_row("ganomaly", contest.judge([ganomaly.scores(work, epochs)]))
+        report.notes.append(f"ganomaly: anomalib {anomalib_environment.VERSION}, {learning}")
     except anomalib_environment.Unavailable as reason:
         report.notes.append(f"ganomaly: not run, {reason}")
-        return
-    report.add_row("ganomaly", contest.judge([scores]))
-    report.notes.append(
-        f"ganomaly: anomalib {anomalib_environment.VERSION}, {ganomaly.PIXELS} pixels, "
-        f"{len(benign)} benign images, {arguments.ganomaly_epochs} epochs, one seed"
-    )
 
 
 def _splits(contest: Contest) -> str:

@@ -21,28 +21,30 @@ WORKER = Path(__file__).with_name("ganomaly_worker.py")
 
 @dataclass(frozen=True)
 class Work:
-    """What GANomaly learns and what it scores."""
+    """What detectors that see images learn and what they score; their scores are stored in a folder."""
 
     folder: Path
-    digest: str  # of the images
     benign: Sequence[Path]
     judged: Sequence[Path]
 
-    def scores(self, epochs: int) -> NDArray[np.float64]:
-        """Return a score for each image of `judged`, computed once; raises Unavailable."""
-        named = json.dumps(
-            [VERSION, PIXELS, epochs, list(map(str, self.benign)), list(map(str, self.judged))]
-        )
-        own = self.folder / f"ganomaly-{hashlib.sha256(named.encode()).hexdigest()[:12]}"
-        out = own / "scores.npy"
-        if not out.exists():
-            python = environment()
-            for name, paths in {"benign": self.benign, "judged": self.judged}.items():
-                _write(own / name, paths)
-            run_to_end([python, WORKER, own, str(PIXELS), str(epochs)])
-            for spent in ("benign", "judged", "Ganomaly"):  # the last holds anomalib's checkpoints
-                remove(own / spent)
-        return np.load(out).astype(np.float64)
+    def place(self, detector: str, *settings: object) -> Path:
+        """Name the folder of a detector's scores by its settings and by the images."""
+        named = json.dumps([PIXELS, *settings, list(map(str, self.benign)), list(map(str, self.judged))])
+        return self.folder / f"{detector}-{hashlib.sha256(named.encode()).hexdigest()[:12]}"
+
+
+def scores(work: Work, epochs: int) -> NDArray[np.float64]:
+    """Return a score for each image of `judged`, computed once; raises Unavailable."""
+    own = work.place("ganomaly", VERSION, epochs)
+    out = own / "scores.npy"
+    if not out.exists():
+        python = environment()
+        for name, paths in {"benign": work.benign, "judged": work.judged}.items():
+            _write(own / name, paths)
+        run_to_end([python, WORKER, own, str(PIXELS), str(epochs)])
+        for spent in ("benign", "judged", "Ganomaly"):  # the last holds anomalib's checkpoints
+            remove(own / spent)
+    return np.load(out).astype(np.float64)
 
 
 def _write(folder: Path, paths: Sequence[Path]) -> None:

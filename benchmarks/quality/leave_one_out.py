@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gbad_batch.engine.datasets.coco import write_coco
 from gbad_batch.engine.datasets.labels import Gathered
-from gbad_batch.engine.model.architecture import Architecture
+from gbad_batch.engine.model.architecture import MAP_MAX, Architecture
 from gbad_batch.engine.model.network import normalize
 from gbad_batch.engine.row import THREATS, threat_names
 from gbad_batch.engine.synth import SynthSettings, generator_hash
@@ -25,7 +25,13 @@ from gbad_batch.engine.system.machine import cpu_model, usable_cores
 from gbad_batch.engine.training.data import Labelled, load_labelled
 from gbad_batch.engine.training.pixels import decoded
 from gbad_batch.engine.training.run import train
-from gbad_batch.engine.training.settings import Phase1Settings, Phase2Settings, Stage, TrainSettings
+from gbad_batch.engine.training.settings import (
+    IMAGENET,
+    Phase1Settings,
+    Phase2Settings,
+    Stage,
+    TrainSettings,
+)
 
 from ..archives import default_work_dir, labelled_set
 from ..report import ROOT, commit
@@ -51,15 +57,15 @@ class Size:
     epochs: int  # of phase I on whole images, after them
     steps: int  # of phase II
     seeds: int  # of phases II and III
-    backbone: str = "regnetx_004"
+    backbone: str = "tf_efficientnet_lite0"  # as in the default bundle, with a class map
 
     @property
     def told(self) -> str:
         """Write it for a heading."""
         return (
-            f"{self.images} + {self.images} synthetic images at {self.pixels} pixels, {self.backbone}, "
-            f"{self.windows} epochs on windows and {self.epochs} on whole images, with places, "
-            f"{self.steps} steps of phase II, {self.seeds} seeds of phases II and III"
+            f"{self.images} + {self.images} synthetic images at {self.pixels} pixels, {self.backbone} "
+            f"from ImageNet, {self.windows} epochs on windows and {self.epochs} on whole images, "
+            f"with places, {self.steps} steps of phase II, {self.seeds} seeds of phases II and III"
         )
 
 
@@ -147,7 +153,8 @@ def _trained(threat: str, size: Size, work: Path) -> tuple[Contest, NDArray[np.f
         run=own / "run",
         demo=True,
         phases=(1, 2),
-        architecture=Architecture(backbone=size.backbone, input_size=size.pixels),
+        backbone_weights=IMAGENET,
+        architecture=Architecture(backbone=size.backbone, input_size=size.pixels, head=MAP_MAX),
         phase1=Phase1Settings(
             stages=(Stage(size.pixels // 2, size.windows, 0.5), Stage(size.pixels, size.epochs)),
             localization=1.0,
