@@ -34,6 +34,7 @@ from gbad_batch.engine.training.settings import (
     Phase2Settings,
     Stage,
     TrainSettings,
+    image_size,
 )
 from gbad_batch.engine.training.stopwatch import Stopwatch
 
@@ -44,7 +45,7 @@ from .guards import guard_auroc
 SEEN = ("white", "grey")  # looks; the third, vivid, is only in T3
 DRAWN = {  # straight to pixels, for training
     # scarce classes are raised only here; calibration and test sets keep SIXray's shares
-    "phase1": SynthSettings(12_000, 101, 0.5, looks=SEEN, class_shares=CLASS_SHARES),
+    "phase1": SynthSettings(24_000, 101, 0.5, looks=SEEN, class_shares=CLASS_SHARES),
     "phase2": SynthSettings(4_000, 102, 0.0, looks=SEEN),
     "validation": SynthSettings(1_000, 104, 0.3, looks=SEEN),
     "calibration": SynthSettings(5_000, 103, 0.0, looks=SEEN),
@@ -68,7 +69,7 @@ SIZE = ARCHITECTURE.input_size
 # windows alone, at the scale of the whole image: a threat is a hundredth or two of its bag, the class map
 # looks no further, and a window costs a quarter of an image
 PHASE1 = Phase1Settings(
-    stages=(Stage(SIZE // 2, 3, 0.5),),
+    stages=(Stage(SIZE // 2, 6, 0.5),),
     learning_rate=1e-3,
     weight_decay=0.02,
     localization=1.0,
@@ -91,6 +92,9 @@ def options(parser: argparse.ArgumentParser) -> None:
         "--share", type=float, default=1.0, metavar="S", help="of the images of each set, for a trial"
     )
     parser.add_argument(
+        "--image-size", type=int, default=SIZE, metavar="PIXELS", help="a side of the network's input"
+    )
+    parser.add_argument(
         "--model", type=Path, metavar="BUNDLE", help="judge this bundle on the test sets, and train none"
     )
 
@@ -101,19 +105,24 @@ def run(arguments: argparse.Namespace) -> Report:
     work.mkdir(parents=True, exist_ok=True)
     clock = Stopwatch(work / SECONDS, _told)
     drawn, tested = (_shared(sets, arguments.share) for sets in (DRAWN, TESTED))
-    bundle: Path = arguments.model or work / "bundle"
+    size = image_size(arguments.image_size)
+    suffix = "" if size == SIZE else f"_{size}"
+    bundle: Path = arguments.model or work / f"bundle{suffix}"
     if not bundle.exists():
         for name, settings in drawn.items():
             draw_set(work / name, settings, SIZE, clock)
         _make_archive(work, CARD, tested[CARD], clock)
         keep_freed_memory()
-        train(_settings(work, bundle, drawn, tested, clock), clock)
-    found = {name: _judge(work, bundle, name, tested[name], clock) for name in TESTS}
+        settings = _settings(work, bundle, drawn, tested, clock)
+        train(_at_size(settings, size, work / f"run{suffix}"), clock)
+    judged = {name: _judge(work, bundle, name, tested[name], clock) for name in TESTS}
+    found = {name: evaluation for name, (evaluation, _) in judged.items()}
     report = Report(f"The default bundle on sets that it never saw, generator {generator_hash()[:12]}")
     _add_bars(report, found)
     for name in TESTS:
         _add_figures(report, name, found[name])
     _add_real_objects(report, work, bundle)
+    report.add("t1.img_s", judged["t1"][1], "img/s")
     report.add("guard_auroc", guard_auroc(work / "t1"), "", at_most=0.60)
     for name, what in TESTS.items():
         counts = found[name].counts
@@ -131,6 +140,17 @@ def recipe_hash() -> str:
         "settings": [asdict(each) for each in (ARCHITECTURE, PHASE1, PHASE2)],
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _at_size(settings: TrainSettings, size: int, run: Path) -> TrainSettings:
+    """Change the input size, and the windows' with it, so that they show as much of an image."""
+    stages = tuple(replace(each, size=each.size * size // SIZE) for each in PHASE1.stages)
+    return replace(
+        settings,
+        run=run,
+        architecture=replace(ARCHITECTURE, input_size=size),
+        phase1=replace(PHASE1, stages=stages),
+    )
 
 
 def _shared(sets: Mapping[str, SynthSettings], share: float) -> dict[str, SynthSettings]:
@@ -201,18 +221,23 @@ def _told(phase: str, done: int, total: int, figures: Mapping[str, float]) -> No
         print(f"  {phase}: {done} of {total} {said}", flush=True)
 
 
-def _scan(images: Path, results: Path, bundle: Path) -> None:
-    Scan(ScanSettings(sources=(str(images),), out=results, model=bundle, overwrite=True)).run()
+def _scan(images: Path, results: Path, bundle: Path) -> float:
+    """Scan a set; returns images a second."""
+    settings = ScanSettings(sources=(str(images),), out=results, model=bundle, overwrite=True)
+    return Scan(settings).run().images_per_second
 
 
-def _judge(work: Path, bundle: Path, name: str, settings: SynthSettings, clock: Stopwatch) -> Evaluation:
+def _judge(
+    work: Path, bundle: Path, name: str, settings: SynthSettings, clock: Stopwatch
+) -> tuple[Evaluation, float]:
+    """Scan a test set, drawn where it is missing; returns the figures, and images a second."""
     _make_archive(work, name, settings, clock)
     results = work / f"{name}.parquet"
     clock(f"judge {name}", 0, 1, {})
-    _scan(work / name / "images", results, bundle)
+    speed = _scan(work / name / "images", results, bundle)
     found = evaluate(EvaluateSettings(results, work / name, model=bundle, out=work / f"{name}.figures"))
     clock(f"judge {name}", 1, 1, {})
-    return found
+    return found, speed
 
 
 def _add_real_objects(report: Report, work: Path, bundle: Path) -> None:
