@@ -144,7 +144,7 @@ def recipe_hash() -> str:
 
 def _at_size(settings: TrainSettings, size: int, run: Path) -> TrainSettings:
     """Change the input size, and the windows' with it, so that they show as much of an image."""
-    stages = tuple(replace(each, size=each.size * size // SIZE) for each in PHASE1.stages)
+    stages = tuple(each._replace(size=each.size * size // SIZE) for each in PHASE1.stages)
     return replace(
         settings,
         run=run,
