@@ -47,7 +47,13 @@ from gbad_batch.engine.training.phases.phase2 import (
     set_standardization,
     train_bigan,
 )
-from gbad_batch.engine.training.phases.phase3 import Losses, fit_svm, is_monotone, operating_points
+from gbad_batch.engine.training.phases.phase3 import (
+    Losses,
+    choose_default,
+    fit_svm,
+    is_monotone,
+    operating_points,
+)
 from gbad_batch.engine.training.pixels import decoded
 from gbad_batch.engine.training.reported import train_as_reported
 from gbad_batch.engine.training.run import train
@@ -743,6 +749,34 @@ def test_a_kernel_that_folds_back_is_not_monotone():
         coefficients=np.ones(1), gamma=np.ones(1), low=np.full(2, -1.0), high=np.full(2, 1.0),
     )  # fmt: skip
     assert not is_monotone(bump)
+
+
+@pytest.mark.parametrize(
+    ("found", "chosen"),
+    [
+        ((150, 220, 225), "classes"),  # of 300 threats; the interval of 225 begins at 209
+        ((215, 220, 225), "gbad"),
+        ((150, 200, 225), "combined"),
+        ((0, 225, 150), "classes"),
+    ],
+)
+def test_the_default_decision_is_the_simplest_of_the_best(found: tuple[int, int, int], chosen: str):
+    benign, threats = 700, 300
+    random, labels = np.random.default_rng(0), np.zeros((benign + threats, 5), bool)
+    labels[benign:, 0] = True
+    # each decision looks at a number of its own, which is large for the threats that it finds
+    numbers = random.uniform(0, 1, (3, benign + threats))
+    for number, count in zip(numbers, found, strict=True):
+        number[benign : benign + count] += 2
+    gbad, classes, combined = numbers
+    logits = np.tile(classes[:, None], 5).astype(np.float32)
+    losses = Losses(np.exp(gbad).astype(np.float32), np.exp(combined).astype(np.float32), logits, labels)
+    weights = {"gbad": [1.0, 0.0], "classes": [1.0], "combined": [0.0, 1.0, 0.0]}
+    decisions = {
+        name: Decision(name, np.zeros(len(w)), np.ones(len(w)), np.array(w), np.zeros(1))
+        for name, w in weights.items()
+    }
+    assert choose_default(decisions, losses) == chosen
 
 
 def test_thresholds_give_at_most_the_false_alarm_rate_asked_for():
