@@ -133,10 +133,8 @@ def adapt_and_die(settings: AdaptSettings, killed_in: tuple[str, int]) -> None:
     adapt(settings, die)
 
 
-@pytest.mark.parametrize(
-    "kills",
-    [[("phase II", 31)], pytest.param([("scan in fp32", 50), ("phase II", 61)], marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [[("phase II", 31)], [("scan in fp32", 50), ("phase II", 61)]])
 def test_a_run_that_was_killed_ends_with_the_same_bytes(
     settings: AdaptSettings, adapted: Bundle, tmp_path: Path, kills: list[tuple[str, int]]
 ):

@@ -71,11 +71,20 @@ def test_what_cannot_be_is_a_sentence(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["doctor"], ["doctor", "--json"], ["synth", "new", "--count", "2"], ["scan", "--help"]]
+    "arguments",
+    [
+        ["doctor", "--model", "TINY"],
+        ["doctor", "--model", "TINY", "--json"],
+        ["synth", "new", "--count", "2"],
+        ["scan", "--help"],
+    ],
 )
-def test_an_output_that_takes_nothing_is_told(tmp_path: Path, arguments: list[str]) -> None:
+def test_an_output_that_takes_nothing_is_told(
+    tmp_path: Path, tiny_bundle: Bundle, arguments: list[str]
+) -> None:
+    words = [str(tiny_bundle.path) if each == "TINY" else each for each in arguments]
     with Path("/dev/full").open("w") as full:
-        done = run(*arguments, cwd=tmp_path, stdout=full)
+        done = run(*words, cwd=tmp_path, stdout=full)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "gbad-batch: the output cannot be written: No space left on device"
 

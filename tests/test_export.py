@@ -108,5 +108,6 @@ def test_weights_are_stored_in_half_and_statistics_exactly(model: GBAD, graphs: 
     assert len(graphs[0]) < 6_600_000
 
 
+@pytest.mark.slow  # it traces both graphs again
 def test_the_same_model_gives_the_same_bytes(model: GBAD, graphs: tuple[bytes, bytes]):
     assert export_graphs(model) == graphs

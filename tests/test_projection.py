@@ -340,6 +340,7 @@ def test_training_takes_projected_images_into_the_train_split_alone(
     assert list((plain.run).glob("projected")) == []
 
 
+@pytest.mark.slow
 def test_places_are_learned_from_projected_threats(settings: TrainSettings, tmp_path: Path) -> None:
     placed = replace(settings.phase1, localization=1.0)
     own = replace(settings, run=tmp_path / "run", phases=(1,), phase1=placed)

@@ -64,6 +64,7 @@ def test_ci_takes_the_test_command_from_the_readme() -> None:
     assert [command for command in COMMANDS if re.search(pattern[1], command)] == [COMMANDS[1]]
 
 
+@pytest.mark.slow
 def test_the_demo_scans_its_archive_and_can_be_repeated(tmp_path: Path) -> None:
     words = [str(Path(sys.executable).with_name("gbad-batch")), "demo", str(tmp_path), "--count", "4"]
     for _ in range(2):

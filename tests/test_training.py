@@ -193,7 +193,7 @@ def test_kernels_in_channels_last_keep_their_order():
     np.testing.assert_array_equal(stored[kernel], state[kernel].half().numpy())
 
 
-@pytest.mark.slow  # the fast half: a training that was killed ends with the weights of one that was not
+@pytest.mark.slow  # test_start ends a training that was killed with the weights of one that was not
 def test_the_same_seed_gives_the_same_weights(settings: TrainSettings, bundle: Bundle, tmp_path: Path):
     shown: list[Mapping[str, float]] = []
 
@@ -238,13 +238,8 @@ def train_until_killed(settings: TrainSettings, killed_in: tuple[str, int]) -> N
     assert process.exitcode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize(
-    "kills",
-    [
-        [("phase I", 3), ("phase II", 31)],
-        pytest.param([("features", 64), ("phase III", 1)], marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow  # test_start kills a training in phase I
+@pytest.mark.parametrize("kills", [[("phase I", 3), ("phase II", 31)], [("features", 64), ("phase III", 1)]])
 def test_a_training_that_was_killed_ends_with_the_same_weights(
     settings: TrainSettings, bundle: Bundle, tmp_path: Path, kills: list[tuple[str, int]]
 ):
@@ -374,6 +369,7 @@ def test_places_without_boxes_are_refused(settings: TrainSettings, tmp_path: Pat
         train(replace(own, phase1=replace(own.phase1, localization=1.0)))
 
 
+@pytest.mark.slow
 def test_a_phase_runs_alone_and_again(settings: TrainSettings, bundle: Bundle, tmp_path: Path):
     own = replace(settings, out=tmp_path / "bundle", run=tmp_path / "run", int8_image_count=0)
     with pytest.raises(Refused, match="no finished phase I"):
