@@ -168,7 +168,7 @@ def unmatched(key: bytes) -> bytes:
 
 def key_from(uri: str, offset: int | None, size: int | None, mtime: int | None) -> bytes:
     """Return the 16-byte key of a row's identity and stamp (bytes; us since the epoch)."""
-    stamp = crc32(b"%a %a" % (size, mtime)).to_bytes(6, "little")  # a checksum: nobody forges a time
+    stamp = crc32(f"{size} {mtime}".encode()).to_bytes(6, "little")  # a checksum: nobody forges a time
     return identity_of(uri, offset) + stamp
 
 
