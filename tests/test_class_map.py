@@ -195,6 +195,7 @@ def test_a_scan_takes_its_class_scores_from_the_map(bundle: Bundle, model: GBAD,
         assert row.anomaly_score == pytest.approx(float(wanted.max()), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_another_input_size_gives_a_bundle_too() -> None:
     size = 96
     network, _ = export_graphs(torch_bundle.model(replace(torch_bundle.PEAKED, input_size=size)))

@@ -358,6 +358,7 @@ def test_places_are_learned_from_projected_threats(settings: TrainSettings, tmp_
     assert any(not torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
+@pytest.mark.slow
 def test_a_projection_that_was_killed_goes_on(settings: TrainSettings, tmp_path: Path) -> None:
     own = replace(settings, run=tmp_path / "run", phases=(1,))
 

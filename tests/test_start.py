@@ -129,6 +129,7 @@ def train_and_die(settings: TrainSettings, killed_in: tuple[str, int]) -> None:
     train(settings, die)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tuned")
 def test_a_training_that_was_killed_ends_with_the_same_weights(settings: TrainSettings, tmp_path: Path):
     own = replace(settings, run=tmp_path / "run", phases=(1,))

@@ -173,6 +173,7 @@ def test_the_weights_of_a_bundle_give_what_its_graphs_give(bundle: Bundle):
     np.testing.assert_allclose(ours.reconstruction_loss, plain.reconstruction_loss, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_features_of_many_images_are_those_of_few(bundle: Bundle):
     form = bundle.manifest.preprocessing
     model = GBAD.from_arrays(bundle.manifest.architecture, bundle.tensors(), form.mean, form.std)
@@ -193,7 +194,7 @@ def test_kernels_in_channels_last_keep_their_order():
     np.testing.assert_array_equal(stored[kernel], state[kernel].half().numpy())
 
 
-@pytest.mark.slow  # test_start ends a training that was killed with the weights of one that was not
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights(settings: TrainSettings, bundle: Bundle, tmp_path: Path):
     shown: list[Mapping[str, float]] = []
 
@@ -238,7 +239,7 @@ def train_until_killed(settings: TrainSettings, killed_in: tuple[str, int]) -> N
     assert process.exitcode == -signal.SIGKILL
 
 
-@pytest.mark.slow  # test_start kills a training in phase I
+@pytest.mark.slow
 @pytest.mark.parametrize("kills", [[("phase I", 3), ("phase II", 31)], [("features", 64), ("phase III", 1)]])
 def test_a_training_that_was_killed_ends_with_the_same_weights(
     settings: TrainSettings, bundle: Bundle, tmp_path: Path, kills: list[tuple[str, int]]
@@ -334,6 +335,7 @@ def test_an_input_size_without_graphs_is_refused_at_once():
     assert [image_size(size) for size in (64, 256, 320, 384)] == [64, 256, 320, 384]
 
 
+@pytest.mark.slow
 def test_a_run_knows_its_images_and_boxes(settings: TrainSettings, tmp_path: Path):
     write_archive(tmp_path / "bags", SynthSettings(40, 1, 0.5))
     labels, images = tmp_path / "bags" / "boxes.json", tmp_path / "bags" / "images"
