@@ -5,7 +5,6 @@ library has it, so it is written out here.
 """
 
 import hashlib
-import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,9 +14,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gbad_batch.engine.system.durable import write_whole
 from gbad_batch.engine.training.pixels import decoded
 
+from .contest import stored
 from .ganomaly import PIXELS, Work
 
 Pixels = NDArray[np.uint8]  # [n, PIXELS, PIXELS, 3]
@@ -75,14 +74,14 @@ class Discriminator(nn.Module):
 def scores(work: Work, epochs: int) -> Scores:
     """Return a score for each image of `judged`, computed once."""
     source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-    out = work.place("skip_ganomaly", source, epochs) / "scores.npy"
-    if not out.exists():
+    own = work.place("skip_ganomaly", source, epochs)
+    own.mkdir(parents=True, exist_ok=True)
+
+    def compute() -> dict[str, Scores]:
         score = fit(_pixels(work.benign), epochs, SEED)
-        buffer = io.BytesIO()
-        np.save(buffer, score(_pixels(work.judged)))
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(out, buffer.getvalue())
-    return np.load(out)
+        return {"scores": score(_pixels(work.judged))}
+
+    return stored(own / "scores.npz", compute)["scores"]
 
 
 def fit(benign: Pixels, epochs: int, seed: int) -> Callable[[Pixels], Scores]:

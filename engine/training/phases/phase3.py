@@ -220,7 +220,7 @@ def choose_default(decisions: dict[str, Decision], validation: Losses, pfa: floa
     best = max(detected.values())
     positives = int(validation.positive.sum())
     low, _ = wilson_interval(round(best * positives), positives)
-    return next(name for name in SIMPLEST if detected.get(name, -1.0) >= low)
+    return next(name for name in SIMPLEST if detected[name] >= low)
 
 
 def _detection(scores: Scores, positive: NDArray[np.bool_], pfa: float) -> float:
