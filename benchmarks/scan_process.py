@@ -12,6 +12,7 @@ from pathlib import Path
 from gbad_batch.engine.scan import Scan
 from gbad_batch.engine.settings import ScanSettings
 from gbad_batch.engine.stages import open_stages
+from gbad_batch.engine.system.machine import let_arrow_use_malloc
 
 from .report import ROOT
 from .stand_ins import open_unscored_stages
@@ -24,7 +25,7 @@ class Scanned:
     images: int
     seconds: float  # start-up apart
     peak_mb: float  # MB of 1,000,000 bytes: of the coordinator and of its largest worker, added
-    stage_seconds: dict[str, float]  # busy, summed over threads
+    stage_cpu_seconds: dict[str, float]  # summed over threads
 
 
 def scanned_apart(archive: Path, out: Path, *, unscored: bool = False, model: Path | None = None) -> Scanned:
@@ -51,11 +52,12 @@ def main() -> None:
     parser.add_argument("--unscored", action="store_true")
     parser.add_argument("--model", type=Path)
     given = parser.parse_args()
+    let_arrow_use_malloc()  # as the command does
     settings = ScanSettings(
         sources=(given.archive,), out=given.out, device="cpu", overwrite=True, model=given.model
     )
     done = Scan(settings, open_unscored_stages if given.unscored else open_stages).run()
-    print(json.dumps(asdict(Scanned(done.images, done.seconds, peak_bytes() / 1e6, done.stage_seconds))))
+    print(json.dumps(asdict(Scanned(done.images, done.seconds, peak_bytes() / 1e6, done.stage_cpu_seconds))))
 
 
 if __name__ == "__main__":

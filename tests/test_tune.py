@@ -366,12 +366,19 @@ def test_on_a_gpu_trials_have_the_readers_of_a_scan_and_larger_batches(
 
 def test_on_a_gpu_larger_batches_than_the_default_are_tried() -> None:
     assert max(tuning.BATCHES["cuda"]) > BATCH_SIZES["cuda"]
-    images, size = 512, ChunkSize(512, on_gpu=True)
+    images, size = 512, ChunkSize(512, 256, on_gpu=True)
     listed = [Candidate(Row("x", bytes=140_000), b"x") for _ in range(images)]  # a photograph's size
     with Feed(iter(listed), Progress()) as feed:
         while not (taken := feed.take(size.images, size.bytes, at_once=False)):
             time.sleep(0.001)
     assert len(taken) == images
+
+
+@pytest.mark.parametrize(("side", "images"), [(64, 256), (384, 112), (2048, 8)])
+def test_a_chunk_s_pixels_are_bounded_however_fast_the_model_is(side: int, images: int) -> None:
+    size = ChunkSize(8, side, on_gpu=False)
+    size.learn(FinishedChunk(0, b"", rows=8, failed=0, alarms=0, seconds={"score": 1e-6}))
+    assert size.images == images
 
 
 def test_its_synthetic_pictures_are_decoded_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,11 +62,14 @@ def _sizes(named: dict[str, int], share: float) -> dict[str, int]:
 
 
 def _add_exponents(report: Report, kind: str, scans: Sequence[Scanned]) -> None:
-    """Add the exponents of a fit of seconds = a * images ** b, of the scans and of each stage."""
+    """Add the exponents of a fit of seconds = a * images ** b, of the scans and of each stage.
+
+    A stage's are CPU seconds: the listing runs ahead on an idle core at first, and later waits for one.
+    """
     images = [scanned.images for scanned in scans]
     report.add(f"exponent_{kind}", exponent(images, [s.seconds for s in scans]), at_most=EXPONENT)
-    for stage in scans[-1].stage_seconds:
-        seconds = [scanned.stage_seconds.get(stage, 0.0) for scanned in scans]
+    for stage in scans[-1].stage_cpu_seconds:
+        seconds = [scanned.stage_cpu_seconds.get(stage, 0.0) for scanned in scans]
         if min(seconds) > 0:
             report.add(f"exponent_{kind}_{stage}", exponent(images, seconds), at_most=EXPONENT)
 

@@ -89,9 +89,11 @@ def main() -> None:
     gbad-batch doctor                                see what this machine can do
     gbad-batch tune                                  find its fastest settings
     """
+    from ..system.machine import let_arrow_use_malloc
     from .console import whole_streams
 
     whole_streams()
+    let_arrow_use_malloc()  # here, as a library's caller may want another allocator
 
 
 def _log_to_stderr(level: str, *, quiet: bool, as_json: bool = False) -> None:

@@ -69,6 +69,14 @@ def keep_freed_memory() -> None:
     libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
+def let_arrow_use_malloc() -> None:
+    """Have Arrow allocate by malloc, if it is not loaded yet and the environment names no other allocator.
+
+    Its own, mimalloc, takes twice as much where parts are merged (104 MB against 59), and some more time.
+    """
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+
+
 @cache
 def cpu_model() -> str:
     """Return the model name of the processor from /proc/cpuinfo."""

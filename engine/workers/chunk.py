@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 CHUNK_SECONDS = 0.1  # that a chunk should take one thread
 MOST_IMAGES = 256  # of a chunk on a CPU
+PIXEL_BYTES = 50_000_000  # of them, once decoded
 CHUNK_BYTES = 64_000_000  # of the files of a chunk, as listed; one file alone may have more
 GPU_CHUNK_BYTES = 120_000_000  # likewise on a GPU: as many as a reader can share (`stages.readers`)
 
@@ -69,13 +70,15 @@ class Clock:
 class ChunkSize:
     """How much the next chunk should have: whole batches that take a thread about CHUNK_SECONDS.
 
-    On a GPU a chunk is one batch.
+    However fast the model is, a chunk's pixels stay below PIXEL_BYTES, or are one batch; on a GPU they are
+    always one.
     """
 
-    def __init__(self, batch_size: int, on_gpu: bool):
+    def __init__(self, batch_size: int, input_size: int, on_gpu: bool):
         self.images = batch_size
         self.bytes = GPU_CHUNK_BYTES if on_gpu else CHUNK_BYTES
         self._batch_size = batch_size
+        self._most_batches = min(MOST_IMAGES, PIXEL_BYTES // (3 * input_size**2)) // batch_size
         self._on_gpu = on_gpu
         self._image_seconds = 0.0  # of one thread, as the last chunks took
 
@@ -86,5 +89,4 @@ class ChunkSize:
         spent = sum(chunk.seconds.values()) / chunk.rows
         self._image_seconds += (spent - self._image_seconds) / 4 if self._image_seconds else spent
         batches = round(CHUNK_SECONDS / max(self._image_seconds, 1e-9) / self._batch_size)
-        most = MOST_IMAGES // self._batch_size
-        self.images = self._batch_size * max(1, min(batches, most))
+        self.images = self._batch_size * max(1, min(batches, self._most_batches))

@@ -83,7 +83,8 @@ class Pool:
         except BaseException:
             self.__exit__()
             raise
-        self._size = ChunkSize(self._setup.plan.batch_size, on_gpu=bool(self._setup.devices))
+        setup = self._setup
+        self._size = ChunkSize(setup.plan.batch_size, setup.input_size, on_gpu=bool(setup.devices))
         return self
 
     def __exit__(self, *exc_info: object) -> None:
