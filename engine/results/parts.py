@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
     from numpy.typing import NDArray
 
-ROW_GROUP = 1 << 16  # rows of a file that are written at a time
+ROW_GROUP = 1 << 15  # rows of a file that are written at a time
+MERGED_GROUP = 1 << 14  # likewise of parts that are merged: this memory is needed beside a running scan
 READ_ROWS = 1 << 14  # rows that are read at a time, some of which become Python objects
 READ_BYTES = GROUP_BYTES = 64_000_000  # of rows that are read at a time, and of a row group
 MERGE = 16  # parts of one generation become one of the next
@@ -80,9 +81,8 @@ class PartFolder:
     ) -> None:
         """Replace neighbouring parts by one with the rows that `keep` selects; a crash leaves either."""
         merged = self._file_for(run[0].first, run[-1].last)
-        write_parquet(
-            merged.path, schema, (keep(batch) for part in run for batch in read_parquet(part.path, schema))
-        )
+        kept = (keep(batch) for part in run for batch in read_parquet(part.path, schema))
+        write_parquet(merged.path, schema, kept, most=MERGED_GROUP)
         at = self.parts.index(run[0])
         self.parts[at : at + len(run)] = [merged]
         for part in run:
@@ -122,11 +122,12 @@ def write_parquet(
     schema: "pa.Schema",
     batches: "Iterable[pa.RecordBatch]",
     footer: dict[bytes, bytes] | None = None,
+    most: int = ROW_GROUP,
 ) -> int:
     """Write a Parquet file that gets its name once it is durable; returns its number of rows.
 
-    `footer` is key-value metadata. Raises OSError of the disk and whatever `batches` raises; then nothing
-    is left.
+    `footer` is key-value metadata, `most` the rows of a row group. Raises OSError of the disk and whatever
+    `batches` raises; then nothing is left.
     """
     import pyarrow.parquet as pq
 
@@ -137,8 +138,8 @@ def write_parquet(
         with temporary.open("wb") as file:
             options: dict[str, Any] = {"compression": "zstd", "use_dictionary": dictionary}
             with pq.ParquetWriter(file, schema, write_page_checksum=True, **options) as writer:
-                for table in _in_row_groups(schema, batches):
-                    writer.write_table(table, row_group_size=ROW_GROUP)
+                for table in _in_row_groups(schema, batches, most):
+                    writer.write_table(table, row_group_size=most)
                     rows += table.num_rows
                 if footer:
                     writer.add_key_value_metadata(footer)
@@ -287,8 +288,10 @@ def _uncovered(found: Iterable[PartFile]) -> list[PartFile]:
     return kept
 
 
-def _in_row_groups(schema: "pa.Schema", batches: "Iterable[pa.RecordBatch]") -> "Iterator[pa.Table]":
-    """Join batches into contiguous tables of one row group each: ROW_GROUP rows, fewer if they are large."""
+def _in_row_groups(
+    schema: "pa.Schema", batches: "Iterable[pa.RecordBatch]", most: int
+) -> "Iterator[pa.Table]":
+    """Join batches into contiguous tables of one row group each: `most` rows, fewer if they are large."""
     import pyarrow as pa
 
     held: list[pa.RecordBatch] = []
@@ -298,8 +301,8 @@ def _in_row_groups(schema: "pa.Schema", batches: "Iterable[pa.RecordBatch]") -> 
         if size > GROUP_BYTES and held:
             yield pa.Table.from_batches(held, schema).combine_chunks()
             held, count, size = [], 0, batch.nbytes
-        while count + batch.num_rows >= ROW_GROUP:
-            head = ROW_GROUP - count
+        while count + batch.num_rows >= most:
+            head = most - count
             yield pa.Table.from_batches([*held, batch.slice(0, head)], schema).combine_chunks()
             batch, held, count = batch.slice(head), [], 0
         if batch.num_rows:
