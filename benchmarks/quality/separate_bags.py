@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import simplejpeg
@@ -108,9 +108,10 @@ def separate_bags(pixels: NDArray[np.uint8]) -> list[Box]:
     small = pixels[::step, ::step]
     dark = (air_of(small) - small).max(axis=2) > DARKER
     dark = ndimage.binary_dilation(ndimage.binary_opening(dark, np.ones((3, 3))), np.ones((3, 3)))
+    bodies, _ = cast("tuple[NDArray[np.int32], int]", ndimage.label(dark))
     found = [
         Box(across.start, along.start, across.stop, along.stop)
-        for along, across in ndimage.find_objects(ndimage.label(dark)[0])
+        for along, across in ndimage.find_objects(bodies)
     ]
     return [_enlarged(box, step, width, height) for box in sorted(_bags_of(found))] or [
         Box(0, 0, width, height)
