@@ -44,7 +44,7 @@ class Scan:
                     watch(self.progress)
                     self.progress.check_failures(self.settings)
                 with self.progress.timed("write"):
-                    finish(results, self.settings, self.listed)
+                    finish(results, self.settings, self.listed, self.progress)
             return summarize(self.settings, results, workers.setup, self.progress, self.listed)
 
     def rows(self) -> Iterator[Row]:

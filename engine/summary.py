@@ -145,11 +145,16 @@ def summarize(
     return summary
 
 
-def finish(session: Session, settings: ScanSettings, listed: ListingCounts) -> None:
-    """Put the result in its place; raises Refused, leaving nothing, if no shard has a candidate."""
+def finish(session: Session, settings: ScanSettings, listed: ListingCounts, progress: Progress) -> None:
+    """Put the result in its place.
+
+    Raises Refused, leaving nothing, if no shard has a candidate, and TooManyFailures, at which an earlier run
+    may have stopped with nothing left to do.
+    """
     if not session.index.listed and not listed.elsewhere:
         session.discard()
         raise Refused(_nothing_found(settings, listed))
+    progress.check_failures(settings)
     session.finish()
 
 

@@ -235,14 +235,17 @@ def test_failed_images_are_scanned_again_on_demand(scan: Any, archive: Path, tmp
     assert summary.images == 41
 
 
-def test_too_many_failures_stop_with_the_parts_kept(scan: Any, archive: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch_size", [1, 64])
+def test_too_many_failures_stop_with_the_parts_kept(
+    scan: Any, archive: Path, tmp_path: Path, batch_size: int
+) -> None:
     for i in range(5):
         (archive / f"a{i}.jpg").write_text("no image")
     with pytest.raises(TooManyFailures, match="--max-failures 3"):
-        scan(archive, out=tmp_path / "r.parquet", max_failures="3", batch_size=1)
+        scan(archive, out=tmp_path / "r.parquet", max_failures="3", batch_size=batch_size)
     assert (tmp_path / "r.parquet.parts").is_dir()
-    with pytest.raises(TooManyFailures):  # failures of the earlier run count, too
-        scan(archive, out=tmp_path / "r.parquet", max_failures="4", batch_size=1)
+    with pytest.raises(TooManyFailures):  # failures of the earlier run count, even if it left nothing to do
+        scan(archive, out=tmp_path / "r.parquet", max_failures="4", batch_size=batch_size)
     assert scan(archive, out=tmp_path / "r.parquet", max_failures="5").failed == {"not_an_image": 5}
 
 

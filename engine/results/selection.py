@@ -211,19 +211,31 @@ def sorted_by_position(
     """
     import numpy as np
 
-    kept = positions[positions >= 0]
-    if bool(np.all(kept[1:] > kept[:-1])):
+    if _ascend(positions):
         for batch, here in pairs:
             yield _rows_where(batch, here >= 0)
         return
     remove(scratch)
     scratch.mkdir()
     in_memory = min(ROW_GROUP, SORT_BYTES // bytes_each)
-    span = max(in_memory, len(kept) // MAX_RANGES + 1)
+    span = max(in_memory, int(np.count_nonzero(positions >= 0)) // MAX_RANGES + 1)
     for file in _split_into_ranges(pairs, span, schema, scratch):
         yield from _sorted_rows(file)
         file.unlink()
     scratch.rmdir()
+
+
+def _ascend(positions: "NDArray[np.int32]") -> bool:
+    """Tell whether the positions that are not negative ascend, looking at some of them at a time."""
+    last = -1
+    for start in range(0, len(positions), ROW_GROUP):
+        here = positions[start : start + ROW_GROUP]
+        here = here[here >= 0]
+        if len(here):
+            if here[0] <= last or (here[1:] <= here[:-1]).any():
+                return False
+            last = int(here[-1])
+    return True
 
 
 def in_part(
