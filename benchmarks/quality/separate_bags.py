@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -22,15 +22,15 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from gbad_batch.engine import Scan, ScanSettings
 from gbad_batch.engine.bundle import Bundle, default_bundle_path
+from gbad_batch.engine.datasets import read_labels
 from gbad_batch.engine.evaluation.rows import decision_scores, read_results
 from gbad_batch.engine.row import THREATS
-from gbad_batch.engine.system.machine import usable_cores
 from gbad_batch.engine.training.look import air_of
 
-from ..archives import default_work_dir, labelled_set
-from ..recipe.default_bundle import TESTED
+from ..archives import default_work_dir
 from ..report import Report
-from .real_bags import REFERENCE, read_bags, real_folder
+from .real_bags import NEGATIVES, REFERENCE, read_bags, real_folder
+from .typicality import test_set
 
 SIDE = 384  # pixels, about, of the longer side of the picture in which bags are looked for
 DARKER = 24  # levels than the background, in one channel at least
@@ -42,7 +42,6 @@ BAGS = {"1": (1, 1), "2": (2, 2), "3_or_more": (3, 99)}  # in a picture
 PFA = 0.05
 
 Floats = NDArray[np.float64]
-Flags = NDArray[np.bool_]
 
 
 class Box(NamedTuple):
@@ -80,7 +79,7 @@ class Scores:
 def options(parser: argparse.ArgumentParser) -> None:
     """Name the bundle, and how many pictures to draw."""
     parser.add_argument("--model", type=Path, metavar="BUNDLE", help="in the place of the default bundle")
-    parser.add_argument("--images", type=int, default=2000, metavar="N", help="of each test set")
+    parser.add_argument("--bags", type=int, default=2000, metavar="N", help="pictures of each test set")
     work = default_work_dir()
     parser.add_argument("--work", type=Path, default=work, metavar="DIR", help="test sets are kept here")
 
@@ -90,9 +89,11 @@ def run(arguments: argparse.Namespace) -> Report:
     model: Path = arguments.model or default_bundle_path()
     report = Report("Pictures scored whole, and with several bags apart, by the decision 'classes'")
     for name in ("t1", "t2"):
-        settings = replace(TESTED[name], count=arguments.images, workers=usable_cores())
-        folder = labelled_set(arguments.work, settings)
-        _add_set(report, name, folder, *_both_ways(model, sorted((folder / "images").iterdir())))
+        images = test_set(arguments, name)
+        told = json.loads((images.parent / "boxes.json").read_text())["images"]
+        ways = _both_ways(model, [images / image["file_name"] for image in told])
+        bags = np.array([image["bags"] for image in told])
+        _add_set(report, name, read_labels(images.parent / "boxes.json").labels, bags, *ways)
     if os.environ.get("GBAD_REAL_DATA"):
         _add_real(report, model)
     else:
@@ -177,13 +178,10 @@ def _scores(model: Path, files: Sequence[Path]) -> Scores:
     return Scores(np.asarray(scores, np.float64), np.asarray(results.probabilities, np.float64))
 
 
-def _add_set(report: Report, name: str, folder: Path, whole: Scores, apart: Scores) -> None:
+def _add_set(
+    report: Report, name: str, labels: NDArray[np.bool_], bags: NDArray[np.int_], whole: Scores, apart: Scores
+) -> None:
     """Add the figures of a synthetic set, also by the number of bags in a picture."""
-    told = json.loads((folder / "boxes.json").read_text())
-    labels = np.zeros((len(told["images"]), len(THREATS)), np.bool_)
-    for threat in told["annotations"]:
-        labels[threat["image_id"] - 1, threat["category_id"] - 1] = True
-    bags = np.array([image["bags"] for image in told["images"]])
     positive = labels.any(axis=1)
     for way, found in (("whole", whole), ("apart", apart)):
         ap = [average_precision_score(labels[:, k], found.probabilities[:, k]) for k in range(len(THREATS))]
@@ -193,7 +191,8 @@ def _add_set(report: Report, name: str, folder: Path, whole: Scores, apart: Scor
         report.add(f"{name}.{way}.pd_05", float(alarm[positive].mean()))
         for what, (least, most) in BAGS.items():
             chosen = positive & (bags >= least) & (bags <= most)
-            report.add(f"{name}.{way}.pd_05_bags_{what}", float(alarm[chosen].mean()))
+            if chosen.any():
+                report.add(f"{name}.{way}.pd_05_bags_{what}", float(alarm[chosen].mean()))
 
 
 def _add_real(report: Report, model: Path) -> None:
@@ -202,7 +201,7 @@ def _add_real(report: Report, model: Path) -> None:
     for way, found in zip(("whole", "apart"), _both_ways(model, bags.paths), strict=True):
         threshold = np.quantile(found.classes[reference], 1 - PFA)
         report.add(f"real.{way}.pd_05", float((found.classes[positive] > threshold).mean()))
-        for kind in ("sixray", "passenger", "pixray"):
+        for kind in NEGATIVES:
             negative = bags.negatives(kind)
             chosen = positive | negative
             auroc = roc_auc_score(positive[chosen], found.classes[chosen])
