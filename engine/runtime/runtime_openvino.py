@@ -6,8 +6,8 @@ number of threads (tests/test_engine.py); a model of fixed shape would not give 
 
 import io
 import sys
+import threading
 from functools import cache
-from queue import LifoQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,9 +82,10 @@ class OpenVINORunner:
         self.streams = min(streams, threads)
         self._threads = threads // self.streams  # of a stream
         self._closed = False
-        self._idle: LifoQueue[Any] = LifoQueue()  # one request per stream; None must be reopened
-        for _ in range(self.streams):
-            self._idle.put(self._open())
+        self._requests: list[Any] = [self._open() for _ in range(self.streams)]  # None must be reopened
+        self._idle = list(range(self.streams))  # their positions
+        self._freed = threading.Condition()
+        self._local = threading.local()
 
     def _open(self) -> Any:
         engine = self.engine
@@ -117,28 +118,44 @@ class OpenVINORunner:
 
     def close(self) -> None:
         """Wait until no stream is busy, then free the model's memory."""
-        if self._closed:
-            return
-        self._closed = True
-        for _ in range(self.streams):
-            self._idle.get()
-        self._idle.put(None)  # so that a later call raises instead of waiting
+        with self._freed:
+            self._closed = True
+            self._freed.wait_for(lambda: len(self._idle) == self.streams)
+            self._requests = []
 
-    def _infer(self, pixels: "Pixels") -> Outputs:
-        request = self._idle.get()
-        try:
+    def _take(self) -> int:
+        """Wait for an idle stream, and return its position: the one that this thread used last, if it can be.
+
+        A stream computes on a thread of its own, which the kernel wakes on the core where it ran last. If
+        that is where another thread works now, this one's core stays idle.
+        """
+        with self._freed:
+            self._freed.wait_for(lambda: self._idle or self._closed)
             if self._closed:
                 raise ValueError("the runner is closed")
-            request = request or self._reopen()
+            last = getattr(self._local, "stream", None)
+            stream = self._local.stream = last if last in self._idle else self._idle[0]
+            self._idle.remove(stream)
+            return stream
+
+    def _give_back(self, stream: int) -> None:
+        with self._freed:
+            self._idle.append(stream)
+            self._freed.notify_all()
+
+    def _infer(self, pixels: "Pixels") -> Outputs:
+        stream = self._take()
+        try:
+            request = self._requests[stream] = self._requests[stream] or self._reopen()
             # not `infer`: with one thread it swallows errors and leaves the outputs of the batch before
             request.start_async({"pixels": np.ascontiguousarray(pixels)}, share_inputs=True)
             request.wait()
             return Outputs(**{name: request.get_tensor(name).data.copy() for name in OUTPUTS})
         except RuntimeError as error:
-            request = None  # a request that failed gives stale outputs the next time
+            self._requests[stream] = None  # a request that failed gives stale outputs the next time
             raise RuntimeError(error_reason(error)) from error
         finally:
-            self._idle.put(request)
+            self._give_back(stream)
 
 
 def _check_ports(compiled: Any, engine: Engine) -> None:
