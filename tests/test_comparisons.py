@@ -9,6 +9,8 @@ from benchmarks.__main__ import main
 from benchmarks.quality.comparison import Comparison, judge
 from benchmarks.quality.contest import open_run
 
+from gbad_batch.engine import Scan, ScanSettings
+from gbad_batch.engine.bundle import default_bundle_path
 from gbad_batch.engine.datasets import read_labels
 from gbad_batch.engine.errors import Refused
 from gbad_batch.engine.evaluation.bootstrap import Bootstrap
@@ -79,8 +81,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("work")
 
 
-TINY = ["--pixels", "64", "--epochs", "1", "--steps", "30", "--seeds", "2"]
-COMPARED = ["detectors", "--images", "60", *TINY, "--ganomaly-epochs", "0"]
+SHORT = ["--steps", "30", "--seeds", "2"]
+TINY = [*SHORT, "--pixels", "64", "--epochs", "1"]
+COMPARED = ["detectors", "--images", "60", *SHORT, "--ganomaly-epochs", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -112,16 +115,31 @@ def test_what_is_stored_is_not_computed_again(work: Path, compared: dict[str, fl
 
 
 @pytest.mark.slow
-def test_a_run_of_train_is_compared_with_its_data_set(work: Path, compared: dict[str, float]):
-    (run,), (data,) = work.glob("detectors-*"), work.glob("bags-*")
-    words = ["--run", str(run), "--data", str(data), "--work", str(work)]
+def test_the_network_of_a_bundle_is_compared_on_a_data_set(work: Path, compared: dict[str, float]):
+    (data,) = work.glob("bags-*")
+    words = ["--model", str(default_bundle_path()), "--data", str(data), "--work", str(work)]
     given = figures_of([*COMPARED, *words], work / "given.json")
     assert given["gbad_auroc"] == compared["gbad_auroc"]
+    with np.load(sorted(work.rglob("pca-0.npz"))[0]) as scores:
+        assert np.isfinite(scores["pca"]).all()
+
+
+@pytest.mark.slow
+def test_features_are_those_of_a_scan(work: Path, compared: dict[str, float], tmp_path: Path):
+    (run,), (data,) = work.glob("features-*"), work.glob("bags-*")
+    assert compared
+    contest = open_run(run, data, data)
+    settings = ScanSettings(
+        [str(data / "images")], out=tmp_path / "rows.parquet", device="cpu", precision="fp32"
+    )
+    rows = {Path(row.uri).name: row for row in Scan(settings).rows()}
+    found = [rows[path.name].p_gun for path in contest.labelled.paths]
+    np.testing.assert_allclose(1 / (1 + np.exp(-contest.logits[:, 0])), np.array(found, float), atol=1e-5)
 
 
 @pytest.mark.slow
 def test_a_run_of_other_images_is_refused(work: Path, compared: dict[str, float], tmp_path: Path):
-    (run,), (data,) = work.glob("detectors-*"), work.glob("bags-*")
+    (run,), (data,) = work.glob("features-*"), work.glob("bags-*")
     assert compared
     lines = (data / "labels.csv").read_text().splitlines()
     (tmp_path / "labels.csv").write_text("\n".join(lines[:-1]) + "\n")
@@ -147,7 +165,7 @@ def test_where_anomalib_cannot_be_had_the_row_says_so(
 
 @pytest.mark.slow
 def test_settings_of_the_bigan_are_compared_on_the_same_features(work: Path, compared: dict[str, float]):
-    words = ["bigan", "--images", "60", *TINY, "--work", str(work), "--only", "default", "latent_16"]
+    words = ["bigan", "--images", "60", *SHORT, "--work", str(work), "--only", "default", "latent_16"]
     found = figures_of(words, work / "bigan.json")
     assert found["default_gbad_auroc"] == compared["gbad_auroc"]
     # a dozen images have few AUROCs, so one figure alone may well be the same

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gbad_batch.engine.bundle import Bundle
 from gbad_batch.engine.errors import Refused
 from gbad_batch.engine.evaluation.bootstrap import Bootstrap
 from gbad_batch.engine.model.architecture import Architecture
@@ -26,7 +27,8 @@ from gbad_batch.engine.training.data import Labelled, Splits, load_labelled, spl
 from gbad_batch.engine.training.features import open_features
 from gbad_batch.engine.training.phases.phase2 import train_bigan
 from gbad_batch.engine.training.phases.phase3 import Losses, fit_decisions, losses_of
-from gbad_batch.engine.training.settings import Phase2Settings, Phase3Settings, Shares
+from gbad_batch.engine.training.run import TrainingRun
+from gbad_batch.engine.training.settings import Phase2Settings, Phase3Settings, Shares, TrainSettings
 
 from . import rivals
 from .comparison import Judged, judge
@@ -128,6 +130,21 @@ def open_run(run: Path, labels: Path, images: Path) -> Contest:
         Phase3Settings(**{key: _tuple(value) for key, value in config["phase3"].items()}),
         hashlib.sha256(file.read_bytes() + network.read_bytes()).hexdigest(),
     )
+
+
+def open_bundle(bundle: Bundle, settings: TrainSettings) -> Contest:
+    """Compute the features of a data set by the network of a bundle, as it is, in a run folder."""
+    run = TrainingRun(settings, silent)
+    run.prepare()
+    if run.folder.load("network") is None:
+        architecture, form = bundle.manifest.architecture, bundle.manifest.preprocessing
+        network = GBAD.from_arrays(architecture, bundle.tensors(), form.mean, form.std).network
+        run.folder.save(
+            "network",
+            {"state": network.state_dict(), "begun": {}, "head": architecture.head, "poolings": {}},
+        )
+    run.extract_features()
+    return open_run(settings.run, settings.labels, settings.image_folder)
 
 
 def classifier_of(run: Path, architecture: Architecture) -> GBAD:

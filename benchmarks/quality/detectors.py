@@ -1,25 +1,23 @@
 """Which detector tells threats from harmless bags best, all on the same features and the same splits."""
 
 import argparse
+import hashlib
 import sys
 from pathlib import Path
 
-from gbad_batch.engine.errors import Refused
-from gbad_batch.engine.model.architecture import Architecture
+from gbad_batch.engine.bundle import Bundle, default_bundle_path
 from gbad_batch.engine.synth import SynthSettings
 from gbad_batch.engine.system.machine import usable_cores
-from gbad_batch.engine.training.run import train
-from gbad_batch.engine.training.settings import Phase1Settings, Phase2Settings, Stage, TrainSettings
+from gbad_batch.engine.training.settings import Phase2Settings, TrainSettings
 
 from .. import anomalib_environment
 from ..archives import default_work_dir, labelled_set
 from . import ganomaly, skip_ganomaly
 from .comparison import Comparison
-from .contest import Contest, open_run
+from .contest import Contest, open_bundle
 
 POSITIVE = 0.4  # share of the images of the set made here
 SEED = 41  # of that set
-BACKBONE = "regnetx_004"
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -38,20 +36,13 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def source_options(parser: argparse.ArgumentParser) -> None:
-    """Declare where features come from: a finished run, or a set made here."""
+    """Declare where features come from: the network of a bundle, on images that it has not seen."""
     add = parser.add_argument
-    add(
-        "--run",
-        type=Path,
-        metavar="DIR",
-        help="run folder of `gbad-batch train DATASET`, phases I and II done",
-    )
-    add("--data", type=Path, metavar="DATASET", help="the data set of that run, named as training did")
+    add("--model", type=Path, default=default_bundle_path(), metavar="BUNDLE", help="its network is used")
+    add("--data", type=Path, metavar="DATASET", help="labelled images, in place of synthetic ones")
+    add("--images", type=int, default=12_000, metavar="N", help="synthetic images")
+    add("--steps", type=int, default=Phase2Settings().steps, metavar="N", help="of phase II")
     add("--work", type=Path, default=default_work_dir(), metavar="DIR", help="what is done is kept here")
-    add("--images", type=int, default=4000, metavar="N", help="without --run: synthetic images")
-    add("--pixels", type=int, default=128, metavar="S", help="without --run: a side")
-    add("--epochs", type=int, default=6, metavar="N", help="without --run: of phase I")
-    add("--steps", type=int, default=Phase2Settings().steps, metavar="N", help="without --run: of phase II")
 
 
 def run(arguments: argparse.Namespace) -> Comparison:
@@ -70,39 +61,32 @@ def run(arguments: argparse.Namespace) -> Comparison:
 
 
 def contest_of(arguments: argparse.Namespace) -> tuple[Contest, str]:
-    """Give what `source_options` ask for, and say what it is."""
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    return _given(arguments) if arguments.run else _own(arguments)
+    """Return what `source_options` ask for, and say what it is.
 
-
-def _given(arguments: argparse.Namespace) -> tuple[Contest, str]:
-    if arguments.data is None:
-        raise Refused("--run needs --data: a run folder does not hold the images that it was trained on")
-    folder = arguments.data if arguments.data.is_dir() else arguments.data.parent
-    contest = open_run(arguments.run, arguments.data, folder)
-    return contest, f"the run {arguments.run.name} of {len(contest.labelled.paths)} images"
-
-
-def _own(arguments: argparse.Namespace) -> tuple[Contest, str]:
-    """Make a set and train phases I and II on it; what is finished is taken as it is."""
-    count, pixels, epochs = arguments.images, arguments.pixels, arguments.epochs
-    making = SynthSettings(count=count, seed=SEED, positive=POSITIVE, workers=usable_cores())
-    bags = labelled_set(arguments.work, making)
+    A network tells images that it was trained on apart too well: these are others.
+    """
+    work, data, steps = arguments.work, arguments.data, arguments.steps
+    work.mkdir(parents=True, exist_ok=True)
+    bundle = Bundle.read(arguments.model)
+    if data is None:
+        making = SynthSettings(count=arguments.images, seed=SEED, positive=POSITIVE, workers=usable_cores())
+        data = labelled_set(work, making)
+    told = hashlib.sha256(f"{bundle.hash} {data.absolute()}".encode()).hexdigest()
     settings = TrainSettings(
-        labels=bags,
-        image_folder=bags,
-        out=arguments.work / "no-bundle",
-        run=arguments.work / f"detectors-{count}-{pixels}-{epochs}-{arguments.steps}",
+        labels=data,
+        image_folder=data if data.is_dir() else data.parent,
+        out=work / "no-bundle",
+        run=work / f"features-{told[:12]}-{steps}",
         demo=True,
-        phases=(1, 2),
-        architecture=Architecture(backbone=BACKBONE, input_size=pixels),
-        phase1=Phase1Settings(stages=(Stage(pixels, epochs),)),
-        phase2=Phase2Settings(steps=arguments.steps),
+        phases=(2,),
+        start=arguments.model,
+        architecture=bundle.manifest.architecture,
+        phase2=Phase2Settings(steps=steps),
     )
-    print(f"training in {settings.run}", file=sys.stderr)
-    train(settings)
-    said = f"{count} synthetic images, {pixels} pixels, {BACKBONE}, {epochs} epochs, {arguments.steps} steps"
-    return open_run(settings.run, bags, bags), said
+    print(f"features in {settings.run}", file=sys.stderr)
+    contest = open_bundle(bundle, settings)
+    whose = f"{bundle.manifest.name} {bundle.hash[:12]}"
+    return contest, f"the network of {whose}, {len(contest.labelled.paths)} images that it has not seen"
 
 
 def _add_image_detectors(report: Comparison, contest: Contest, arguments: argparse.Namespace) -> None:
