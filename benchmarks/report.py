@@ -13,7 +13,7 @@ from typing import Any
 from gbad_batch.engine.system.machine import cpu_flags, cpu_model, installed, usable_cores
 
 ROOT = Path(__file__).parents[1]
-SPEED_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16")
+SPEED_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16", "avx512_bf16")
 PACKAGES = (
     "gbad-batch",
     "cykooz-resizer",

@@ -21,7 +21,7 @@ BATCH_SIZES = {"cpu": 8, "cuda": 256}  # images, where none is given
 
 StrPath = str | os.PathLike[str]
 Backend = Literal["auto", "openvino", "tensorrt", "inductor"]
-Precision = Literal["auto", "fp32", "fp16", "int8"]
+Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 Resume = Literal["same", "any"]
 
 

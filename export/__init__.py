@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .choice import Choice, gpu_name, nvidia_gpus, resolve
+from .choice import Choice, gpu_name, nvidia_gpus, precisions, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -38,9 +38,9 @@ def engine_for(
 ) -> "Engine":
     """Return an engine of the bundle that has passed the parity gate, from the cache or newly built.
 
-    The gate uses at most `threads` cores (None: all that this process may use). If `auto` selects INT8 or
-    FP16 and the gate refuses it, the engine is FP32. Raises Refused for a device, engine and precision that
-    do not go together on this machine, and if the gate refuses the engine.
+    The gate uses at most `threads` cores (None: all that this process may use). If the gate refuses what
+    `auto` tries first, the engine has the next slower precision. Raises Refused for a device, engine and
+    precision that do not go together on this machine, and if the gate refuses the engine.
     """
     choice = resolve(bundle, device, engine, precision)
     log.debug("device %s, engine %s, precision %s resolve to %s", device, engine, precision, choice)
@@ -48,27 +48,30 @@ def engine_for(
 
     cache = EngineCache.open(cache_dir)
     try:
-        if precision == "auto" and choice.precision != "fp32":
-            return _faster_or_fp32(bundle, choice, cache, threads)
+        if precision == "auto":
+            return _fastest(bundle, choice, cache, threads)
         return _load_or_build(bundle, choice, cache, threads)
     finally:
         if cache:
             cache.close()
 
 
-def _faster_or_fp32(
-    bundle: "Bundle", choice: Choice, cache: "EngineCache | None", threads: int | None
-) -> "Engine":
-    """Return INT8 or FP16 if it passes the gate on this machine, else FP32, with the reason."""
+def _fastest(bundle: "Bundle", choice: Choice, cache: "EngineCache | None", threads: int | None) -> "Engine":
+    """Return the fastest engine that passes the gate here, with the reason if there was a choice."""
     from .gate import BeyondTolerance
 
-    try:
-        engine = _load_or_build(bundle, choice, cache, threads)
-    except BeyondTolerance as error:
-        engine = _load_or_build(bundle, choice._replace(precision="fp32"), cache, threads)
-        return replace(engine, reason=f"fp32 is used, not the faster {choice.precision}: {error.finding}")
-    passed = "it is faster and passed the parity gate on this machine"
-    return replace(engine, reason=f"{choice.precision} is used: {passed}")
+    *faster, slowest = precisions(bundle, choice.device, choice.backend)
+    refusals: list[str] = []
+    for precision in faster:
+        try:
+            engine = _load_or_build(bundle, choice._replace(precision=precision), cache, threads)
+        except BeyondTolerance as error:
+            refusals.append(f"not the faster {precision}: {error.finding}")
+            continue
+        passed = "it is faster and passed the parity gate on this machine"
+        return replace(engine, reason="; ".join((f"{precision} is used: {passed}", *refusals)))
+    engine = _load_or_build(bundle, choice._replace(precision=slowest), cache, threads)
+    return replace(engine, reason=", ".join((f"{slowest} is used", *refusals))) if refusals else engine
 
 
 def _load_or_build(
@@ -137,7 +140,7 @@ def _build(bundle: "Bundle", engine: "Engine", cache: "EngineCache | None") -> "
         from . import to_openvino
 
         network, constants = bundle.network_int8 if engine.precision == "int8" else (bundle.network_onnx, b"")
-        yield Built(to_openvino.build(network, bundle.bigan_onnx, constants), {})
+        yield Built(to_openvino.build(network, bundle.bigan_onnx, constants, engine.precision), {})
 
 
 def _facts(bundle: "Bundle", choice: Choice) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..engine.errors import MissingExtra, Refused, how_to_install
 from ..engine.settings import check_device
 from ..engine.system.gpus import nvidia_gpus
+from ..engine.system.machine import multiplies_bfloat16
 
 if TYPE_CHECKING:
     from ..engine.bundle import Bundle
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BACKENDS = ("openvino", "tensorrt", "inductor")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 NEEDS = {  # packages that a backend imports, and the extra that installs them
     "tensorrt": (("tensorrt", "torch", "timm", "onnxscript"), "tensorrt"),
     "inductor": (("torch", "timm"), "gpu"),
@@ -29,13 +31,13 @@ class Choice(NamedTuple):
 
     device: str  # cpu or cuda:N
     backend: str
-    precision: str  # fp32, fp16 or int8
+    precision: str  # fp32, fp16, bf16 or int8
 
 
 def resolve(bundle: "Bundle", device: str, engine: str, precision: str) -> Choice:
     """Return what a scan would use; raises Refused, with the reason, if a setting is not possible here.
 
-    On a CPU `auto` selects INT8 if the bundle has it; the parity gate has the last word.
+    `auto` gives the first of `precisions`; the parity gate has the last word.
     """
     check_device(device)
     if engine not in ("auto", *BACKENDS):
@@ -142,28 +144,50 @@ def unfit_tensorrt() -> str | None:
 
 
 def _precision(bundle: "Bundle", device: str, backend: str, precision: str) -> str:
-    if precision not in ("auto", "fp32", "fp16", "int8"):
-        raise Refused(f"--precision {precision!r:.40} is not a precision: give auto, fp32, fp16 or int8")
-    if device != "cpu":
-        if precision == "int8":
-            raise Refused("--precision int8 is for the CPU, and this scan runs on a GPU: use fp16")
-        return "fp16" if precision == "auto" else precision
-    if precision == "fp16":
-        raise Refused("--precision fp16 is for GPU backends, and this scan runs on the CPU: use fp32")
-    if precision == "int8":
-        _check_int8(bundle, backend)
+    if precision not in ("auto", *PRECISIONS):
+        known = ", ".join(PRECISIONS)
+        raise Refused(f"--precision {precision!r:.40} is not a precision: give auto or one of {known}")
     if precision == "auto":
-        return "int8" if backend == "openvino" and bundle.has_int8 else "fp32"
-    return precision
-
-
-def _check_int8(bundle: "Bundle", backend: str) -> None:
-    if backend != "openvino":
-        raise Refused(f"--precision int8 runs on OpenVINO, not on {backend}: use --engine openvino")
-    if not bundle.has_int8:
+        return precisions(bundle, device, backend)[0]
+    on_gpu = device != "cpu"
+    if on_gpu and precision in ("bf16", "int8"):
+        raise Refused(f"--precision {precision} is for the CPU, and this scan runs on a GPU: use fp16")
+    if not on_gpu and precision == "fp16":
+        raise Refused("--precision fp16 is for GPU backends, and this scan runs on the CPU: use fp32")
+    if precision in ("bf16", "int8") and backend != "openvino":
+        raise Refused(f"--precision {precision} runs on OpenVINO, not on {backend}: use --engine openvino")
+    if precision == "int8" and not bundle.has_int8:
         raise Refused(
             f"--precision int8 cannot be used: the bundle {bundle.path} has no INT8 network; use fp32, or "
             "add one with gbad-batch quantize"
+        )
+    if precision == "bf16":
+        _check_bf16(bundle)
+    return precision
+
+
+def precisions(bundle: "Bundle", device: str, backend: str) -> tuple[str, ...]:
+    """Return the precisions that `auto` tries, the fastest first; the last is FP32."""
+    if device != "cpu":
+        return "fp16", "fp32"
+    faster = []
+    if backend == "openvino" and bundle.has_int8:
+        faster.append("int8")
+    if backend == "openvino" and bundle.has_bf16 and multiplies_bfloat16():
+        faster.append("bf16")
+    return *faster, "fp32"
+
+
+def _check_bf16(bundle: "Bundle") -> None:
+    if not multiplies_bfloat16():
+        raise Refused(
+            "--precision bf16 needs a CPU with bfloat16 instructions (avx512_bf16 or amx_bf16), which this "
+            "one lacks: use fp32"
+        )
+    if not bundle.has_bf16:
+        raise Refused(
+            f"--precision bf16 cannot be used: the bundle {bundle.path} has no operating points for it; use "
+            "fp32, or add them with gbad-batch quantize --precision bf16"
         )
 
 

@@ -25,8 +25,8 @@ from gbad_batch.engine.evaluation.rows import decision_scores, read_results
 from gbad_batch.engine.model.calibration import threshold_at
 from gbad_batch.engine.model.decision import INPUTS
 from gbad_batch.engine.settings import Precision
-from gbad_batch.engine.training.packing import quantizing
-from gbad_batch.engine.training.packing.quantizing import quantize_bundle
+from gbad_batch.engine.training.packing import reduced
+from gbad_batch.engine.training.packing.quantizing import with_int8
 from gbad_batch.engine.training.phases import phase2
 from gbad_batch.engine.training.settings import Phase2Settings, QuantizeSettings
 
@@ -37,7 +37,7 @@ BAGS = 200
 def lenient() -> Iterator[None]:
     """Ask less of INT8 than it must keep: in random weights its noise is large."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quantizing, "AGREEMENT", 0.9)
+        patch.setattr(reduced, "AGREEMENT", 0.9)
         yield
 
 
@@ -58,7 +58,7 @@ def former(folder: Path) -> Bundle:
     """Make a bundle with an INT8 form."""
     plain = write_bundle(folder / "fp32", torch_bundle.manifest(), torch_bundle.files())
     bags = sorted((folder / "bags").glob("bag-*"))
-    return quantize_bundle(plain, bags[:24], bags, folder / "former", QuantizeSettings())
+    return with_int8(plain, bags[:24], bags, QuantizeSettings()).write(folder / "former")
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def test_a_run_that_was_killed_ends_with_the_same_bytes(
 def test_it_can_be_adapted_again_and_loses_an_int8_form_that_decides_otherwise(
     settings: AdaptSettings, adapted: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(quantizing, "AGREEMENT", 1.0)
+    monkeypatch.setattr(reduced, "AGREEMENT", 1.0)
     fast = Phase2Settings(steps=5)
     again = adapt(
         AdaptSettings(adapted.path, settings.benign, tmp_path / "b", tmp_path / "r", phase2=fast, threads=1)

@@ -22,7 +22,7 @@ from gbad_batch.engine.model.class_map import TEMPERATURE, ClassMap, add_upsampl
 from gbad_batch.engine.model.gbad import GBAD
 from gbad_batch.engine.runtime import OUTPUTS, open_engine
 from gbad_batch.engine.runtime.runtime_openvino import open_core
-from gbad_batch.engine.training.packing.quantizing import quantize_bundle
+from gbad_batch.engine.training.packing.quantizing import with_int8
 from gbad_batch.engine.training.settings import QuantizeSettings
 from gbad_batch.export import engine_for
 from gbad_batch.export.to_onnx import export_graphs
@@ -48,7 +48,7 @@ def int8(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("int8")
     for number, picture in enumerate(tiny.pictures(24, seed=1)):
         Image.fromarray(picture).save(folder / f"bag-{number:03d}.png")
-    return quantize_bundle(bundle, sorted(folder.iterdir()), [], folder / "bundle", QuantizeSettings())
+    return with_int8(bundle, sorted(folder.iterdir()), [], QuantizeSettings()).write(folder / "bundle")
 
 
 # --- what it computes ---

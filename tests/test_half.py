@@ -74,7 +74,7 @@ def test_folded_batch_norms_compute_the_same(architecture: Architecture) -> None
 
 def test_a_bundle_states_what_half_precision_may_differ_by(bundle: Bundle, tmp_path: Path) -> None:
     made = with_half_tolerance(bundle)
-    written = write_bundle(tmp_path / "half", made.manifest.document(), made.files)
+    written = made.write(tmp_path / "half")
     stated, plain = written.manifest.tolerance_of("fp16"), written.manifest.tolerance
     assert stated == written.manifest.tolerance_fp16
     assert isinstance(stated, Tolerance)
@@ -112,6 +112,7 @@ def test_auto_takes_fp32_where_fp16_does_not_pass(
 ) -> None:
     """No GPU is here, so OpenVINO stands where it would be; gate and cache are the real ones."""
     monkeypatch.setattr(export, "resolve", lambda *_: Choice("cpu", "openvino", "fp16"))
+    monkeypatch.setattr(export, "precisions", lambda *_: ("fp16", "fp32"))
     document = bundle.manifest.document() | {"tolerance_fp16": {"loss_rel": 0, "score": 0, "flips": 0}}
     strict = write_bundle(tmp_path / "strict", document, bundle.files)
     engine = engine_for(strict, cache_dir=tmp_path / "cache")

@@ -26,7 +26,8 @@ from gbad_batch.engine.errors import BundleError, Refused, Stopped
 from gbad_batch.engine.results.schema import read_footer
 from gbad_batch.engine.row import THREATS
 from gbad_batch.engine.runtime import OUTPUTS, open_engine
-from gbad_batch.engine.training.packing.quantizing import map_quantiles, quantize_bundle
+from gbad_batch.engine.training.packing.quantizing import with_int8
+from gbad_batch.engine.training.packing.reduced import map_quantiles
 from gbad_batch.engine.training.settings import QuantizeSettings
 from gbad_batch.export import engine_for
 from gbad_batch.export.to_int8 import (
@@ -65,7 +66,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def int8(tiny_bundle: Bundle, images: Path) -> Bundle:
     """Make a tiny bundle with an INT8 form and operating points of its own."""
     training, benign = (sorted((images / name).iterdir()) for name in ("training", "benign"))
-    return quantize_bundle(tiny_bundle, training, benign, images / "bundle", QuantizeSettings())
+    return with_int8(tiny_bundle, training, benign, QuantizeSettings()).write(images / "bundle")
 
 
 # --- making it ---
@@ -108,7 +109,7 @@ def test_the_same_images_give_the_same_bytes(
     tiny_bundle: Bundle, int8: Bundle, images: Path, tmp_path: Path
 ) -> None:
     training, benign = (sorted((images / name).iterdir()) for name in ("training", "benign"))
-    again = quantize_bundle(tiny_bundle, training, benign, tmp_path / "again", QuantizeSettings())
+    again = with_int8(tiny_bundle, training, benign, QuantizeSettings()).write(tmp_path / "again")
     assert again.hash == int8.hash
 
 
@@ -125,10 +126,7 @@ def test_a_form_that_decides_otherwise_is_not_written(
     with pytest.raises(
         Stopped, match=r"of the decisions of '\w+' on .* images in INT8 are those of FP32, fewer"
     ):
-        quantize_bundle(
-            bundle, sorted((images / "training").iterdir()), [], tmp_path / "out", QuantizeSettings()
-        )
-    assert not (tmp_path / "out").exists()
+        with_int8(bundle, sorted((images / "training").iterdir()), [], QuantizeSettings())
 
 
 def test_thresholds_are_carried_over_so_that_as_many_images_lie_above() -> None:

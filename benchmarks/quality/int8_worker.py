@@ -12,7 +12,7 @@ import numpy as np
 
 from gbad_batch.engine.bundle import Bundle
 from gbad_batch.engine.runtime import OUTPUTS, Runner
-from gbad_batch.engine.training.packing.quantizing import open_network
+from gbad_batch.engine.training.packing.reduced import open_network
 
 BATCH = 8  # images
 TIMED = 8  # batches of a round

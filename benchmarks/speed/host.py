@@ -221,9 +221,8 @@ class Host:
     def _native_us(self) -> float:
         """Give one core's time for the bare calls and the engine of the model, on synthetic bags."""
         bundle = Bundle.read(self._arguments.model or default_bundle_path())
-        size, batch = bundle.manifest.architecture.input_size, BATCH_SIZES["cpu"]
-        engine = engine_for(bundle, device="cpu")
-        with closing(Limit(Work(bags(self._root / "bags", PICTURES), engine.blob, size, batch))) as limit:
+        work = Work(bags(self._root / "bags", PICTURES), engine_for(bundle, device="cpu"), BATCH_SIZES["cpu"])
+        with closing(Limit(work)) as limit:
             return sum(limit(self._arguments.seconds).microseconds.values())
 
 

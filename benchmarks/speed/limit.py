@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gbad_batch.engine.runtime.runtime_openvino import DEVICE, load_openvino, open_core
+from gbad_batch.engine.runtime import Engine
+from gbad_batch.engine.runtime.runtime_openvino import DEVICE, load_openvino, open_core, split_models
 from gbad_batch.engine.system.machine import usable_cores
 
 STEPS: tuple[str, ...] = ("read", "hash", "decode", "resize", "engine")
@@ -32,8 +33,7 @@ class Work:
     """What each core is given."""
 
     paths: Sequence[Path]  # colour JPEG files
-    engine: bytes  # a model that OpenVINO exported
-    size: int  # pixels a side of its input
+    engine: Engine  # of OpenVINO
     batch: int  # images
 
 
@@ -148,7 +148,7 @@ class Calls(FileCalls):
     """All native calls of one core: those of its files, and its own stream of the engine."""
 
     def __init__(self, work: Work):
-        super().__init__(work.paths, work.size)
+        super().__init__(work.paths, work.engine.input_size)
         self._batch = work.batch
         self._open_engine(work.engine, list(self._stored.values()))
 
@@ -158,7 +158,7 @@ class Calls(FileCalls):
             self.file(path)
         self._timed("engine", self._infer)
 
-    def _open_engine(self, engine: bytes, stored: Sequence[NDArray[np.uint8]]) -> None:
+    def _open_engine(self, engine: Engine, stored: Sequence[NDArray[np.uint8]]) -> None:
         """Open a stream of one thread, whose input is a batch that stays where it is."""
         from PIL import Image
 
@@ -167,17 +167,24 @@ class Calls(FileCalls):
         self._pixels = np.ascontiguousarray(np.resize(np.stack(small), (self._batch, *side, 3)))
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": 1,
             "ENABLE_CPU_PINNING": False,
         }
-        self._compiled = open_core().import_model(io.BytesIO(engine), DEVICE, settings)
-        self._request = self._compiled.create_infer_request()
-        self._request.set_tensor("pixels", load_openvino().Tensor(self._pixels, shared_memory=True))
+        hints = ("bf16" if engine.precision == "bf16" else "f32", "f32")  # of the network, of the BiGAN
+        self._compiled = [
+            open_core().import_model(io.BytesIO(model), DEVICE, settings | {"INFERENCE_PRECISION_HINT": hint})
+            for model, hint in zip(split_models(engine.blob), hints, strict=True)
+        ]
+        self._requests = [model.create_infer_request() for model in self._compiled]
+        network, bigan = self._requests
+        network.set_tensor("pixels", load_openvino().Tensor(self._pixels, shared_memory=True))
+        network.infer()
+        bigan.set_tensor("x", network.get_tensor("x"))
 
     def _infer(self) -> None:
-        self._request.start_async()
-        self._request.wait()
+        for request in self._requests:
+            request.start_async()
+            request.wait()
 
 
 def _read(path: Path) -> bytes:

@@ -176,8 +176,7 @@ def _open_limits(
     for role, profile in profiles.items():
         bundle = Bundle.read(bundles[role])
         engine = engine_for(bundle, device="cpu", precision=profile.precision, cache_dir=bench.cache)
-        size = bundle.manifest.architecture.input_size
-        limits[role] = Limit(Work(bench.passes.pictures, engine.blob, size, BATCH_SIZES["cpu"]))
+        limits[role] = Limit(Work(bench.passes.pictures, engine, BATCH_SIZES["cpu"]))
         bench.stack.callback(limits[role].close)
     return limits
 

@@ -11,23 +11,22 @@ from numpy.typing import NDArray
 
 from gbad_batch.engine.bundle import Bundle
 from gbad_batch.engine.errors import Refused
-from gbad_batch.engine.runtime.runtime_openvino import DEVICE, open_core
+from gbad_batch.engine.runtime.runtime_openvino import (
+    DEVICE,
+    compile_properties,
+    open_core,
+    split_models,
+)
 from gbad_batch.engine.system.machine import usable_cores
 from gbad_batch.export import engine_for
 
 from ..bench.systems import NotRun
 
 REPEATS = 3  # of which the fastest counts
-COUNTED = {  # as a scan sets it, and counting
-    "PERFORMANCE_HINT": "LATENCY",
-    "INFERENCE_PRECISION_HINT": "f32",
-    "INFERENCE_NUM_THREADS": usable_cores(),
-    "PERF_COUNT": True,
-}
 
 
 def operator_ms(bundle: Path, precision: str, cache: Path, pixels: NDArray[np.uint8]) -> dict[str, float]:
-    """Run the engine on a batch uint8 [n, S, S, 3] with OpenVINO's counters; slowest kinds first.
+    """Run the engine's network on a batch uint8 [n, S, S, 3] with OpenVINO's counters; slowest kinds first.
 
     A kind is OpenVINO's name of an operator and of what executes it, which ends in the type that it computes
     in: `GroupConvolution jit_avx512_I8`. Raises NotRun.
@@ -36,8 +35,9 @@ def operator_ms(bundle: Path, precision: str, cache: Path, pixels: NDArray[np.ui
         engine = engine_for(Bundle.read(bundle), device="cpu", precision=precision, cache_dir=cache)
     except Refused as error:
         raise NotRun(str(error)) from error
-    core = open_core()
-    compiled = core.import_model(io.BytesIO(engine.blob), DEVICE, COUNTED)
+    network, _ = split_models(engine.blob)
+    counted = compile_properties(usable_cores(), engine.precision) | {"PERF_COUNT": True}
+    compiled = open_core().import_model(io.BytesIO(network), DEVICE, counted)
     request = compiled.create_infer_request()
     found: list[dict[str, float]] = []
     for _ in range(REPEATS + 1):

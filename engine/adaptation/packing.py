@@ -11,17 +11,18 @@ from safetensors.numpy import save
 
 from ...export.to_onnx import export_bigan
 from ..bundle import Bundle, write_bundle
+from ..bundle.manifest import OPTIONAL_KEYS
 from ..model.bigan import BiGAN
 from ..model.decision import Decision
 from ..model.gbad import GBAD
 from ..model.typicality import Typicality
 from ..text import timestamp
-from ..training.packing.card import DEMO, INT8, points_table, with_typicality
+from ..training.packing.card import DEMO, points_table, with_typicality, without_forms
 from ..training.packing.writing import gate_archive, thresholds
 from ..training.phases.phase3 import Losses
 from ..training.settings import Phase3Settings
 
-OF_BEFORE = ("fp16", "int8", "typicality")  # provenance that does not hold any longer
+OF_BEFORE = ("fp16", "bf16", "int8", "typicality")  # provenance that does not hold any longer
 BEFORE = "\n## Before it was adapted\n"
 TEXT = """# {name}
 
@@ -67,7 +68,7 @@ class Adapted:
 
 
 def pack(out: Path, name: str, former: Bundle, adapted: Adapted, settings: Phase3Settings) -> Bundle:
-    """Write the adapted bundle, without an INT8 form, to the new folder `out`."""
+    """Write the adapted bundle, in FP32 alone, to the new folder `out`."""
     old = former.manifest
     form = old.preprocessing
     model = GBAD.from_arrays(old.architecture, former.tensors(), form.mean, form.std)
@@ -93,7 +94,7 @@ def pack(out: Path, name: str, former: Bundle, adapted: Adapted, settings: Phase
             "provenance": provenance,
         }
     )
-    for key in ("tolerance_fp16", "tolerance_int8"):  # of the losses as they were
+    for key in OPTIONAL_KEYS:  # of the losses as they were
         content.pop(key, None)
     files = {
         "weights.safetensors": save(arrays),
@@ -124,7 +125,7 @@ def _card(name: str, former: Bundle, content: Mapping[str, Any]) -> str:
     )
     if "typicality" in content["provenance"]:
         text = with_typicality(text, content["provenance"]["typicality"])
-    before = former.files["README.md"].decode(errors="replace").partition(INT8)[0]
+    before = without_forms(former.files["README.md"].decode(errors="replace"))
     _, was_adapted, trained = before.partition(BEFORE)
     lower = trained.lstrip() if was_adapted else re.sub("^#", "###", before, flags=re.MULTILINE)
     return f"{text}{BEFORE}\n{lower}"

@@ -3,24 +3,25 @@
 import logging
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 
-from ..bundle import Bundle, check_vacant, write_bundle
+from ...export.choice import precisions
+from ..bundle import Bundle, check_vacant
 from ..errors import Refused, Stopped
 from ..model.bigan import BiGAN
 from ..model.decision import Decision
 from ..model.gbad import round_to_half
 from ..runtime import Outputs
-from ..settings import Precision, ScanSettings
+from ..settings import ScanSettings
 from ..system.durable import remove
 from ..system.machine import usable_cores
 from ..system.progress import ProgressCallback, silent
 from ..training.checkpoint import RunFolder
 from ..training.packing.familiarity import fit_typicality
-from ..training.packing.quantizing import keep_int8
+from ..training.packing.reduced import keep_form
 from ..training.phases import phase2
 from ..training.phases.phase2 import check_collapse, train_bigan
 from ..training.phases.phase3 import Losses, losses_of, restandardized
@@ -29,10 +30,13 @@ from . import ADAPTED_FROM
 from .benign import Bags, Parts, divide, each_once, read_bags, scan_bags
 from .packing import Adapted, pack
 
+if TYPE_CHECKING:
+    from ..settings import Precision
+
 log = logging.getLogger(__name__)
 
 FEWEST = 40  # images
-FP32 = "fp32"  # in the run folder: the bundle before it has its INT8 form
+FP32 = "fp32"  # in the run folder: the bundle before it has a faster form
 
 
 @dataclass(frozen=True)
@@ -110,18 +114,17 @@ def _configuration(settings: AdaptSettings, bundle: Bundle, threads: int) -> dic
 
 
 def _features(settings: AdaptSettings, bundle: Bundle, progress: ProgressCallback) -> dict[str, Bags]:
-    """Return the features of the images in every precision that scans on a CPU may use the bundle in.
+    """Return the features of the images in every precision that scans on this CPU may use the bundle in.
 
-    Equal files count once. INT8 is left out where this machine's parity gate refuses it.
+    Equal files count once. A precision is left out where this machine's parity gate refuses it.
     """
     found = {}
-    precisions: tuple[Precision, ...] = ("fp32", "int8") if bundle.has_int8 else ("fp32",)
-    for precision in precisions:
+    for precision in reversed(precisions(bundle, "cpu", "openvino")):
         scan = ScanSettings(
             sources=settings.benign,
             model=settings.bundle,
             device="cpu",
-            precision=precision,
+            precision=cast("Precision", precision),
             limit=settings.limit,
             out=settings.run / f"{precision}.parquet",
             features=settings.run / f"{precision}.features",
@@ -131,8 +134,8 @@ def _features(settings: AdaptSettings, bundle: Bundle, progress: ProgressCallbac
         except Refused as refused:
             if precision == "fp32":
                 raise
-            log.warning("the adapted bundle has no INT8 form: %s", refused)
-            break
+            log.warning("the adapted bundle has no %s form: %s", precision.upper(), refused)
+            continue
         length = bundle.manifest.architecture.features
         assert scan.out_path is not None
         found[precision] = read_bags(scan.out_path, Path(str(scan.features)), length)
@@ -190,10 +193,11 @@ def _losses(outputs: Outputs) -> Losses:
 
 
 def _write(settings: AdaptSettings, former: Bundle, made: Bundle, held: dict[str, Outputs]) -> Bundle:
-    """Write the bundle with its INT8 form, or with a warning if that no longer decides as FP32 does."""
-    if "int8" in held:
+    """Write the bundle with those forms in lower precision that still decide as FP32 does."""
+    for precision, outputs in held.items():
         try:
-            return keep_int8(made, former, settings.out, held["int8"], held["fp32"])
+            if precision != "fp32":
+                made = keep_form(made, former, precision, outputs, held["fp32"])
         except Stopped as error:
-            log.warning("the adapted bundle has no INT8 form: %s", error)
-    return write_bundle(settings.out, made.manifest.document(), made.files)
+            log.warning("the adapted bundle has no %s form: %s", precision.upper(), error)
+    return made.write(settings.out)

@@ -109,6 +109,10 @@ class Bundle:
                 "give another with --model, or copy or train it again"
             ) from None
 
+    def write(self, path: Path | str) -> "Bundle":
+        """Write this bundle, which may have been changed in memory, as `write_bundle` does."""
+        return write_bundle(path, self.manifest.document(), self.files)
+
     def tensors(self) -> Mapping[str, NDArray[Any]]:
         """Return the weights, statistics and decision arrays by name, read-only."""
         return self._tensors
@@ -124,6 +128,8 @@ class Bundle:
         """
         names = OPTIONAL_FILES if precision == "int8" else ("network.onnx",)
         told = ":".join(self.manifest.files[name].sha256 for name in names)
+        if precision == "bf16":
+            told += f":{precision}"
         return hashlib.sha256(told.encode()).hexdigest()
 
     def gate(self) -> Gate:
@@ -144,6 +150,11 @@ class Bundle:
     def has_int8(self) -> bool:
         """Whether the bundle holds the INT8 network."""
         return set(OPTIONAL_FILES) <= self.files.keys()
+
+    @property
+    def has_bf16(self) -> bool:
+        """Whether the bundle knows operating points of its network in bfloat16."""
+        return "bf16" in self.manifest.operating_points
 
     @property
     def network_int8(self) -> tuple[bytes, bytes]:

@@ -13,11 +13,11 @@ from ..model.architecture import HEADS, Architecture
 from ..row import THREATS
 
 FORMAT = 1
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 DECISIONS = ("gbad", "classes", "combined")
 REQUIRED_FILES = ("weights.safetensors", "network.onnx", "bigan.onnx", "gate.tar", "README.md")
 OPTIONAL_FILES = ("network_int8.xml", "network_int8.bin")  # of the INT8 network: both or neither
-OPTIONAL_KEYS = ("tolerance_fp16", "tolerance_int8")
+OPTIONAL_KEYS = ("tolerance_fp16", "tolerance_bf16", "tolerance_int8")
 # largest relative difference of a loss in half precision, where a bundle states no tolerance of it: losses
 # of the demo model move by 2 % at most, its scores by hundredths of a standard deviation
 HALF_LOSS_REL = 0.05
@@ -78,7 +78,7 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Agreement:
-    """What an engine of the INT8 network must show on the gate images, whose losses differ by its noise."""
+    """What an engine in INT8 or bfloat16 must show on the gate images, whose losses differ by its noise."""
 
     decisions: float  # least share of decisions that are FP32's, at operating points of a PFA up to 5 %
     score: float  # largest root mean square difference of a score, in standard deviations of benign scores
@@ -107,6 +107,7 @@ class Manifest:
     benign_quantiles: Mapping[str, Mapping[str, Quantiles]]  # [precision][decision]
     tolerance: Tolerance
     tolerance_fp16: Tolerance | None  # None if none was set
+    tolerance_bf16: Agreement | None  # None if none was set
     tolerance_int8: Tolerance | Agreement | None  # None without an INT8 network, or if none was set
     benign_score_std: Mapping[str, float]  # [decision]
     provenance: Mapping[str, Any]  # free form: how, when and on what it was trained
@@ -125,7 +126,8 @@ class Manifest:
         if precision == "fp16":
             loosely = replace(self.tolerance, loss_rel=max(self.tolerance.loss_rel, HALF_LOSS_REL))
             return self.tolerance_fp16 or loosely
-        return (self.tolerance_int8 if precision == "int8" else None) or self.tolerance
+        stated = {"bf16": self.tolerance_bf16, "int8": self.tolerance_int8}
+        return stated.get(precision) or self.tolerance
 
     def document(self) -> dict[str, Any]:
         """Return the content of bundle.json without `format` and `files`, as `write_bundle` takes it."""
@@ -169,6 +171,7 @@ def _manifest(root: "_Value") -> Manifest:
         benign_quantiles=quantiles,
         tolerance=_tolerance(at["tolerance"]),
         tolerance_fp16=_tolerance(at["tolerance_fp16"], 1e6) if "tolerance_fp16" in at else None,
+        tolerance_bf16=_agreement(at["tolerance_bf16"]) if "tolerance_bf16" in at else None,
         tolerance_int8=_tolerance_int8(at["tolerance_int8"]) if "tolerance_int8" in at else None,
         benign_score_std=spreads,
         provenance=at["provenance"].object(),
@@ -260,6 +263,10 @@ def _tolerance(value: "_Value", largest: float = 1.0) -> Tolerance:
 def _tolerance_int8(value: "_Value") -> Tolerance | Agreement:
     if "decisions" not in value.object():  # bundles from before state it as for other engines
         return _tolerance(value, 1e6)
+    return _agreement(value)
+
+
+def _agreement(value: "_Value") -> Agreement:
     at = value.fields("decisions", "score")
     return Agreement(at["decisions"].number(0, 1), at["score"].number(0, 1e6))
 

@@ -149,7 +149,7 @@ _WHAT_ALARMS = options(
 _WHICH_MODEL = options(
     setting_option("model", type=PATH, metavar="BUNDLE"),
     setting_option("device", metavar="auto|cpu|cuda[:N,...]"),
-    setting_option("precision", type=click.Choice(["auto", "fp32", "fp16", "int8"])),
+    setting_option("precision", type=click.Choice(["auto", "fp32", "fp16", "bf16", "int8"])),
     setting_option("engine", type=click.Choice(["auto", "openvino", "tensorrt", "inductor"])),
     setting_option("cache_dir", type=PATH, metavar="DIR"),
     title="Model and device",

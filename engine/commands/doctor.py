@@ -38,7 +38,7 @@ PACKAGES = {
 }
 UNNEEDED = {"torch-tensorrt": "missing, and not needed: TensorRT's own builder makes the engines"}
 DRIVER = Path("/proc/driver/nvidia/version")
-FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_bf16")
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_bf16", "amx_bf16")
 # whose cards have JPEG engines: A100 and A30, H100 and H200, B100 to B300, and RTX 50 as is reported
 JPEG_ENGINES = ("sm_80", "sm_90", "sm_100", "sm_103", "sm_120")
 DAY = 86400  # seconds

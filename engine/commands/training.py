@@ -387,24 +387,32 @@ def adapt(bundle: Path, benign: tuple[str, ...], run: Path | None, name: str | N
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path), metavar="BUNDLE")
 @click.option(
+    "--precision",
+    type=click.Choice(["int8", "bf16"]),
+    default="int8",
+    show_default=True,
+    help="int8 adds an INT8 form of the network. bf16 adds operating points for bfloat16, which needs this "
+    "CPU to have it, and --calibration.",
+)
+@click.option(
     "--images",
     type=click.Path(path_type=Path),
-    required=True,
     metavar="DIR",
-    help="Images with and without threats, preferably training images.",
+    help="Images with and without threats, preferably training images; int8 needs them.",
 )
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Benign images, preferably calibration images: they set INT8's own operating points and measure "
-    "how often it agrees with FP32. Without them INT8 uses FP32's operating points.",
+    help="Benign images, preferably calibration images: they set the precision's own operating points and "
+    "measure how often it agrees with FP32. Without them INT8 uses FP32's operating points.",
 )
 @click.option(
     "--out", "-o", type=click.Path(path_type=Path), required=True, metavar="BUNDLE2", help="Folder to create."
 )
 @click.option(
     "--count",
+    "image_count",
     type=click.IntRange(1),
     default=QuantizeSettings.image_count,
     show_default=True,
@@ -417,29 +425,47 @@ def adapt(bundle: Path, benign: tuple[str, ...], run: Path | None, name: str | N
     show_default=True,
     help="Seed for choosing these images.",
 )
-def quantize(bundle: Path, images: Path, calibration: Path | None, out: Path, count: int, seed: int) -> None:
-    """Add an INT8 form of the network to BUNDLE, for faster scans on the CPU, and write it as BUNDLE2.
+def quantize(
+    bundle: Path,
+    precision: str,
+    images: Path | None,
+    calibration: Path | None,
+    out: Path,
+    **sampling: int,
+) -> None:
+    """Add a faster form of the network to BUNDLE, for scans on the CPU, and write it as BUNDLE2.
 
-    `train` does this by itself. The images give the ranges of the network's activations; on each machine a
-    parity gate decides whether scans use INT8. If INT8 disagrees with FP32 too often, nothing is written.
-    Needs the train extra.
+    `train` does this by itself: INT8, or else bfloat16. The images give the ranges of the network's
+    activations in INT8; on each machine a parity gate decides whether scans use a form. If it disagrees with
+    FP32 too often, nothing is written. Needs the train extra.
 
     \b
     gbad-batch quantize my-bundle --images bags/images --out my-bundle-int8
     gbad-batch quantize sixray --images SIXray/train --calibration SIXray/benign --out sixray-int8
+    gbad-batch quantize sixray --precision bf16 --calibration SIXray/benign --out sixray-bf16
     gbad-batch scan /archive --model sixray-int8 --precision int8 --out results.parquet
     """
+    needed, option = (images, "--images") if precision == "int8" else (calibration, "--calibration")
+    if needed is None:
+        raise Refused(f"--precision {precision} needs {option} DIR, a folder of images")
     need_extra("train", "nncf", "sklearn", "scipy")
-    from ..bundle import Bundle
+    from ..bundle import Bundle, check_vacant
     from ..datasets import find_images
-    from ..training.packing.quantizing import quantize_bundle, report
+    from ..training.packing.bfloat16 import with_bf16
+    from ..training.packing.quantizing import with_int8
+    from ..training.packing.reduced import report
     from .console import training_shown
 
-    settings = QuantizeSettings(image_count=count, seed=seed)
+    check_vacant(out)
+    former, settings = Bundle.read(bundle), QuantizeSettings(**sampling)
     benign = find_images(calibration) if calibration else []
     with training_shown() as progress:
-        made = quantize_bundle(Bundle.read(bundle), find_images(images), benign, out, settings, progress)
-    click.echo(f"{out}: {report(made)}")
+        if precision == "int8":
+            made = with_int8(former, find_images(needed), benign, settings, progress)
+        else:
+            made = with_bf16(former, benign, progress)
+    made.write(out)
+    click.echo(f"{out}: {report(made, precision)}")
 
 
 @click.command()

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from ..errors import Refused, Stopped
-from ..row import THREATS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -63,7 +62,7 @@ class Engine:
     backend: str  # openvino, tensorrt or inductor
     version: str  # of the backend
     device: str  # cpu or cuda:N
-    precision: str  # fp32, fp16 or int8
+    precision: str  # fp32, fp16, bf16 or int8
     input_size: int  # pixels a side
     features: int  # length of x
     bundle_hash: str
@@ -184,16 +183,6 @@ def check_pixels(engine: Engine, pixels: "Pixels") -> None:
             f"pixels are {kind} {shape} on {where} and must be uint8 (n, {size}, {size}, 3) on cpu or "
             f"{engine.device}"
         )
-
-
-def output_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of one image's outputs by name."""
-    return {
-        "x": (engine.features,),
-        "logits": (len(THREATS),),
-        "reconstruction_loss": (),
-        "feature_matching_loss": (),
-    }
 
 
 def concatenate(outputs: Sequence[Outputs]) -> Outputs:

@@ -22,7 +22,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-LAYOUT = 2  # version of what is stored; part of every key
+LAYOUT = 3  # version of what is stored; part of every key
 LARGEST_ENTRY = 4 << 30  # bytes
 # kinds of entry, each the suffix of its file name; timings are TensorRT's measurements of kernels
 ENGINE, TIMING, PLAN = "engine", "timing", "plan"

@@ -1,25 +1,32 @@
-"""Runs an OpenVINO engine on the CPU: one model from pixels to outputs, with a free batch size.
+"""Runs an OpenVINO engine on the CPU: the network, then the BiGAN, with a free batch size.
 
-One such model, compiled once, gives an image the same bits whatever its batch, its position there and the
-number of threads (tests/test_engine.py); a model of fixed shape would not give those bits.
+Such models, compiled once, give an image the same bits whatever its batch, its position there and the number
+of threads (tests/test_engine.py); models of fixed shape would not give those bits. The BiGAN computes in FP32
+in every precision, as it does where stored features are scored again.
 """
 
 import io
 import sys
 import threading
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import Refused, Stopped
+from ..row import THREATS
 from ..system.machine import usable_cores
-from . import OUTPUTS, Engine, Outputs, check_pixels, output_shapes, score_with_retry
+from . import Engine, Outputs, check_pixels, score_with_retry
 
 if TYPE_CHECKING:
     from . import Pixels
 
+    Ports = Mapping[str, tuple[str, tuple[int, ...]]]  # by name: type, and sizes after that of the batch
+
 DEVICE = "CPU"
+LOSSES = ("reconstruction_loss", "feature_matching_loss")
+LENGTH_BYTES = 8  # of the number that an engine's blob begins with
 BATCH = "free"  # batch size of the engine, as it stands in a cache key
 _CONVERTER = "openvino.tools.ovc"
 
@@ -57,20 +64,31 @@ def version() -> str:
     return str(load_openvino().get_version())
 
 
-def compile_properties(threads: int) -> dict[str, Any]:
+def compile_properties(threads: int, precision: str = "fp32") -> dict[str, Any]:
     """Return the properties that a model is compiled and opened with; the scores depend on them."""
     return {
         "PERFORMANCE_HINT": "LATENCY",  # one batch at a time, on all threads of its stream
-        "INFERENCE_PRECISION_HINT": "f32",  # else bf16 where the CPU has it
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
         "INFERENCE_NUM_THREADS": threads,
         "ENABLE_CPU_PINNING": False,  # decode shares these cores
     }
 
 
+def join_models(network: bytes, bigan: bytes) -> bytes:
+    """Return the blob of an engine that consists of these compiled models."""
+    return len(network).to_bytes(LENGTH_BYTES, "little") + network + bigan
+
+
+def split_models(blob: bytes) -> tuple[bytes, bytes]:
+    """Return the compiled network and the compiled BiGAN of an engine's blob."""
+    end = LENGTH_BYTES + int.from_bytes(blob[:LENGTH_BYTES], "little")
+    return blob[LENGTH_BYTES:end], blob[end:]
+
+
 class OpenVINORunner:
     """Run an OpenVINO engine; outputs are copies, so they stay valid after the next batch.
 
-    Each stream is a compiled model of its own. The streams of one OpenVINO model would share its weights, but
+    Each stream has compiled models of its own. The streams of one OpenVINO model would share its weights, but
     stale outputs of a failed batch could not be detected there.
     """
 
@@ -82,26 +100,21 @@ class OpenVINORunner:
         self.streams = min(streams, threads)
         self._threads = threads // self.streams  # of a stream
         self._closed = False
-        self._requests: list[Any] = [self._open() for _ in range(self.streams)]  # None must be reopened
+        self._streams: list[_Stream | None] = [self._open() for _ in range(self.streams)]
         self._idle = list(range(self.streams))  # their positions
         self._freed = threading.Condition()
         self._local = threading.local()
 
-    def _open(self) -> Any:
-        engine = self.engine
+    def _open(self) -> "_Stream":
         try:
-            compiled = open_core().import_model(
-                io.BytesIO(engine.blob), DEVICE, compile_properties(self._threads)
-            )
-            _check_ports(compiled, engine)
-            return compiled.create_infer_request()
+            return _Stream(self.engine, self._threads)
         except RuntimeError as error:
             raise Refused(
-                f"OpenVINO cannot open {engine.description}: {error_reason(error)}; empty the cache "
+                f"OpenVINO cannot open {self.engine.description}: {error_reason(error)}; empty the cache "
                 "folder, or give another with --cache-dir"
             ) from error
 
-    def _reopen(self) -> Any:
+    def _reopen(self) -> "_Stream":
         """Open once more; raises Stopped: an engine that opened before fails only if the machine changed."""
         try:
             return self._open()
@@ -121,13 +134,13 @@ class OpenVINORunner:
         with self._freed:
             self._closed = True
             self._freed.wait_for(lambda: len(self._idle) == self.streams)
-            self._requests = []
+            self._streams = []
 
     def _take(self) -> int:
-        """Wait for an idle stream, and return its position: the one that this thread used last, if it can be.
+        """Wait for an idle stream, the one that this thread used last if possible; returns its position.
 
         A stream computes on a thread of its own, which the kernel wakes on the core where it ran last. If
-        that is where another thread works now, this one's core stays idle.
+        another thread of ours works there now, the core that waits for the stream stays idle.
         """
         with self._freed:
             self._freed.wait_for(lambda: self._idle or self._closed)
@@ -144,30 +157,58 @@ class OpenVINORunner:
             self._freed.notify_all()
 
     def _infer(self, pixels: "Pixels") -> Outputs:
-        stream = self._take()
+        position = self._take()
         try:
-            request = self._requests[stream] = self._requests[stream] or self._reopen()
-            # not `infer`: with one thread it swallows errors and leaves the outputs of the batch before
-            request.start_async({"pixels": np.ascontiguousarray(pixels)}, share_inputs=True)
-            request.wait()
-            return Outputs(**{name: request.get_tensor(name).data.copy() for name in OUTPUTS})
+            stream = self._streams[position] = self._streams[position] or self._reopen()
+            return stream(pixels)
         except RuntimeError as error:
-            self._requests[stream] = None  # a request that failed gives stale outputs the next time
+            self._streams[position] = None  # a request that failed gives stale outputs the next time
             raise RuntimeError(error_reason(error)) from error
         finally:
-            self._give_back(stream)
+            self._give_back(position)
 
 
-def _check_ports(compiled: Any, engine: Engine) -> None:
-    """Raise Refused unless input and outputs have the names, types and sizes that a scan relies on."""
-    size = engine.input_size
-    wanted = {name: ("f32", shape) for name, shape in output_shapes(engine).items()}
-    outputs = {_name(port): _type_and_shape(port) for port in compiled.outputs}
-    inputs = {_name(port): _type_and_shape(port) for port in compiled.inputs}
-    if outputs != wanted or inputs != {"pixels": ("u8", (size, size, 3))}:
+class _Stream:
+    """Both models of an engine, opened for one batch at a time."""
+
+    def __init__(self, engine: Engine, threads: int):
+        """Raise RuntimeError if OpenVINO cannot open a model, Refused if its ports are not the engine's."""
+        network, bigan = split_models(engine.blob)
+        size, x = engine.input_size, {"x": ("f32", (engine.features,))}
+        form = compile_properties(threads, engine.precision)
+        pixels, logits = {"pixels": ("u8", (size, size, 3))}, {"logits": ("f32", (len(THREATS),))}
+        self._network = _open_model(engine, network, form, pixels, x | logits)
+        losses = dict.fromkeys(LOSSES, ("f32", ()))
+        self._bigan = _open_model(engine, bigan, compile_properties(threads), x, losses)
+
+    def __call__(self, pixels: "Pixels") -> Outputs:
+        """Score pixels uint8 [n, S, S, 3]; raises RuntimeError."""
+        x, logits = _infer(self._network, "pixels", np.ascontiguousarray(pixels), ("x", "logits"))
+        return Outputs(x, logits, *_infer(self._bigan, "x", x, LOSSES))
+
+
+def _infer(request: Any, name: str, values: Any, outputs: Sequence[str]) -> list[Any]:
+    """Run a model on its one input; returns copies of the outputs."""
+    # not `infer`: with one thread it swallows errors and leaves the outputs of the batch before
+    request.start_async({name: values}, share_inputs=True)
+    request.wait()
+    return [request.get_tensor(output).data.copy() for output in outputs]
+
+
+def _open_model(
+    engine: Engine, blob: bytes, properties: Mapping[str, Any], inputs: "Ports", outputs: "Ports"
+) -> Any:
+    """Open a compiled model with the ports that a scan relies on; returns a request."""
+    compiled = open_core().import_model(io.BytesIO(blob), DEVICE, properties)
+    found = [
+        {_name(port): _type_and_shape(port) for port in ports}
+        for ports in (compiled.inputs, compiled.outputs)
+    ]
+    if found != [inputs, outputs]:
         raise Refused(
-            f"{engine.description} has the inputs {inputs} and outputs {outputs}; empty the cache folder"
+            f"{engine.description} has the inputs {found[0]} and outputs {found[1]}; empty the cache folder"
         )
+    return compiled.create_infer_request()
 
 
 def _name(port: Any) -> str:

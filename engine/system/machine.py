@@ -42,6 +42,11 @@ def _cgroup_quota() -> float | None:
     return quota_us / period_us if quota_us > 0 else None
 
 
+def multiplies_bfloat16() -> bool:
+    """Tell whether the CPU has instructions for bfloat16; others emulate it, slower than float32."""
+    return bool(cpu_flags() & {"amx_bf16", "avx512_bf16"})
+
+
 def thread_seconds(process: int, thread: int) -> float | None:
     """Return the CPU seconds that a thread of any process has taken; None if it is gone or not to be seen."""
     try:

@@ -9,22 +9,23 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..bundle import Bundle, check_vacant, write_bundle
+from ..bundle import Bundle, check_vacant
 from ..errors import MissingExtra, Refused, Stopped
 from ..model.gbad import GBAD, round_to_half
 from ..model.imagenet import load_imagenet_weights
 from ..synth import gate_images
 from ..system.durable import remove
-from ..system.machine import cpu_model, usable_cores
+from ..system.machine import cpu_model, multiplies_bfloat16, usable_cores
 from ..system.progress import ProgressCallback, silent
 from .checkpoint import RunFolder
 from .curves import draw_bigan, draw_epochs, draw_samples
 from .data import counts
 from .features import Features, network_for_features, open_features
+from .packing.bfloat16 import with_bf16
 from .packing.familiarity import fit_typicality, known_images
 from .packing.half import with_half_tolerance
 from .packing.provenance import figures_on_test, separation
-from .packing.quantizing import quantize_bundle, sample
+from .packing.quantizing import sample, with_int8
 from .packing.writing import Outcome, pack
 from .phases import phase1, phase2
 from .phases.observe import Sample, choose_head, probabilities
@@ -47,7 +48,7 @@ from .stopwatch import Stopwatch
 log = logging.getLogger(__name__)
 
 SECONDS = "seconds.json"  # in the run folder: what each step took
-FP32 = "fp32"  # in the run folder: the bundle before it has its INT8 form
+FP32 = "fp32"  # in the run folder: the bundle before it has a faster form
 GATE_SEED = 1 << 32  # its pictures are in no training set
 DRAWN_SAMPLES = 16  # validation images in samples.png
 
@@ -200,30 +201,33 @@ class TrainingRun:
         return outcome
 
     def pack(self, outcome: Outcome) -> Path:
-        """Write the bundle, with a tolerance of FP16 and an INT8 form if possible; returns its folder."""
+        """Write the bundle, with a tolerance of FP16 and a faster form if possible; returns its folder."""
         settings = self.settings
         seed, size = GATE_SEED + settings.seed, settings.architecture.input_size
         gate = gate_images(settings.gate_image_count, seed, size)
         fp32 = self.folder.path / FP32
         remove(fp32)
         pack(fp32, settings.name, settings.demo, outcome, settings.phase3, settings.data, gate)
-        self._write_with_int8(with_half_tolerance(Bundle.read(fp32), self.progress))
+        self._with_faster_form(with_half_tolerance(Bundle.read(fp32), self.progress)).write(settings.out)
         remove(fp32)
         return settings.out
 
-    def _write_with_int8(self, bundle: Bundle) -> None:
-        """Write the bundle with an INT8 form, or with a warning if quantizing fails."""
+    def _with_faster_form(self, bundle: Bundle) -> Bundle:
+        """Add an INT8 form, or else one in bfloat16 where this CPU has that; warnings say what fails."""
         settings, prepared = self.settings, self.prepared
         calibration = [prepared.labelled.paths[i] for i in prepared.splits.calibration]
         chosen = QuantizeSettings(image_count=settings.int8_image_count, seed=settings.seed)
         try:
             if settings.int8_image_count:
-                images = self._int8_images()
-                quantize_bundle(bundle, images, calibration, settings.out, chosen, self.progress)
-                return
+                return with_int8(bundle, self._int8_images(), calibration, chosen, self.progress)
         except (MissingExtra, Stopped) as error:
             log.warning("the bundle has no INT8 form: %s", error)
-        write_bundle(settings.out, bundle.manifest.document(), bundle.files)
+        try:
+            if multiplies_bfloat16():
+                return with_bf16(bundle, calibration, self.progress)
+        except Stopped as error:
+            log.warning("the bundle has no BF16 form: %s", error)
+        return bundle
 
     def _int8_images(self) -> list[Path]:
         """Draw the training images that INT8 is quantized on, as many with threats as without."""

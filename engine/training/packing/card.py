@@ -85,39 +85,53 @@ def card(
     )
 
 
-INT8 = "\n## INT8\n"
 TYPICALITY = "\n## Typicality\n"
+FORMS = {"int8": "\n## INT8\n", "bf16": "\n## BF16\n"}  # the last sections of a card
 
 
 def with_typicality(card: str, told: Mapping[str, Any]) -> str:
-    """Add a section on the bundle's typicality to a card, in place of an earlier one, before INT8's."""
-    above, int8, below = card.partition(INT8)
+    """Add a section on the bundle's typicality to a card, in place of an earlier one, before the forms."""
+    plain = without_forms(card)
+    forms = card.removeprefix(plain)
     text = (
         f"\nFitted on {told['images']} images that phase I was not trained on, along {told['directions']} "
         f"directions of x.\nOf images like these {told['beyond']:.1%} lie beyond the limit, where "
         "`typicality` is below 1.\n"
     )
-    return above.partition(TYPICALITY)[0] + TYPICALITY + text + int8 + below
+    return plain.partition(TYPICALITY)[0] + TYPICALITY + text + forms
 
 
-def with_int8(card: str, provenance: Mapping[str, Any], points: Sequence[Mapping[str, Any]] | None) -> str:
-    """Add a section on the bundle's INT8 form to a card, in place of the section on an earlier one."""
-    return card.partition(INT8)[0] + INT8 + _int8(provenance, points)
+def with_section(
+    card: str, precision: str, provenance: Mapping[str, Any], points: Sequence[Mapping[str, Any]] | None
+) -> str:
+    """Add a section on a form of the network in lower precision to a card, in place of an earlier one."""
+    heading = FORMS[precision]
+    before, _, behind = card.partition(heading)
+    _, found, others = behind.partition("\n## ")
+    return before + found + others + heading + _form(precision, provenance, points)
 
 
-def _int8(provenance: Mapping[str, Any], points: Sequence[Mapping[str, Any]] | None) -> str:
-    lines = [f"\nThe network's INT8 form was quantized on {provenance.get('images', 'some')} images."]
+def without_forms(card: str) -> str:
+    """Return a card without its sections on forms in lower precision."""
+    return card[: min(at if (at := card.find(heading)) >= 0 else len(card) for heading in FORMS.values())]
+
+
+def _form(precision: str, provenance: Mapping[str, Any], points: Sequence[Mapping[str, Any]] | None) -> str:
+    if precision == "int8":
+        lines = [f"\nThe network's INT8 form was quantized on {provenance.get('images', 'some')} images."]
+    else:
+        lines = ["\nCPUs with instructions for bfloat16 can compute the network in it."]
     if points is None:
         lines.append("It uses the operating points of FP32.\n")
         return " ".join(lines)
     lines.append(f"On {provenance['calibration']} benign images it decides as FP32 does on this share, each")
     lines.append(
-        f"by its own operating points:\n\n{_agreement(provenance['agreement'])}\n\n{points_table(points)}\n"
+        f"by its own operating points:\n\n{_agreements(provenance['agreement'])}\n\n{points_table(points)}\n"
     )
     return " ".join(lines)
 
 
-def _agreement(agreement: Mapping[str, float]) -> str:
+def _agreements(agreement: Mapping[str, float]) -> str:
     rows = [
         [f"`{name.partition(' ')[0]}`", name.partition("at ")[2], f"{share:.2%}"]
         for name, share in agreement.items()

@@ -19,7 +19,7 @@ from ...model.typicality import PREFIX, SMALLEST_VARIANCE, Typicality
 from ...system.machine import installed
 from ...system.progress import ProgressCallback, silent
 from .card import with_typicality
-from .quantizing import open_network, score_images
+from .reduced import open_network, score_images
 
 log = logging.getLogger(__name__)
 

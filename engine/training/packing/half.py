@@ -15,7 +15,7 @@ from ...model.half_precision import EmulatedHalfGBAD
 from ...runtime import Engine, NotFinite, Outputs, Parity, not_finite
 from ...system.machine import installed
 from ...system.progress import ProgressCallback, silent
-from .quantizing import needed
+from .reduced import needed
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class EmulatedHalfRunner:
 
 
 def with_half_tolerance(bundle: Bundle, progress: ProgressCallback = silent) -> Bundle:
-    """Give a bundle the tolerance of half precision, in memory: `write_bundle` takes its manifest and files.
+    """Give a bundle the tolerance of half precision, in memory.
 
     Half precision is emulated on the gate images, batch norms as they are and folded; a GPU may differ from
     FP32 by MARGIN times as much, and never less than the bundle's tolerance of FP32 allows. Where the

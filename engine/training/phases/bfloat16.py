@@ -12,15 +12,6 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ...system.machine import cpu_flags
-
-NATIVE = frozenset(("amx_bf16", "avx512_bf16"))
-
-
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Tell whether a device is a CPU with instructions for bfloat16."""
-    return device.type == "cpu" and not NATIVE.isdisjoint(cpu_flags())
-
 
 @contextmanager
 def bfloat16() -> Iterator[None]:

@@ -23,13 +23,14 @@ from ...model.backbone import channels
 from ...model.dense import Dense
 from ...model.gbad import GBAD
 from ...model.network import Network, Predictions
+from ...system.machine import multiplies_bfloat16
 from ...system.progress import ProgressCallback
 from ..augment import ImageSettings, training_images
 from ..checkpoint import RunFolder, State
 from ..data import Index, Labelled, batches
 from ..settings import Phase1Settings, Stage
 from .average import moving_average
-from .bfloat16 import bfloat16, multiplies_bfloat16
+from .bfloat16 import bfloat16
 from .localization import CellTargets, LocalizationHead, batch_targets, localization_loss
 from .observe import Observed, Sample, observe
 from .pretrained import BACKBONE_RATE, freeze_general
@@ -69,7 +70,7 @@ class Classifier:
         if pretrained:
             freeze_general(cast("Network", network).backbone)
         device = next(network.parameters()).device
-        self._precision = bfloat16 if multiplies_bfloat16(device) else nullcontext
+        self._precision = bfloat16 if device.type == "cpu" and multiplies_bfloat16() else nullcontext
         self.settings = settings
         self.average = moving_average(self.network, settings.average_decay)
         # places are learned on the class map, or else on layers of their own
