@@ -245,6 +245,30 @@ def test_values_that_are_no_numbers_stop_the_scan_and_name_their_images() -> Non
         assert np.isfinite(runner(pixels[[0, 2, 4]]).x).all()  # the neighbours score alone
 
 
+def test_a_bigan_whose_standardization_does_nothing_can_be_opened() -> None:
+    """OpenVINO removes operators that change nothing, and their names go to the input."""
+    import torch
+    import torch_bundle
+
+    from gbad_batch.engine.runtime import runtime_openvino
+    from gbad_batch.export import to_openvino
+    from gbad_batch.export.to_onnx import export_graphs
+
+    model = torch_bundle.model()
+    model.bigan.mean.zero_()
+    model.bigan.std.fill_(1)
+    size, features = model.architecture.input_size, model.architecture.features
+    blob = to_openvino.build(*export_graphs(model))
+    version = runtime_openvino.version()
+    engine = Engine("openvino", version, "cpu", "fp32", size, features, "hash", "key", blob)
+    pixels = tiny.pictures(5)
+    wanted = model(torch.from_numpy(pixels))
+    with closing(open_engine(engine, 1)) as runner:
+        found = runner(pixels)
+    for name in OUTPUTS:
+        np.testing.assert_allclose(getattr(found, name), getattr(wanted, name), rtol=1e-3, atol=1e-5)
+
+
 ISA_SCRIPT = """
 import sys
 import numpy as np

@@ -15,7 +15,8 @@ from gbad_batch import export
 from gbad_batch.engine.bundle import Bundle, write_bundle
 from gbad_batch.engine.bundle.manifest import HALF_LOSS_REL, Tolerance
 from gbad_batch.engine.model.architecture import Architecture
-from gbad_batch.engine.model.half_precision import EmulatedHalfGBAD, fold_batch_norms
+from gbad_batch.engine.model.folding import fold_batch_norms
+from gbad_batch.engine.model.half_precision import EmulatedHalfGBAD
 from gbad_batch.engine.model.mixed_precision import MixedPrecisionGBAD
 from gbad_batch.engine.training.packing.half import MARGIN, EmulatedHalfRunner, with_half_tolerance
 from gbad_batch.export import engine_for

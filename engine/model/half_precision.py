@@ -5,13 +5,14 @@ weights, with every result rounded to half. What differs on a GPU is the order o
 fuses operations it rounds less often.
 """
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .folding import fold_batch_norms
 from .gbad import GBAD, ModelOutputs
 from .network import normalize
 
@@ -51,42 +52,3 @@ class _Rounding(TorchDispatchMode):
             if isinstance(result, Tensor) and result.dtype == torch.float32:
                 result.copy_(result.half())
         return results
-
-
-@torch.no_grad()
-def fold_batch_norms(backbone: nn.Module, size: int) -> None:
-    """Multiply every batch norm into the convolution before it, as engines do; the norm then does nothing.
-
-    Which follows which is seen as an image of `size` pixels a side passes.
-    """
-    makers: dict[int, nn.Conv2d] = {}  # of tensors, by identity
-    kept: list[Tensor] = []  # no identity is given twice
-
-    def note(module: nn.Module, inputs: Any, output: Any) -> None:
-        kept.append(output)
-        if isinstance(module, nn.Conv2d):
-            makers[id(output)] = module
-        elif id(inputs[0]) in makers:
-            _fold(makers[id(inputs[0])], cast("nn.BatchNorm2d", module))
-
-    handles = [
-        module.register_forward_hook(note)
-        for module in backbone.modules()
-        if isinstance(module, nn.Conv2d | nn.BatchNorm2d)
-    ]
-    backbone(torch.zeros(1, 3, size, size))
-    for handle in handles:
-        handle.remove()
-
-
-def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-    own = 0 if convolution.bias is None else convolution.bias
-    convolution.bias = nn.Parameter(norm.bias + (own - norm.running_mean) * scale, requires_grad=False)
-    convolution.weight *= scale[:, None, None, None]
-    norm.running_mean.zero_()
-    norm.running_var.fill_(1 - norm.eps)
-    norm.weight.fill_(1)
-    norm.bias.zero_()

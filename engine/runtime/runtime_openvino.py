@@ -8,7 +8,7 @@ in every precision, as it does where stored features are scored again.
 import io
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -200,10 +200,7 @@ def _open_model(
 ) -> Any:
     """Open a compiled model with the ports that a scan relies on; returns a request."""
     compiled = open_core().import_model(io.BytesIO(blob), DEVICE, properties)
-    found = [
-        {_name(port): _type_and_shape(port) for port in ports}
-        for ports in (compiled.inputs, compiled.outputs)
-    ]
+    found = [_types(compiled.inputs, inputs), _types(compiled.outputs, outputs)]
     if found != [inputs, outputs]:
         raise Refused(
             f"{engine.description} has the inputs {found[0]} and outputs {found[1]}; empty the cache folder"
@@ -211,8 +208,13 @@ def _open_model(
     return compiled.create_infer_request()
 
 
-def _name(port: Any) -> str:
-    return "/".join(sorted(port.get_names()))
+def _types(ports: Iterable[Any], wanted: "Ports") -> "Ports":
+    """Return the ports by name; one in whose place OpenVINO removed an operator has several."""
+    by_name = {}
+    for port in ports:
+        names = port.get_names()
+        by_name[next(iter(names & wanted.keys()), "/".join(sorted(names)))] = _type_and_shape(port)
+    return by_name
 
 
 def _type_and_shape(port: Any) -> tuple[str, tuple[int, ...]]:

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..bundle import Bundle, check_vacant
 from ..errors import MissingExtra, Refused, Stopped
+from ..model.folding import round_to_bfloat16
 from ..model.gbad import GBAD, round_to_half
 from ..model.imagenet import load_imagenet_weights
 from ..synth import gate_images
@@ -118,6 +119,7 @@ class TrainingRun:
         network.to("cpu")
         if self.start is None:
             fold_norms(network)
+        round_to_bfloat16(network, network.backbone, settings.architecture.input_size)
         round_to_half(network)
         self.folder.save(
             "network", {"state": network.state_dict(), "begun": begun, "head": network.head, "poolings": head}
@@ -134,7 +136,7 @@ class TrainingRun:
             first = len(data.labelled.paths)
             added = np.arange(first, first + len(mixed.paths))
             both = data.labelled.concatenated(mixed)
-            data = replace(data, labelled=both, mixed=added, of_each=settings.of_each)
+            data = replace(data, labelled=both, mixed=added, shown=settings.shown)
         pretrained = settings.backbone_weights is not None or settings.start is not None
         return Trainer(
             self.model, data, settings.phase1, settings.seed, self.folder, self.progress, pretrained
