@@ -23,6 +23,7 @@ from gbad_batch.engine.runtime import OUTPUTS, open_engine
 from gbad_batch.engine.system.machine import multiplies_bfloat16
 from gbad_batch.engine.training.packing import bfloat16
 from gbad_batch.engine.training.packing.bfloat16 import with_bf16
+from gbad_batch.engine.training.packing.reduced import least_on_gate
 from gbad_batch.export import choice, engine_for
 
 HERE = pytest.mark.skipif(not multiplies_bfloat16(), reason="this CPU has no instructions for bfloat16")
@@ -102,6 +103,12 @@ def test_a_network_that_decides_otherwise_gets_none(tiny_bundle: Bundle, benign:
     bundle = write_bundle(benign.parent / "other", tiny.manifest(), {**tiny.files(), "gate.tar": other})
     with pytest.raises(Stopped, match="in BF16 are those of FP32, fewer"):
         with_bf16(bundle, sorted(benign.iterdir()))
+
+
+def test_a_gate_allows_what_chance_explains(bf16: Bundle) -> None:
+    assert least_on_gate(bf16, 1) < 0.995  # one decision of few
+    assert 0.988 <= least_on_gate(bf16, 256) <= 0.993
+    assert 0.994 <= least_on_gate(bf16, 100_000) < 0.995
 
 
 def test_a_cpu_without_it_says_so(tiny_bundle: Bundle, benign: Path, monkeypatch: pytest.MonkeyPatch) -> None:

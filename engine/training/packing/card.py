@@ -85,6 +85,7 @@ def card(
     )
 
 
+SPLITS = ("train", "validation", "calibration", "test")
 TYPICALITY = "\n## Typicality\n"
 FORMS = {"int8": "\n## INT8\n", "bf16": "\n## BF16\n"}  # the last sections of a card
 
@@ -141,8 +142,9 @@ def _agreements(agreement: Mapping[str, float]) -> str:
 
 def _counts(images: Mapping[str, Mapping[str, int]]) -> str:
     """Count images and labels of each split."""
-    head = ["split", "images", "benign", *THREATS]
-    return _table(head, [[split, *map(str, row.values())] for split, row in images.items()])
+    columns = ("images", "benign", *THREATS)
+    rows = [[split, *(str(images[split][name]) for name in columns)] for split in SPLITS if split in images]
+    return _table(["split", *columns], rows)
 
 
 def _head(poolings: Mapping[str, float]) -> str:

@@ -15,7 +15,7 @@ from ...model.half_precision import EmulatedHalfGBAD
 from ...runtime import Engine, NotFinite, Outputs, Parity, not_finite
 from ...system.machine import installed
 from ...system.progress import ProgressCallback, silent
-from .reduced import needed
+from .reduced import least_on_gate
 
 log = logging.getLogger(__name__)
 
@@ -73,12 +73,13 @@ def with_half_tolerance(bundle: Bundle, progress: ProgressCallback = silent) -> 
             return bundle
     progress("FP16: gate images", len(FORMS), len(FORMS), {})
     agreement = min(share for parity in found for share in parity.agreement.values())
-    if agreement < needed(found[0].images):
+    least = least_on_gate(bundle, found[0].images)
+    if agreement < least:
         log.warning(
             "the bundle states no tolerance of FP16: %.2f%% of the decisions on the gate images are those of "
             "FP32, fewer than %.2f%%",
             100 * agreement,
-            100 * needed(found[0].images),
+            100 * least,
         )
         return bundle
     return replace(bundle, manifest=_stated(bundle, found))

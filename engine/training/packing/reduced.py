@@ -18,13 +18,23 @@ from ...bundle import DEFAULT_PFA, Bundle
 from ...bundle.manifest import OPTIONAL_FILES, Agreement, Manifest, StoredPoint
 from ...errors import Refused, Stopped
 from ...model.decision import Decision, sigmoid
-from ...runtime import Engine, Outputs, Parity, Runner, concatenate, open_engine, runtime_openvino
+from ...runtime import (
+    ALIKE_UP_TO,
+    Engine,
+    Outputs,
+    Parity,
+    Runner,
+    concatenate,
+    open_engine,
+    runtime_openvino,
+)
 from ...system.machine import installed
 from ...system.progress import ProgressCallback
 from ..pixels import decoded
 from .card import with_section
 
 BATCH = 16  # images; no score depends on it
+CHANCE = 0.95  # of a share by chance as small as is accepted, or larger
 AGREEMENT = 0.995  # share of the decisions at PFAs up to 5 % that a form must make as FP32 does
 MARGIN = 1.5  # another CPU may differ from FP32 by this many times what this CPU differed by
 
@@ -35,12 +45,12 @@ class Share:
 
     what: str  # whose decisions, on which images
     found: float
-    images: int
+    least: float  # that is asked for
 
     @property
     def margin(self) -> float:
-        """Return by how much the share is above the one that is needed."""
-        return self.found - needed(self.images)
+        """Return by how much the share is above the one that is asked for."""
+        return self.found - self.least
 
 
 @dataclass(frozen=True)
@@ -66,7 +76,7 @@ class Form:
         share = min(self.shares, key=lambda share: share.margin)
         return (
             f"{share.found:.2%} of the decisions {share.what} in {self.precision.upper()} are those of FP32, "
-            f"fewer than {needed(share.images):.2%}"
+            f"fewer than {share.least:.2%}"
         )
 
 
@@ -88,13 +98,13 @@ def judged(
         differences = compare(replace(bundle, manifest=manifest), precision, *both)
         agreement = {point: 1 - flips for each in differences.values() for point, flips in each.flips.items()}
         shares = [
-            Share(f"of {name!r} on benign images", each.agreement, count)
+            Share(f"of {name!r} on benign images", each.agreement, least_on_benign(count))
             for name, each in differences.items()
         ]
     parity = measure(replace(bundle, manifest=manifest), runner)
+    least = least_on_gate(bundle, parity.images)
     shares += [
-        Share(f"of {name!r} on the gate images", share, parity.images)
-        for name, share in parity.agreement.items()
+        Share(f"of {name!r} on the gate images", share, least) for name, share in parity.agreement.items()
     ]
     return Form(precision, manifest, parity, agreement, count, shares, files or {})
 
@@ -116,7 +126,11 @@ def with_form(bundle: Bundle, form: Form, how: Mapping[str, Any]) -> Bundle:
         "cpu": parity.cpu,
         "versions": installed(("nncf", "openvino")),
     }
-    stated = {f"tolerance_{precision}": Agreement(needed(parity.images), MARGIN * provenance["score"])}
+    stated = {
+        f"tolerance_{precision}": Agreement(
+            least_on_gate(bundle, parity.images), MARGIN * provenance["score"]
+        )
+    }
     manifest = replace(
         form.manifest, **stated, provenance={**form.manifest.provenance, precision: provenance}
     )
@@ -141,9 +155,22 @@ def keep_form(bundle: Bundle, former: Bundle, precision: str, own: Outputs, plai
     return with_form(bundle, form, former.manifest.provenance.get(precision, {}))
 
 
-def needed(images: int) -> float:
+def least_on_benign(images: int) -> float:
     """Return the share of decisions that must be FP32's: AGREEMENT, but one of few images may differ."""
     return min(AGREEMENT, 1 - 1 / images)
+
+
+def least_on_gate(bundle: Bundle, images: int) -> float:
+    """Return the share of decisions on the gate images that must be FP32's on any machine.
+
+    It is AGREEMENT less what chance explains: of forms that agree so often, and no more, one in twenty has a
+    smaller share on so few images. AGREEMENT itself would refuse many better ones, on some machines only.
+    """
+    from scipy.stats import binom
+
+    points = bundle.manifest.operating_points["fp32"][bundle.manifest.default_decision]
+    decisions = images * max(1, sum(point.pfa <= ALIKE_UP_TO for point in points))
+    return 1 - max(1.0, float(binom.ppf(CHANCE, decisions, 1 - AGREEMENT))) / decisions
 
 
 def report(bundle: Bundle, precision: str) -> str:
