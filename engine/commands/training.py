@@ -171,8 +171,8 @@ _HOW_TO_TRAIN = options(
         "--synthetic",
         type=click.IntRange(0),
         metavar="N",
-        help="Draw N synthetic images and mix them into phase I, one to three of your own, so that no class "
-        f"is forgotten.  [default: 0, or {MIXED} with --start]",
+        help="Draw N synthetic images and mix them into phase I, half and half, so that no class is "
+        f"forgotten.  [default: 0, or {MIXED} with --start]",
     ),
     click.option(
         "--stages",
