@@ -75,7 +75,7 @@ def settings(site: Path, former: Bundle) -> TrainSettings:
         run=site / "run",
         start=former.path,
         mixed=12,
-        shown=(16, 16),
+        of_each=16,
         threads=1,
         gate_image_count=2,
         int8_image_count=0,
@@ -157,20 +157,20 @@ def labelled(positive: list[bool]) -> Labelled:
     return Labelled(tuple(Path(str(k)) for k in range(n)), labels, ("",) * n, ("",) * n)
 
 
-def test_an_epoch_has_its_part_of_a_site_and_of_synthetic_images_and_repeats_small_sets():
+def test_an_epoch_has_as_many_of_a_site_as_synthetic_ones_and_repeats_small_sets():
     data = Phase1Data(
         labelled([True] * 6 + [False] * 34 + [True] * 100 + [False] * 100),
         np.arange(40),
         np.arange(0),
         mixed=np.arange(40, 240),
-        shown=(32, 16),
+        of_each=32,
     )
     seen = np.zeros(240, int)
     for epoch in range(4):
         batches = epoch_batches(data, Phase1Settings(batch_size=16), seed=1, epoch=epoch)
         shown = np.concatenate(batches)
-        assert [len(batch) for batch in batches] == [16] * 3
-        assert [(shown < 6).sum(), (shown < 40).sum(), (shown < 140).sum()] == [16, 32, 40]
+        assert [len(batch) for batch in batches] == [16] * 4
+        assert [(shown < 6).sum(), (shown < 40).sum(), (shown < 140).sum()] == [16, 32, 48]
         np.add.at(seen, shown, 1)
     assert set(seen[:6]) <= {10, 11}  # 64 guns in 4 epochs
     assert set(seen[6:40]) <= {1, 2}

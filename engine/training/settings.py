@@ -215,8 +215,8 @@ class TrainSettings:
     """A bundle whose network phase I starts from."""
     mixed: int = 0
     """Synthetic images to draw and mix into phase I, so that no class is forgotten; 0 mixes none in."""
-    shown: tuple[int, int] = (1200, 400)
-    """Images of the data set, and synthetic ones, in an epoch into which these are mixed."""
+    of_each: int = 800
+    """Images of the data set, and as many synthetic ones, in an epoch into which these are mixed."""
     architecture: Architecture = field(default_factory=lambda: Architecture(head=MAP_MAX))
     """Sizes of the networks."""
     phase1: Phase1Settings = field(default_factory=Phase1Settings)
