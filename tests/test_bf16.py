@@ -133,7 +133,9 @@ def test_a_scan_in_bfloat16_gives_rows_that_say_so(bf16: Bundle, benign: Path, t
         out = tmp_path / f"{precision}.parquet"
         summary = Scan(ScanSettings((benign,), model=bf16.path, precision=precision, out=out)).run()
         tables[summary.precision, precision] = pq.read_table(out)
-        assert read_footer(out)["fingerprint"]["precision"] == summary.precision
+        footer = read_footer(out)
+        assert footer is not None
+        assert footer["fingerprint"]["precision"] == summary.precision
         assert not any("operating point is that of" in note for note in summary.notes)
     assert tables.keys() == {("fp32", "fp32"), ("bf16", "bf16"), ("bf16", "auto")}
     scores = {key: table["anomaly_score"].to_numpy() for key, table in tables.items()}

@@ -457,7 +457,7 @@ def quantize(
     from .console import training_shown
 
     check_vacant(out)
-    former, settings = Bundle.read(bundle), QuantizeSettings(**sampling)
+    former, settings = Bundle.read(bundle), QuantizeSettings(sampling["image_count"], sampling["seed"])
     benign = find_images(calibration) if calibration else []
     with training_shown() as progress:
         if precision == "int8":

@@ -178,7 +178,7 @@ class _Stream:
         form = compile_properties(threads, engine.precision)
         pixels, logits = {"pixels": ("u8", (size, size, 3))}, {"logits": ("f32", (len(THREATS),))}
         self._network = _open_model(engine, network, form, pixels, x | logits)
-        losses = dict.fromkeys(LOSSES, ("f32", ()))
+        losses: Ports = {name: ("f32", ()) for name in LOSSES}  # noqa: C420 - its type would be narrower
         self._bigan = _open_model(engine, bigan, compile_properties(threads), x, losses)
 
     def __call__(self, pixels: "Pixels") -> Outputs:
