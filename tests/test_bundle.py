@@ -218,7 +218,7 @@ def at(document: dict[str, Any], *path: str | int) -> Any:
         (
             ("operating_points", "fp64"),
             {},
-            r"'operating_points\.fp64' is unknown; known are fp32, fp16, int8",
+            r"'operating_points\.fp64' is unknown; known are fp32, fp16, bf16, int8",
         ),
         (("operating_points", "int8"), {}, "decisions differ by precision"),
         (("benign_quantiles", "fp32", "gbad", "score"), [2, 1], "score"),
