@@ -25,7 +25,6 @@ __all__ = ["Choice", "engine_for", "nvidia_gpus", "resolve"]
 log = logging.getLogger(__name__)
 
 REFUSED = "refused"  # key of a record: why the parity gate refused the engine
-ISA_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # limit the instructions that oneDNN uses
 
 
 def engine_for(
@@ -145,7 +144,7 @@ def _build(bundle: "Bundle", engine: "Engine", cache: "EngineCache | None") -> "
 
 def _facts(bundle: "Bundle", choice: Choice) -> dict[str, Any]:
     """Return everything that the engine's outputs depend on."""
-    from ..engine.system.machine import cpu_flags, cpu_model
+    from ..engine.system.machine import ISA_LIMITS, cpu_flags, cpu_model
 
     runtime = importlib.import_module(f"..engine.runtime.runtime_{choice.backend}", __name__)
     return {

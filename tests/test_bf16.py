@@ -20,6 +20,7 @@ from gbad_batch.engine.commands.cli import main
 from gbad_batch.engine.errors import BundleError, Refused, Stopped
 from gbad_batch.engine.results.schema import read_footer
 from gbad_batch.engine.runtime import OUTPUTS, open_engine
+from gbad_batch.engine.system import machine
 from gbad_batch.engine.system.machine import multiplies_bfloat16
 from gbad_batch.engine.training.packing import bfloat16
 from gbad_batch.engine.training.packing.bfloat16 import with_bf16
@@ -172,6 +173,28 @@ def test_auto_passes_over_a_refused_int8_to_bfloat16(
     assert engine.precision == "bf16"
     assert engine.reason.startswith("bf16 is used: it is faster")
     assert engine.reason.endswith("; not the faster int8: it decides otherwise")
+
+
+@pytest.mark.parametrize(
+    ("limit", "flags", "has"),
+    [
+        (None, {"avx512_bf16"}, True),
+        (None, {"avx512_vnni"}, False),
+        ("AVX2", {"avx512_bf16"}, False),
+        ("avx512_core_vnni", {"amx_bf16"}, False),
+        ("AVX512_CORE_AMX", {"amx_bf16"}, True),
+        ("ALL", {"avx512_bf16"}, True),
+    ],
+)
+def test_a_limit_on_the_instructions_counts(
+    monkeypatch: pytest.MonkeyPatch, limit: str | None, flags: set[str], has: bool
+) -> None:
+    monkeypatch.setattr(machine, "cpu_flags", lambda: flags)
+    monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    if limit:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert multiplies_bfloat16() is has
 
 
 def test_without_the_instructions_auto_takes_fp32_and_bf16_is_refused(

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
+ISA_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # variables that limit oneDNN's instructions
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
@@ -43,8 +44,10 @@ def _cgroup_quota() -> float | None:
 
 
 def multiplies_bfloat16() -> bool:
-    """Tell whether the CPU has instructions for bfloat16; others emulate it, slower than float32."""
-    return bool(cpu_flags() & {"amx_bf16", "avx512_bf16"})
+    """Tell whether oneDNN may use instructions for bfloat16 here; without them it is slow or impossible."""
+    limit = next(filter(None, map(os.environ.get, ISA_LIMITS)), "ALL").upper()
+    allowed = limit in ("ALL", "DEFAULT") or any(name in limit for name in ("BF16", "FP16", "AMX", "AVX10"))
+    return allowed and bool(cpu_flags() & {"amx_bf16", "avx512_bf16"})
 
 
 def thread_seconds(process: int, thread: int) -> float | None:
