@@ -5,10 +5,10 @@ import logging
 import re
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 from ..engine.errors import MissingExtra, Refused, how_to_install
-from ..engine.settings import check_device
+from ..engine.settings import Precision, check_device
 from ..engine.system.gpus import nvidia_gpus
 from ..engine.system.machine import multiplies_bfloat16
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BACKENDS = ("openvino", "tensorrt", "inductor")
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 NEEDS = {  # packages that a backend imports, and the extra that installs them
     "tensorrt": (("tensorrt", "torch", "timm", "onnxscript"), "tensorrt"),
     "inductor": (("torch", "timm"), "gpu"),
@@ -144,9 +143,10 @@ def unfit_tensorrt() -> str | None:
 
 
 def _precision(bundle: "Bundle", device: str, backend: str, precision: str) -> str:
-    if precision not in ("auto", *PRECISIONS):
-        known = ", ".join(PRECISIONS)
-        raise Refused(f"--precision {precision!r:.40} is not a precision: give auto or one of {known}")
+    *others, last = get_args(Precision)
+    if precision not in (*others, last):
+        known = f"{', '.join(others)} or {last}"
+        raise Refused(f"--precision {precision!r:.40} is not a precision: give {known}")
     if precision == "auto":
         return precisions(bundle, device, backend)[0]
     on_gpu = device != "cpu"

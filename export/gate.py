@@ -17,6 +17,7 @@ from ..engine.model.decision import Decision
 from ..engine.row import Row
 from ..engine.runtime import (
     ALIKE_UP_TO,
+    LOSSES,
     OUTPUTS,
     Engine,
     NotFinite,
@@ -36,7 +37,6 @@ log = logging.getLogger(__name__)
 BATCH = 16  # images, for an engine with one code for all sizes; no score depends on it
 MOST_SECONDS = 120  # of CPU for decoding all gate images; the limit on pixels bounds a single one
 ROUNDING = 1e-9  # of a share of decisions
-LOSSES = ("reconstruction_loss", "feature_matching_loss")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_bundle as tiny
 from click.testing import CliRunner
-from numpy.typing import NDArray
 from PIL import Image
 
 from gbad_batch import export
@@ -19,7 +18,7 @@ from gbad_batch.engine.bundle.manifest import Agreement
 from gbad_batch.engine.commands.cli import main
 from gbad_batch.engine.errors import BundleError, Refused, Stopped
 from gbad_batch.engine.results.schema import read_footer
-from gbad_batch.engine.runtime import OUTPUTS, open_engine
+from gbad_batch.engine.runtime import open_engine
 from gbad_batch.engine.system import machine
 from gbad_batch.engine.system.machine import multiplies_bfloat16
 from gbad_batch.engine.training.packing import bfloat16
@@ -219,21 +218,7 @@ def test_it_is_refused_where_it_cannot_be(
 
 @HERE
 def test_scores_belong_to_the_image_alone(bf16: Bundle) -> None:
-    engine = engine_for(bf16, precision="bf16")
-    pixels = tiny.pictures(19, seed=9)
-
-    def score(batch: int, threads: int, order: NDArray[np.intp] | None = None) -> dict[str, bytes]:
-        given = pixels if order is None else pixels[order]
-        with closing(open_engine(engine, threads)) as runner:
-            parts = [runner(given[i : i + batch]) for i in range(0, len(given), batch)]
-        found = {name: np.concatenate([getattr(part, name) for part in parts]) for name in OUTPUTS}
-        back = slice(None) if order is None else np.argsort(order)
-        return {name: array[back].tobytes() for name, array in found.items()}
-
-    wanted = score(1, 1)
-    for batch, threads in ((1, 2), (2, 1), (5, 2), (8, 1), (8, 3), (16, 2), (19, 1)):
-        assert score(batch, threads) == wanted
-    assert score(4, 2, np.random.default_rng(0).permutation(19)) == wanted
+    tiny.check_scores_of_images_alone(engine_for(bf16, precision="bf16"))
 
 
 @HERE

@@ -618,7 +618,7 @@ def test_the_key_holds_all_that_an_engine_depends_on(filled: Path) -> None:
         ("auto", "abacus", "auto", Refused, "is not an engine: give auto, openvino"),
         ("auto", "auto", "int8", Refused, "has no INT8 network"),
         ("auto", "auto", "fp16", Refused, "for GPU backends"),
-        ("auto", "auto", "fp8", Refused, "is not a precision: give auto or one of fp32"),
+        ("auto", "auto", "fp8", Refused, "is not a precision: give auto, fp32"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(

@@ -19,7 +19,7 @@ def model(request: pytest.FixtureRequest) -> GBAD:
 
 def rounded(model: GBAD) -> GBAD:
     own = copy.deepcopy(model)
-    round_to_bfloat16(own.network, own.network.backbone, own.architecture.input_size)
+    round_to_bfloat16(own.network, own.architecture.input_size)
     round_to_half(own.network)
     return own
 

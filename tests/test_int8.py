@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_bundle as tiny
 from click.testing import CliRunner
-from numpy.typing import NDArray
 from PIL import Image
 
 from gbad_batch.engine import Scan, ScanSettings
@@ -25,7 +23,6 @@ from gbad_batch.engine.commands.cli import main
 from gbad_batch.engine.errors import BundleError, Refused, Stopped
 from gbad_batch.engine.results.schema import read_footer
 from gbad_batch.engine.row import THREATS
-from gbad_batch.engine.runtime import OUTPUTS, open_engine
 from gbad_batch.engine.training.packing.quantizing import with_int8
 from gbad_batch.engine.training.packing.reduced import map_quantiles
 from gbad_batch.engine.training.settings import QuantizeSettings
@@ -127,6 +124,9 @@ def test_a_form_that_decides_otherwise_is_not_written(
         Stopped, match=r"of the decisions of '\w+' on .* images in INT8 are those of FP32, fewer"
     ):
         with_int8(bundle, sorted((images / "training").iterdir()), [], QuantizeSettings())
+    words = ["quantize", str(bundle.path), "--images", str(images / "training")]
+    assert CliRunner().invoke(main, [*words, "--out", str(tmp_path / "out")]).exit_code == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_thresholds_are_carried_over_so_that_as_many_images_lie_above() -> None:
@@ -410,18 +410,4 @@ def test_int8_is_refused_where_it_cannot_be(int8: Bundle, tiny_bundle: Bundle) -
 
 
 def test_int8_scores_belong_to_the_image_alone(int8: Bundle) -> None:
-    engine = engine_for(int8, precision="int8")
-    pixels = tiny.pictures(19, seed=9)
-
-    def score(batch: int, threads: int, order: NDArray[np.intp] | None = None) -> dict[str, bytes]:
-        given = pixels if order is None else pixels[order]
-        with closing(open_engine(engine, threads)) as runner:
-            parts = [runner(given[i : i + batch]) for i in range(0, len(given), batch)]
-        found = {name: np.concatenate([getattr(part, name) for part in parts]) for name in OUTPUTS}
-        back = slice(None) if order is None else np.argsort(order)
-        return {name: array[back].tobytes() for name, array in found.items()}
-
-    wanted = score(1, 1)
-    for batch, threads in ((1, 2), (2, 1), (5, 2), (8, 1), (8, 3), (16, 2), (19, 1)):
-        assert score(batch, threads) == wanted
-    assert score(4, 2, np.random.default_rng(0).permutation(19)) == wanted
+    tiny.check_scores_of_images_alone(engine_for(int8, precision="int8"))

@@ -1,6 +1,7 @@
 """A small bundle for tests: real in every part, its networks a few convolutions with random weights."""
 
 from collections.abc import Mapping
+from contextlib import closing
 from functools import cache
 from typing import Any
 
@@ -17,6 +18,7 @@ from gbad_batch.engine.bundle.manifest import CLASS_MAP
 from gbad_batch.engine.model.architecture import MAP_MAX
 from gbad_batch.engine.model.decision import Decision
 from gbad_batch.engine.row import THREATS
+from gbad_batch.engine.runtime import OUTPUTS, Engine, open_engine
 
 SIZE, CHANNELS, FEATURES, LATENT = 64, 16, 32, 4
 GATE_IMAGES = 24
@@ -202,6 +204,24 @@ def pictures(count: int, seed: int = 5) -> NDArray[np.uint8]:
     random = np.random.default_rng(seed)
     coarse = random.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
     return coarse.repeat(SIZE // 8, axis=1).repeat(SIZE // 8, axis=2)
+
+
+def check_scores_of_images_alone(engine: Engine) -> None:
+    """Check that batch size, position and threads change no bit of an image's outputs."""
+    given = pictures(19, seed=9)
+
+    def score(batch: int, threads: int, order: NDArray[np.intp] | None = None) -> dict[str, bytes]:
+        pixels = given if order is None else given[order]
+        with closing(open_engine(engine, threads)) as runner:
+            parts = [runner(pixels[i : i + batch]) for i in range(0, len(pixels), batch)]
+        found = {name: np.concatenate([getattr(part, name) for part in parts]) for name in OUTPUTS}
+        back = slice(None) if order is None else np.argsort(order)
+        return {name: array[back].tobytes() for name, array in found.items()}
+
+    wanted = score(1, 1)
+    for batch, threads in ((1, 2), (2, 1), (5, 2), (8, 1), (8, 3), (16, 2), (19, 1)):
+        assert score(batch, threads) == wanted
+    assert score(4, 2, np.random.default_rng(0).permutation(19)) == wanted
 
 
 def reference(pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:

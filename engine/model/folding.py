@@ -5,6 +5,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from .network import Network
+
 LEAST_WEIGHT = 1e-6  # a norm with a smaller one passes nothing on
 
 
@@ -54,7 +56,7 @@ def fold_batch_norms(backbone: nn.Module, size: int) -> None:
 
 
 @torch.no_grad()
-def round_to_bfloat16(network: nn.Module, backbone: nn.Module, size: int) -> None:
+def round_to_bfloat16(network: Network, size: int) -> None:
     """Round the weights of a network to numbers that bfloat16 holds, also once batch norms are folded in.
 
     An engine in bfloat16 then has the weights that one in FP32 has: on EfficientNet-Lite0 half of what
@@ -62,7 +64,7 @@ def round_to_bfloat16(network: nn.Module, backbone: nn.Module, size: int) -> Non
     that the norm multiplies by a power of two; what they compute stays the same but for rounding, in training
     too.
     """
-    for convolution, norm in normed_convolutions(backbone, size):
+    for convolution, norm in normed_convolutions(network.backbone, size):
         mean, variance = _statistics(norm)
         norm.weight.copy_(norm.weight.half())  # as a bundle stores it
         weight = norm.weight.abs()

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OUTPUTS = ("x", "logits", "reconstruction_loss", "feature_matching_loss")
+LOSSES = ("reconstruction_loss", "feature_matching_loss")
+OUTPUTS = ("x", "logits", *LOSSES)
 ALIKE_UP_TO = 0.05  # largest PFA of the operating points at which decisions are compared
 WITH_STREAMS = frozenset({"openvino"})  # backends that open as many streams as they are asked for
 

@@ -8,14 +8,8 @@ import numpy as np
 from ..bundle import Bundle
 from ..errors import Refused
 from ..model.typicality import Typicality
-from .runtime_openvino import (
-    DEVICE,
-    LOSSES,
-    compile_properties,
-    error_reason,
-    load_openvino,
-    open_core,
-)
+from . import LOSSES
+from .runtime_openvino import DEVICE, compile_properties, error_reason, load_openvino, open_core
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import Refused, Stopped
 from ..row import THREATS
 from ..system.machine import usable_cores
-from . import Engine, Outputs, check_pixels, score_with_retry
+from . import LOSSES, Engine, Outputs, check_pixels, score_with_retry
 
 if TYPE_CHECKING:
     from . import Pixels
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     Ports = Mapping[str, tuple[str, tuple[int, ...]]]  # by name: type, and sizes after that of the batch
 
 DEVICE = "CPU"
-LOSSES = ("reconstruction_loss", "feature_matching_loss")
 LENGTH_BYTES = 8  # of the number that an engine's blob begins with
 BATCH = "free"  # batch size of the engine, as it stands in a cache key
 _CONVERTER = "openvino.tools.ovc"

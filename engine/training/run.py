@@ -119,7 +119,7 @@ class TrainingRun:
         network.to("cpu")
         if self.start is None:
             fold_norms(network)
-        round_to_bfloat16(network, network.backbone, settings.architecture.input_size)
+        round_to_bfloat16(network, settings.architecture.input_size)
         round_to_half(network)
         self.folder.save(
             "network", {"state": network.state_dict(), "begun": begun, "head": network.head, "poolings": head}
