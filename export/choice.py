@@ -181,8 +181,8 @@ def precisions(bundle: "Bundle", device: str, backend: str) -> tuple[str, ...]:
 def _check_bf16(bundle: "Bundle") -> None:
     if not multiplies_bfloat16():
         raise Refused(
-            "--precision bf16 needs a CPU with bfloat16 instructions (avx512_bf16 or amx_bf16), which this "
-            "one lacks: use fp32"
+            "--precision bf16 needs bfloat16 instructions (avx512_bf16 or amx_bf16), which this CPU lacks or "
+            "ONEDNN_MAX_CPU_ISA rules out: use fp32"
         )
     if not bundle.has_bf16:
         raise Refused(
