@@ -183,8 +183,7 @@ class Calls(FileCalls):
 
     def _infer(self) -> None:
         for request in self._requests:
-            request.start_async()
-            request.wait()
+            request.infer()
 
 
 def _read(path: Path) -> bytes:

@@ -8,7 +8,7 @@ in every precision, as it does where stored features are scored again.
 import io
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 DEVICE = "CPU"
 LENGTH_BYTES = 8  # of the number that an engine's blob begins with
 BATCH = "free"  # batch size of the engine, as it stands in a cache key
+UNWRITTEN = np.uint32(0x7FDEAD00)  # a NaN as no arithmetic gives it, in outputs until they are computed
 _CONVERTER = "openvino.tools.ovc"
 
 
@@ -85,10 +86,9 @@ def split_models(blob: bytes) -> tuple[bytes, bytes]:
 
 
 class OpenVINORunner:
-    """Run an OpenVINO engine; outputs are copies, so they stay valid after the next batch.
+    """Run an OpenVINO engine; outputs are arrays of their own, so they stay valid after the next batch.
 
-    Each stream has compiled models of its own. The streams of one OpenVINO model would share its weights, but
-    stale outputs of a failed batch could not be detected there.
+    Each stream has compiled models of its own, and computes on the thread that calls.
     """
 
     sizes = ()  # one model for all
@@ -102,7 +102,6 @@ class OpenVINORunner:
         self._streams: list[_Stream | None] = [self._open() for _ in range(self.streams)]
         self._idle = list(range(self.streams))  # their positions
         self._freed = threading.Condition()
-        self._local = threading.local()
 
     def _open(self) -> "_Stream":
         try:
@@ -136,19 +135,12 @@ class OpenVINORunner:
             self._streams = []
 
     def _take(self) -> int:
-        """Wait for an idle stream, the one that this thread used last if possible; returns its position.
-
-        A stream computes on a thread of its own, which the kernel wakes on the core where it ran last. If
-        another thread of ours works there now, the core that waits for the stream stays idle.
-        """
+        """Wait for an idle stream; returns its position."""
         with self._freed:
             self._freed.wait_for(lambda: self._idle or self._closed)
             if self._closed:
                 raise ValueError("the runner is closed")
-            last = getattr(self._local, "stream", None)
-            stream = self._local.stream = last if last in self._idle else self._idle[0]
-            self._idle.remove(stream)
-            return stream
+            return self._idle.pop()
 
     def _give_back(self, stream: int) -> None:
         with self._freed:
@@ -161,7 +153,7 @@ class OpenVINORunner:
             stream = self._streams[position] = self._streams[position] or self._reopen()
             return stream(pixels)
         except RuntimeError as error:
-            self._streams[position] = None  # a request that failed gives stale outputs the next time
+            self._streams[position] = None  # what state a request that failed is in, OpenVINO does not say
             raise RuntimeError(error_reason(error)) from error
         finally:
             self._give_back(position)
@@ -173,38 +165,55 @@ class _Stream:
     def __init__(self, engine: Engine, threads: int):
         """Raise RuntimeError if OpenVINO cannot open a model, Refused if its ports are not the engine's."""
         network, bigan = split_models(engine.blob)
-        size, x = engine.input_size, {"x": ("f32", (engine.features,))}
-        form = compile_properties(threads, engine.precision)
-        pixels, logits = {"pixels": ("u8", (size, size, 3))}, {"logits": ("f32", (len(THREATS),))}
-        self._network = _open_model(engine, network, form, pixels, x | logits)
+        size, form = engine.input_size, compile_properties(threads, engine.precision)
+        x: Ports = {"x": ("f32", (engine.features,))}
+        found: Ports = {**x, "logits": ("f32", (len(THREATS),))}
         losses: Ports = {name: ("f32", ()) for name in LOSSES}  # noqa: C420 - its type would be narrower
-        self._bigan = _open_model(engine, bigan, compile_properties(threads), x, losses)
+        pixels: Ports = {"pixels": ("u8", (size, size, 3))}
+        self._network = _Model(engine, network, form, pixels, found)
+        self._bigan = _Model(engine, bigan, compile_properties(threads), x, losses)
 
     def __call__(self, pixels: "Pixels") -> Outputs:
         """Score pixels uint8 [n, S, S, 3]; raises RuntimeError."""
-        x, logits = _infer(self._network, "pixels", np.ascontiguousarray(pixels), ("x", "logits"))
-        return Outputs(x, logits, *_infer(self._bigan, "x", x, LOSSES))
+        found = self._network(np.ascontiguousarray(pixels))
+        return Outputs(**found, **self._bigan(found["x"]))
 
 
-def _infer(request: Any, name: str, values: Any, outputs: Sequence[str]) -> list[Any]:
-    """Run a model on its one input; returns copies of the outputs."""
-    # not `infer`: with one thread it swallows errors and leaves the outputs of the batch before
-    request.start_async({name: values}, share_inputs=True)
-    request.wait()
-    return [request.get_tensor(output).data.copy() for output in outputs]
+class _Model:
+    """A compiled model with one input and float32 outputs, opened for one batch at a time."""
 
+    def __init__(
+        self,
+        engine: Engine,
+        blob: bytes,
+        properties: Mapping[str, Any],
+        inputs: "Ports",
+        outputs: "Ports",
+    ):
+        """Raise RuntimeError if OpenVINO cannot open it, Refused if its ports are not those."""
+        compiled = open_core().import_model(io.BytesIO(blob), DEVICE, properties)
+        found = [_types(compiled.inputs, inputs), _types(compiled.outputs, outputs)]
+        if found != [inputs, outputs]:
+            raise Refused(
+                f"{engine.description} has the inputs {found[0]} and outputs {found[1]}; empty the cache "
+                "folder"
+            )
+        (self._input,) = inputs
+        self._sizes = {name: sizes for name, (_, sizes) in outputs.items()}
+        self._request = compiled.create_infer_request()
 
-def _open_model(
-    engine: Engine, blob: bytes, properties: Mapping[str, Any], inputs: "Ports", outputs: "Ports"
-) -> Any:
-    """Open a compiled model with the ports that a scan relies on; returns a request."""
-    compiled = open_core().import_model(io.BytesIO(blob), DEVICE, properties)
-    found = [_types(compiled.inputs, inputs), _types(compiled.outputs, outputs)]
-    if found != [inputs, outputs]:
-        raise Refused(
-            f"{engine.description} has the inputs {found[0]} and outputs {found[1]}; empty the cache folder"
-        )
-    return compiled.create_infer_request()
+    def __call__(self, values: Any) -> dict[str, Any]:
+        """Compute the outputs of n inputs, each [n, ...], on this thread; raises RuntimeError."""
+        found = {name: np.full((len(values), *sizes), UNWRITTEN) for name, sizes in self._sizes.items()}
+        for name, array in found.items():
+            output = load_openvino().Tensor(array.view(np.float32), shared_memory=True)
+            self._request.set_tensor(name, output)
+        # not `start_async`: while the kernel wakes another thread for it, a core may stay idle
+        self._request.infer({self._input: values}, share_inputs=True)
+        if any((array == UNWRITTEN).any() for array in found.values()):
+            # with one thread, `infer` returns after an error as if there had been none
+            raise RuntimeError("OpenVINO left outputs unwritten: the machine may be short of memory")
+        return {name: array.view(np.float32) for name, array in found.items()}
 
 
 def _types(ports: Iterable[Any], wanted: "Ports") -> "Ports":
