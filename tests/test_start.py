@@ -75,7 +75,7 @@ def settings(site: Path, former: Bundle) -> TrainSettings:
         run=site / "run",
         start=former.path,
         mixed=12,
-        of_each=16,
+        epoch_images=(24, 8),
         threads=1,
         gate_image_count=2,
         int8_image_count=0,
@@ -158,23 +158,23 @@ def labelled(positive: list[bool]) -> Labelled:
     return Labelled(tuple(Path(str(k)) for k in range(n)), labels, ("",) * n, ("",) * n)
 
 
-def test_an_epoch_has_as_many_of_a_site_as_synthetic_ones_and_repeats_small_sets():
+def test_an_epoch_has_its_share_of_each_source_and_repeats_small_sets():
     data = Phase1Data(
         labelled([True] * 6 + [False] * 34 + [True] * 100 + [False] * 100),
         np.arange(40),
         np.arange(0),
         mixed=np.arange(40, 240),
-        of_each=32,
+        epoch_images=(48, 16),
     )
     seen = np.zeros(240, int)
     for epoch in range(4):
         batches = epoch_batches(data, Phase1Settings(batch_size=16), seed=1, epoch=epoch)
         shown = np.concatenate(batches)
         assert [len(batch) for batch in batches] == [16] * 4
-        assert [(shown < 6).sum(), (shown < 40).sum(), (shown < 140).sum()] == [16, 32, 48]
+        assert [(shown < 6).sum(), (shown < 40).sum(), (shown < 140).sum()] == [24, 48, 56]
         np.add.at(seen, shown, 1)
-    assert set(seen[:6]) <= {10, 11}  # 64 guns in 4 epochs
-    assert set(seen[6:40]) <= {1, 2}
+    assert set(seen[:6]) == {16}  # 96 guns in 4 epochs
+    assert set(seen[6:40]) <= {2, 3}
     assert set(seen[40:]) <= {0, 1}
 
 
@@ -206,7 +206,7 @@ def test_defaults_follow_from_the_bundle(site: Path, former: Bundle):
     assert own.phase1 == from_bundle(ARCHITECTURE, 1000)
     assert own.phase1.localization == 1
     large = from_bundle(replace(ARCHITECTURE, input_size=384), 0)
-    assert large.stages == (Stage(256, 3), Stage(384, 1))
+    assert large.stages == (Stage(384, 3),)
     usual = train_settings(site, **given(site))
     assert (usual.mixed, usual.phase1) == (0, Phase1Settings())
     assert usual.architecture.backbone == "resnext50_32x4d"

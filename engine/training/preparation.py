@@ -84,7 +84,7 @@ def configuration(settings: TrainSettings, listed: Labelled, threads: int) -> di
         "start": Bundle.read(settings.start).hash if settings.start else None,
         "weights": str(settings.backbone_weights) if settings.backbone_weights else None,
         "projected": [settings.projected, source] if settings.projected else None,
-        "mixed": [settings.mixed, settings.of_each, generator_hash()] if settings.mixed else None,
+        "mixed": [settings.mixed, *settings.epoch_images, generator_hash()] if settings.mixed else None,
         **{key: own[key] for key in keys},
     }
 

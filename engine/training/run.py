@@ -136,7 +136,7 @@ class TrainingRun:
             first = len(data.labelled.paths)
             added = np.arange(first, first + len(mixed.paths))
             both = data.labelled.concatenated(mixed)
-            data = replace(data, labelled=both, mixed=added, of_each=settings.of_each)
+            data = replace(data, labelled=both, mixed=added, epoch_images=settings.epoch_images)
         pretrained = settings.backbone_weights is not None or settings.start is not None
         return Trainer(
             self.model, data, settings.phase1, settings.seed, self.folder, self.progress, pretrained

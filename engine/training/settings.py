@@ -215,8 +215,8 @@ class TrainSettings:
     """A bundle whose network phase I starts from."""
     mixed: int = 0
     """Synthetic images to draw and mix into phase I, so that no class is forgotten; 0 mixes none in."""
-    of_each: int = 800
-    """Images of the data set, and as many synthetic ones, in an epoch into which these are mixed."""
+    epoch_images: tuple[int, int] = (1200, 400)
+    """Images of the data set, and synthetic ones, in an epoch into which these are mixed."""
     architecture: Architecture = field(default_factory=lambda: Architecture(head=MAP_MAX))
     """Sizes of the networks."""
     phase1: Phase1Settings = field(default_factory=Phase1Settings)
@@ -297,17 +297,15 @@ def _phase1(given: Mapping[str, Any], architecture: Architecture, mixed: int) ->
 def from_bundle(architecture: Architecture, mixed: int) -> Phase1Settings:
     """Return how phase I goes on from the network of a bundle, in about ten minutes on two cores.
 
-    Mostly at two thirds of the input size, where a step takes half of the time. Synthetic images have boxes,
-    so that a class map goes on learning places.
+    At the input size, the scale that the network knows: twice as many epochs at two thirds of it bring less.
+    Synthetic images have boxes, so that a class map goes on learning places.
     """
-    size = architecture.input_size
-    smaller = max(INPUT_SIZES[0], size * 2 // 3 // INPUT_SIZES.step * INPUT_SIZES.step)
     return Phase1Settings(
-        stages=(Stage(smaller, 3), Stage(size, 1)),
+        stages=(Stage(architecture.input_size, 3),),
         watched=128,
-        learning_rate=5e-4,
+        learning_rate=1e-3,
         localization=1.0 if architecture.has_map and mixed else 0.0,
-        augmentation=Augmentation(scale=0.2, turn=0.5, look=0.5),
+        augmentation=Augmentation(scale=0.2, turn=0.5, look=0.3),
     )
 
 

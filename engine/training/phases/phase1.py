@@ -52,7 +52,7 @@ class Phase1Data:
     validation: Index
     # images of another source, which have a part in every epoch
     mixed: Index = field(default_factory=lambda: np.empty(0, np.intp))
-    of_each: int = 0  # images of `train`, and as many of `mixed`, in an epoch; needed with `mixed` only
+    epoch_images: tuple[int, int] = (0, 0)  # of `train` and of `mixed`; needed with `mixed` only
 
 
 class Told(NamedTuple):
@@ -281,8 +281,8 @@ def classification_loss(logits: Tensor, labels: Tensor, known: Tensor) -> Tensor
 def epoch_batches(data: Phase1Data, settings: Phase1Settings, seed: int, epoch: int) -> list[Index]:
     """Return the positions of each batch of an epoch: all positives, and as many benign images.
 
-    Where images are mixed in, an epoch has `of_each` of both sources, again as many positives as benign
-    images: small sets are repeated, and of large ones each epoch shows other images.
+    Where images are mixed in, an epoch has `epoch_images` of the two sources, each again with as many
+    positives as benign images: small sets are repeated, and of large ones each epoch shows other images.
     """
     if len(data.mixed):
         return _mixed_batches(data, settings, seed, epoch)
@@ -296,11 +296,12 @@ def epoch_batches(data: Phase1Data, settings: Phase1Settings, seed: int, epoch: 
 
 def _mixed_batches(data: Phase1Data, settings: Phase1Settings, seed: int, epoch: int) -> list[Index]:
     parts = []
-    for source, index in enumerate((data.train, data.mixed)):
+    sources = zip((data.train, data.mixed), data.epoch_images, strict=True)
+    for source, (index, count) in enumerate(sources):
         positive = data.labelled.positive[index]
         for kind in (True, False):
             among = index[positive == kind]
-            parts.append(_turns(among, data.of_each // 2, epoch, (seed, 10, source, int(kind))))
+            parts.append(_turns(among, count // 2, epoch, (seed, 10, source, int(kind))))
     order = np.random.default_rng((seed, 2, epoch)).permutation(np.concatenate(parts))
     return list(batches(order, min(settings.batch_size, len(order))))
 
