@@ -88,7 +88,8 @@ def split_models(blob: bytes) -> tuple[bytes, bytes]:
 class OpenVINORunner:
     """Run an OpenVINO engine; outputs are arrays of their own, so they stay valid after the next batch.
 
-    Each stream has compiled models of its own, and computes on the thread that calls.
+    Each stream has compiled models of its own. It computes on the thread that calls, and beside it on others
+    if it has several.
     """
 
     sizes = ()  # one model for all
@@ -203,7 +204,7 @@ class _Model:
         self._request = compiled.create_infer_request()
 
     def __call__(self, values: Any) -> dict[str, Any]:
-        """Compute the outputs of n inputs, each [n, ...], on this thread; raises RuntimeError."""
+        """Compute the outputs of n inputs, each [n, ...]; raises RuntimeError."""
         found = {name: np.full((len(values), *sizes), UNWRITTEN) for name, sizes in self._sizes.items()}
         for name, array in found.items():
             output = load_openvino().Tensor(array.view(np.float32), shared_memory=True)

@@ -297,8 +297,8 @@ def _phase1(given: Mapping[str, Any], architecture: Architecture, mixed: int) ->
 def from_bundle(architecture: Architecture, mixed: int) -> Phase1Settings:
     """Return how phase I goes on from the network of a bundle, in about ten minutes on two cores.
 
-    At the input size, the scale that the network knows: twice as many epochs at two thirds of it bring less.
-    Synthetic images have boxes, so that a class map goes on learning places.
+    At the input size, the scale that the network knows: four epochs at two thirds of it and a last one here
+    take as long, and bring less. Synthetic images have boxes, so that a class map goes on learning places.
     """
     return Phase1Settings(
         stages=(Stage(architecture.input_size, 3),),
